@@ -1,0 +1,2 @@
+//! Types and pure logic shared by the kernel programs and the agent.
+#![no_std]

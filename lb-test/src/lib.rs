@@ -1,0 +1,1 @@
+//! Topologies of network namespaces and real programs in them.

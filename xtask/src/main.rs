@@ -1,0 +1,3 @@
+//! The one door: set-up, build, test, demo and bench.
+
+fn main() {}
