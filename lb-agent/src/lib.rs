@@ -5,4 +5,5 @@
 //! netlink (links, addresses)            ─► node facts ──┘                            (maps, programs, links)
 //! ```
 
+pub mod dataplane;
 pub mod model;

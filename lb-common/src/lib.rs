@@ -1,2 +1,23 @@
 //! Types and pure logic shared by the kernel programs and the agent.
-#![no_std]
+//!
+//! | module | what |
+//! |---|---|
+//! | [`abi`] | every byte that crosses the kernel boundary, and nothing else |
+//! | [`flow`] | a 5-tuple as it stands on the wire, and its hash |
+//! | [`conntrack`] | what a packet makes of the state of its flow; how long a silent flow is kept |
+//! | [`checksum`] | RFC 1624 arithmetic |
+//! | [`maglev`] | the table of slots (feature `alloc`) |
+//!
+//! Not for: anything that talks to a kernel, from either side.
+#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
+#[cfg(feature = "alloc")]
+extern crate alloc;
+
+pub mod abi;
+pub mod checksum;
+pub mod conntrack;
+pub mod flow;
+#[cfg(feature = "alloc")]
+pub mod maglev;

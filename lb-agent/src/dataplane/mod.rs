@@ -1,0 +1,160 @@
+//! What the kernel holds, and how it is changed: the edge that `reconcile` acts through.
+//!
+//! [`Tables`] is all that the agent writes for Services. `bpf` performs it on pinned maps, `fake`
+//! in memory. Not for: deciding what to write, or in which order.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind, Region};
+
+use crate::model::{Family, Protocol};
+
+/// Number of a Service port in the kernel's tables; never zero.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct ServiceId(pub u32);
+
+/// Place of a backend in the table of its family.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct BackendId {
+    /// Which table.
+    pub family: Family,
+    /// Index; zero is never used.
+    pub index: u32,
+}
+
+/// Address, port and protocol of a frontend.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct FrontendAddress {
+    /// Address.
+    pub ip: IpAddr,
+    /// Port, in host order.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for FrontendAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", SocketAddr::new(self.ip, self.port), self.protocol)
+    }
+}
+
+/// One entry of the frontend table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct FrontendEntry {
+    /// The Service port it belongs to.
+    pub service: ServiceId,
+    /// What kind of address it is.
+    pub kind: FrontendKind,
+    /// Refuse or drop, and for whom.
+    pub flags: FrontendFlags,
+    /// Affinity timeout in seconds; zero without affinity.
+    pub affinity_timeout: u32,
+    /// Slots for clients on this node.
+    pub internal: Region,
+    /// Slots for clients from outside.
+    pub external: Region,
+}
+
+/// One entry of a backend table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct BackendEntry {
+    /// Address and port of the endpoint; of the family of its [`BackendId`].
+    pub address: SocketAddr,
+    /// Local, serving.
+    pub flags: BackendFlags,
+    /// Which use of the id it is; never zero.
+    pub generation: u32,
+    /// The Service port it belongs to.
+    pub service: ServiceId,
+}
+
+/// One write. A list of them is performed in order.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Step {
+    /// Writes a backend, or replaces one.
+    PutBackend(BackendId, BackendEntry),
+    /// Writes the slots of a region that no frontend uses yet: backend indices.
+    PutRegion(Region, Arc<[u32]>),
+    /// Writes a frontend, or replaces one whole.
+    PutFrontend(FrontendAddress, FrontendEntry),
+    /// Removes a frontend; one that is not there is no error.
+    RemoveFrontend(FrontendAddress),
+    /// Waits until no program can still be reading what earlier steps replaced or removed.
+    Settle,
+    /// Clears a backend.
+    RemoveBackend(BackendId),
+}
+
+/// Everything the tables hold, read back.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// Frontends by address.
+    pub frontends: BTreeMap<FrontendAddress, FrontendEntry>,
+    /// Live backends by id.
+    pub backends: BTreeMap<BackendId, BackendEntry>,
+    /// Slots of each region that a frontend names, by its first chunk.
+    pub regions: BTreeMap<u32, (Region, Arc<[u32]>)>,
+}
+
+/// Why a step was not performed.
+#[derive(Debug, thiserror::Error)]
+pub enum TableError {
+    /// A table has no room; the size is a setting.
+    #[error("map {map} is full at {capacity} entries; raise --{flag}")]
+    Full {
+        /// Name of the map.
+        map: &'static str,
+        /// Its size.
+        capacity: u32,
+        /// The setting that mends it.
+        flag: &'static str,
+    },
+    /// A system call ended with an error.
+    #[error("{operation} of map {map}: {source}")]
+    System {
+        /// Name of the map.
+        map: &'static str,
+        /// What was tried.
+        operation: &'static str,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+/// How far [`Tables::perform`] came.
+#[derive(Debug, thiserror::Error)]
+#[error("step {done}: {source}")]
+pub struct PerformError {
+    /// Steps before this index have been performed; this one has not.
+    pub done: usize,
+    /// Why.
+    pub source: TableError,
+}
+
+/// The kernel's tables for Services.
+pub trait Tables: Send {
+    /// Performs the steps in order and stops at the first that fails.
+    ///
+    /// Neighbouring steps of one kind may be written in one system call.
+    ///
+    /// # Errors
+    ///
+    /// The index of the failed step, and why.
+    fn perform(&mut self, steps: &[Step]) -> Result<(), PerformError>;
+
+    /// Reads everything back.
+    ///
+    /// # Errors
+    ///
+    /// A system call that failed.
+    fn snapshot(&mut self) -> Result<Snapshot, TableError>;
+
+    /// How many backends of a family the table holds (ids are `1..capacity`).
+    fn backend_capacity(&self, family: Family) -> u32;
+}

@@ -1,0 +1,52 @@
+//! One endpoint that a frontend may choose.
+
+use super::{BePort, layout::abi};
+
+abi! {
+    /// An endpoint of one Service port. 16 bytes for IPv4, 28 for IPv6.
+    ///
+    /// Owned by the agent. A live entry changes only in `flags`, by one aligned store; a new
+    /// owner of the same id gets another `generation`, so flows of the old one notice.
+    pub struct Backend<A> {
+        /// Address of the endpoint.
+        pub address: A,
+        /// Port of the endpoint.
+        pub port: BePort,
+        /// See [`BackendFlags`].
+        pub flags: BackendFlags,
+        /// Which use of this id it is; never zero for a live entry.
+        pub generation: u32,
+        /// The Service port it belongs to.
+        pub service: u32,
+    }
+}
+
+/// Bits of a [`Backend`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(transparent)]
+pub struct BackendFlags(pub u16);
+
+// SAFETY: transparent over an integer.
+unsafe impl super::Abi for BackendFlags {}
+
+impl BackendFlags {
+    /// It runs on this node.
+    pub const LOCAL: Self = Self(1);
+    /// No bit.
+    pub const NONE: Self = Self(0);
+    /// It still serves: datagrams of known flows may go on to it (S11).
+    pub const SERVING: Self = Self(2);
+
+    /// Are all bits of `other` set here?
+    #[inline(always)]
+    #[must_use]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// The bits of both.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}

@@ -1,0 +1,108 @@
+//! Flows as the packet path remembers them: two entries each, one for each direction.
+
+use super::{Address, BePort, L4Proto, layout::abi};
+
+abi! {
+    /// A flow as it stands on the wire where it is looked up. 16 bytes for IPv4, 40 for IPv6.
+    pub struct CtKey<A> {
+        /// Source address.
+        pub src: A,
+        /// Destination address.
+        pub dst: A,
+        /// Source port.
+        pub src_port: BePort,
+        /// Destination port.
+        pub dst_port: BePort,
+        /// Protocol.
+        pub protocol: L4Proto,
+        /// Zero.
+        pub pad: [u8; 3],
+    }
+}
+
+impl<A: Address> CtKey<A> {
+    /// The same flow as the other end sends it.
+    #[inline(always)]
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        Self {
+            src: self.dst,
+            dst: self.src,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+            ..*self
+        }
+    }
+}
+
+abi! {
+    /// What becomes of a packet of a known flow. 36 bytes for IPv4, 60 for IPv6: with the kernel's
+    /// header and the key, two cache lines for IPv4.
+    ///
+    /// Owned by the packet path; the agent only reads and deletes.
+    pub struct CtEntry<A> {
+        /// Source address to write.
+        pub src: A,
+        /// Destination address to write.
+        pub dst: A,
+        /// Source port to write.
+        pub src_port: BePort,
+        /// Destination port to write.
+        pub dst_port: BePort,
+        /// What to do, and where.
+        pub action: CtAction,
+        /// State of the flow: see [`CtState`](crate::conntrack::CtState).
+        pub state: u8,
+        /// Zero.
+        pub pad: u16,
+        /// Service port of the flow.
+        pub service: u32,
+        /// Backend id of the flow.
+        pub backend: u32,
+        /// Generation of the backend id.
+        pub generation: u32,
+        /// When its last packet was seen, in units of 2^30 ns of `CLOCK_MONOTONIC`.
+        pub last_seen: u32,
+        /// Interface index for [`CtAction::REPLY_TO_HOST`], else zero.
+        pub device: u32,
+    }
+}
+
+impl<A: Address> CtEntry<A> {
+    /// The key of the entry for the other direction: the packet that this entry makes, reversed.
+    #[inline(always)]
+    #[must_use]
+    pub fn peer(&self, protocol: L4Proto) -> CtKey<A> {
+        CtKey {
+            src: self.dst,
+            dst: self.src,
+            src_port: self.dst_port,
+            dst_port: self.src_port,
+            protocol,
+            pad: [0; 3],
+        }
+    }
+}
+
+/// What to do with a packet of a known flow, and at which hook.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(transparent)]
+pub struct CtAction(pub u8);
+
+// SAFETY: transparent over an integer.
+unsafe impl super::Abi for CtAction {}
+
+impl CtAction {
+    /// Ingress, client to backend: write the backend's address and go on to the stack.
+    pub const FORWARD: Self = Self(1);
+    /// Egress, host to backend: write the backend's address and redirect to its device.
+    pub const FORWARD_FROM_HOST: Self = Self(2);
+    /// Ingress, client to backend: write both ends and redirect.
+    pub const FORWARD_SNAT: Self = Self(3);
+    /// Egress, backend to client: write the frontend's address and go on.
+    pub const REPLY: Self = Self(4);
+    /// Ingress, backend to node: write both ends and redirect to the client.
+    pub const REPLY_SNAT: Self = Self(5);
+    /// Ingress, backend to host: write the frontend's address, deliver by `device`.
+    pub const REPLY_TO_HOST: Self = Self(6);
+}

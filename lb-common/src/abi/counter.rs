@@ -1,0 +1,85 @@
+//! What the programs count, by name.
+
+/// Is the packet gone, refused, or passed on as it was?
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum CounterKind {
+    /// Dropped without an answer.
+    Drop,
+    /// Passed on untouched, though it may have been meant for a Service.
+    Pass,
+    /// Refused with an answer.
+    Reject,
+}
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $kind:ident $name:literal,)+) => {
+        /// Index into `COUNTERS`, a per-CPU array of packets (`u64`).
+        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+        #[repr(u32)]
+        pub enum Counter {
+            $($(#[doc = $doc])+ $variant,)+
+        }
+
+        impl Counter {
+            /// All of them, in order of their indices.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+            /// How many there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// What became of the packet.
+            #[must_use]
+            pub const fn kind(self) -> CounterKind {
+                match self { $(Self::$variant => CounterKind::$kind,)+ }
+            }
+
+            /// The reason, in snake case, as metrics and commands show it.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// The reason in a sentence.
+            #[must_use]
+            pub const fn description(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($doc,)+),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// A slot named a backend that is not there.
+    DanglingSlot = Drop "dangling_slot",
+    /// An ICMP redirect of the node quoted a translated flow.
+    IcmpRedirect = Drop "icmp_redirect",
+    /// The traffic policy is Local and this node has no usable endpoint (S5).
+    NoLocalEndpoint = Drop "no_local_endpoint",
+    /// No route leads to the backend or back to the client.
+    NoRoute = Drop "no_route",
+    /// The device towards the backend has no address that could be the source.
+    NoSourceAddress = Drop "no_source_address",
+    /// The kernel did not let the packet be rewritten.
+    RewriteFailed = Drop "rewrite_failed",
+    /// No port of the SNAT range was free towards the backend.
+    SnatPortsExhausted = Drop "snat_ports_exhausted",
+    /// The time to live ended where this node forwards in place of the stack.
+    TtlExpired = Drop "ttl_expired",
+    /// A Service has no usable endpoint anywhere (S5).
+    NoEndpoint = Reject "no_endpoint",
+    /// A fragment, which holds no ports or would leave the rest of its packet behind.
+    Fragment = Pass "fragment",
+    /// Headers that end before the ports.
+    Truncated = Pass "truncated",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indices_are_places_in_the_list() {
+        for (index, counter) in Counter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, index);
+        }
+    }
+}

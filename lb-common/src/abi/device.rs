@@ -1,0 +1,30 @@
+//! What the packet path knows of a network device.
+
+use super::{Ipv4, Ipv6, layout::abi};
+
+abi! {
+    /// A device that our programs are attached to. 24 bytes.
+    pub struct Device {
+        /// Source address for packets that leave by it under SNAT; zero if it has none.
+        pub source_v4: Ipv4,
+        /// The same for IPv6.
+        pub source_v6: Ipv6,
+        /// Where it leads.
+        pub role: DeviceRole,
+    }
+}
+
+/// Where a device leads.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(transparent)]
+pub struct DeviceRole(pub u32);
+
+// SAFETY: transparent over an integer.
+unsafe impl super::Abi for DeviceRole {}
+
+impl DeviceRole {
+    /// To pods of this node: its clients are internal.
+    pub const PODS: Self = Self(1);
+    /// To other nodes and the rest of the world: its clients are external.
+    pub const UPLINK: Self = Self(2);
+}

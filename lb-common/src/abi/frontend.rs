@@ -1,0 +1,113 @@
+//! One address, port and protocol that a Service answers on.
+
+use super::{Address, BePort, L4Proto, layout::abi};
+
+abi! {
+    /// Where a client sends to. 8 bytes for IPv4, 20 for IPv6.
+    #[derive(Hash, Ord, PartialOrd)]
+    pub struct FrontendKey<A> {
+        /// Destination address.
+        pub address: A,
+        /// Destination port.
+        pub port: BePort,
+        /// Protocol.
+        pub protocol: L4Proto,
+        /// Zero.
+        pub pad: u8,
+    }
+}
+
+impl<A: Address> FrontendKey<A> {
+    /// A key with its padding zeroed.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(address: A, port: BePort, protocol: L4Proto) -> Self {
+        Self { address, port, protocol, pad: 0 }
+    }
+}
+
+abi! {
+    /// A Maglev table within `SLOTS`. 8 bytes.
+    pub struct Region {
+        /// Number of the first chunk: `array * CHUNKS_PER_ARRAY + element`.
+        pub first_chunk: u32,
+        /// Slots, a prime; zero if there is no usable backend.
+        pub length: u32,
+    }
+}
+
+impl Region {
+    /// The region of a list without backends.
+    pub const EMPTY: Self = Self { first_chunk: 0, length: 0 };
+}
+
+abi! {
+    /// What a frontend leads to. 28 bytes.
+    ///
+    /// Owned by the agent; replaced whole, so a reader sees the old one or the new one.
+    pub struct Frontend {
+        /// The Service port it belongs to.
+        pub service: u32,
+        /// See [`FrontendFlags`].
+        pub flags: FrontendFlags,
+        /// What kind of address it is.
+        pub kind: FrontendKind,
+        /// Affinity timeout in seconds; zero without affinity.
+        pub affinity_timeout: u32,
+        /// For clients on this node: its pods and the node itself.
+        pub internal: Region,
+        /// For clients that come from outside this node.
+        pub external: Region,
+    }
+}
+
+/// Bits of a [`Frontend`].
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(transparent)]
+pub struct FrontendFlags(pub u16);
+
+// SAFETY: transparent over an integer.
+unsafe impl super::Abi for FrontendFlags {}
+
+impl FrontendFlags {
+    /// Without a usable backend, clients on this node are dropped instead of refused (S5).
+    pub const DROP_INTERNAL: Self = Self(1);
+    /// Without a usable backend, clients from outside are dropped instead of refused (S5).
+    pub const DROP_EXTERNAL: Self = Self(2);
+    /// Only sockets in the agent's own network namespace may use it (a loopback NodePort).
+    pub const HOST_ONLY: Self = Self(4);
+    /// No bit.
+    pub const NONE: Self = Self(0);
+
+    /// Are all bits of `other` set here?
+    #[inline(always)]
+    #[must_use]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// The bits of both.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// What kind of address a [`Frontend`] has, for people to read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(transparent)]
+pub struct FrontendKind(pub u16);
+
+// SAFETY: transparent over an integer.
+unsafe impl super::Abi for FrontendKind {}
+
+impl FrontendKind {
+    /// `spec.clusterIPs`.
+    pub const CLUSTER_IP: Self = Self(1);
+    /// `spec.externalIPs`.
+    pub const EXTERNAL_IP: Self = Self(2);
+    /// `status.loadBalancer.ingress`.
+    pub const LOAD_BALANCER: Self = Self(3);
+    /// An address of the node with `spec.ports[].nodePort`.
+    pub const NODE_PORT: Self = Self(4);
+}

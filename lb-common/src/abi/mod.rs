@@ -1,0 +1,76 @@
+//! Every byte that crosses the kernel boundary, and nothing else.
+//!
+//! All types are `#[repr(C)]`, without hidden padding (the [`layout::abi`] macro proves it at
+//! compile time) and valid for every bit pattern. Addresses and ports are in network order, and
+//! their types say so. A change of any layout asks for a new [`ABI_VERSION`]: an agent never
+//! writes into maps of another version.
+
+mod addr;
+mod backend;
+mod conntrack;
+mod counter;
+mod device;
+mod frontend;
+mod layout;
+mod socket;
+
+pub use addr::{Address, BePort, Ipv4, Ipv6, L4Proto};
+pub use backend::{Backend, BackendFlags};
+pub use conntrack::{CtAction, CtEntry, CtKey};
+pub use counter::{Counter, CounterKind};
+pub use device::{Device, DeviceRole};
+pub use frontend::{Frontend, FrontendFlags, FrontendKey, FrontendKind, Region};
+pub use layout::Abi;
+pub use socket::{SOCKET_PAIRS, SocketPair, SocketPeers};
+
+/// Version of all layouts below, recorded beside the pinned maps.
+pub const ABI_VERSION: u32 = 1;
+
+/// Slots in one element of a chunk array: one cache line.
+pub const SLOTS_PER_CHUNK: u32 = 16;
+/// Elements of one inner array of `SLOTS`: as many as the largest Maglev table needs.
+pub const CHUNKS_PER_ARRAY: u32 = 4096;
+/// Inner arrays that `SLOTS` can hold.
+pub const MAX_CHUNK_ARRAYS: u32 = 1024;
+/// One cache line of slots: backend ids of the frontend's family.
+pub type Chunk = [u32; SLOTS_PER_CHUNK as usize];
+
+/// Names of the maps, as pinned below `maps/`.
+pub mod maps {
+    /// Array: backend id → [`Backend`](super::Backend) of IPv4.
+    pub const BACKENDS_V4: &str = "BACKENDS_V4";
+    /// Array: backend id → [`Backend`](super::Backend) of IPv6.
+    pub const BACKENDS_V6: &str = "BACKENDS_V6";
+    /// LRU hash: [`CtKey`](super::CtKey) → [`CtEntry`](super::CtEntry), IPv4.
+    pub const CONNTRACK_V4: &str = "CONNTRACK_V4";
+    /// LRU hash: [`CtKey`](super::CtKey) → [`CtEntry`](super::CtEntry), IPv6.
+    pub const CONNTRACK_V6: &str = "CONNTRACK_V6";
+    /// Per-CPU array: [`Counter`](super::Counter) → `u64`.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// Hash: interface index → [`Device`](super::Device).
+    pub const DEVICES: &str = "DEVICES";
+    /// Hash: [`FrontendKey`](super::FrontendKey) → [`Frontend`](super::Frontend), IPv4.
+    pub const FRONTENDS_V4: &str = "FRONTENDS_V4";
+    /// Hash: [`FrontendKey`](super::FrontendKey) → [`Frontend`](super::Frontend), IPv6.
+    pub const FRONTENDS_V6: &str = "FRONTENDS_V6";
+    /// Array of arrays of [`Chunk`](super::Chunk).
+    pub const SLOTS: &str = "SLOTS";
+    /// Socket storage: [`SocketPeers`](super::SocketPeers).
+    pub const SOCKETS: &str = "SOCKETS";
+}
+
+/// Names of the read-only globals that the agent sets at load.
+pub mod globals {
+    /// `u64`: cookie of the agent's own network namespace.
+    pub const HOST_NETNS: &str = "HOST_NETNS";
+    /// `u32`: mark for packets translated already; different on each node.
+    pub const MARK: &str = "MARK";
+    /// `u32`: not zero if a refused `connect` can say `ECONNREFUSED` (Linux 5.18).
+    pub const SET_RETVAL: &str = "SET_RETVAL";
+    /// `u32`: first port of the SNAT range.
+    pub const SNAT_FIRST: &str = "SNAT_FIRST";
+    /// `u32`: number of ports of the SNAT range.
+    pub const SNAT_COUNT: &str = "SNAT_COUNT";
+    /// `u32`: not zero if only sockets of the host are translated.
+    pub const SOCKET_HOST_ONLY: &str = "SOCKET_HOST_ONLY";
+}
