@@ -3,7 +3,7 @@
 use super::{Ipv4, Ipv6, layout::abi};
 
 abi! {
-    /// A device that our programs are attached to. 24 bytes.
+    /// A device that our programs are attached to. 32 bytes.
     pub struct Device {
         /// Source address for packets that leave by it under SNAT; zero if it has none.
         pub source_v4: Ipv4,
@@ -11,6 +11,10 @@ abi! {
         pub source_v6: Ipv6,
         /// Where it leads.
         pub role: DeviceRole,
+        /// Its own link-layer address.
+        pub mac: [u8; 6],
+        /// Zero.
+        pub pad: [u8; 2],
     }
 }
 

@@ -1,0 +1,22 @@
+//! What is fixed at load: read-only, so that the verifier removes dead paths.
+
+use aya_ebpf::Global;
+
+/// Cookie of the agent's own network namespace.
+#[unsafe(no_mangle)]
+pub static HOST_NETNS: Global<u64> = Global::new(0);
+/// Mark for packets that are translated already.
+#[unsafe(no_mangle)]
+pub static MARK: Global<u32> = Global::new(1);
+/// Not zero if a refused `connect` can say `ECONNREFUSED`.
+#[unsafe(no_mangle)]
+pub static SET_RETVAL: Global<u32> = Global::new(0);
+/// First port of the SNAT range.
+#[unsafe(no_mangle)]
+pub static SNAT_FIRST: Global<u32> = Global::new(61000);
+/// Number of ports of the SNAT range.
+#[unsafe(no_mangle)]
+pub static SNAT_COUNT: Global<u32> = Global::new(4536);
+/// Not zero if only sockets of the host are translated.
+#[unsafe(no_mangle)]
+pub static SOCKET_HOST_ONLY: Global<u32> = Global::new(0);

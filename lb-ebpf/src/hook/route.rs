@@ -1,0 +1,105 @@
+//! The kernel's routing table, as a TC program may ask it.
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh,
+    },
+    helpers::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh},
+    programs::TcContext,
+};
+use lb_common::abi::{Ipv4, Ipv6};
+use lb_ebpf::tables::{Neighbour, Route};
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+/// A family's routing table.
+pub trait Routing: Sized {
+    /// Where a packet from `src` to `dst` goes.
+    fn route(ctx: &TcContext, src: Self, dst: Self) -> Option<Route<Self>>;
+    /// Sends the packet to a neighbour; returns the program's verdict.
+    fn redirect(route: &Route<Self>) -> i32;
+}
+
+impl Routing for Ipv4 {
+    #[inline(always)]
+    fn route(ctx: &TcContext, src: Self, dst: Self) -> Option<Route<Self>> {
+        let mut params = params(ctx, AF_INET);
+        params.__bindgen_anon_3.ipv4_src = src.0;
+        params.__bindgen_anon_4.ipv4_dst = dst.0;
+        let device = lookup(ctx, &mut params)?;
+        let neighbour = if params.family == AF_INET {
+            // SAFETY: the kernel has written the next hop of this family.
+            Neighbour::Same(Self(unsafe { params.__bindgen_anon_4.ipv4_dst }))
+        } else {
+            Neighbour::Other
+        };
+        Some(Route { device, neighbour })
+    }
+
+    #[inline(always)]
+    fn redirect(route: &Route<Self>) -> i32 {
+        let Neighbour::Same(Self(address)) = route.neighbour else {
+            return redirect(route.device, None);
+        };
+        // SAFETY: every field is an integer.
+        let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+        neighbour.nh_family = u32::from(AF_INET);
+        neighbour.__bindgen_anon_1.ipv4_nh = address;
+        redirect(route.device, Some(&mut neighbour))
+    }
+}
+
+impl Routing for Ipv6 {
+    #[inline(always)]
+    fn route(ctx: &TcContext, src: Self, dst: Self) -> Option<Route<Self>> {
+        let mut params = params(ctx, AF_INET6);
+        params.__bindgen_anon_3.ipv6_src = src.0;
+        params.__bindgen_anon_4.ipv6_dst = dst.0;
+        let device = lookup(ctx, &mut params)?;
+        // SAFETY: an IPv6 route has an IPv6 next hop.
+        let neighbour = Neighbour::Same(Self(unsafe { params.__bindgen_anon_4.ipv6_dst }));
+        Some(Route { device, neighbour })
+    }
+
+    #[inline(always)]
+    fn redirect(route: &Route<Self>) -> i32 {
+        let Neighbour::Same(Self(address)) = route.neighbour else {
+            return redirect(route.device, None);
+        };
+        // SAFETY: every field is an integer.
+        let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+        neighbour.nh_family = u32::from(AF_INET6);
+        neighbour.__bindgen_anon_1.ipv6_nh = address;
+        redirect(route.device, Some(&mut neighbour))
+    }
+}
+
+#[inline(always)]
+fn params(ctx: &TcContext, family: u8) -> bpf_fib_lookup {
+    // SAFETY: every field is an integer.
+    let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    params.family = family;
+    // SAFETY: the context is valid for as long as the program runs.
+    params.ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    params
+}
+
+/// Interface index of the next hop; whether its neighbour is known does not matter here.
+#[inline(always)]
+fn lookup(ctx: &TcContext, params: &mut bpf_fib_lookup) -> Option<u32> {
+    // SAFETY: the context is valid, and the size is that of the parameters.
+    let answer = unsafe { fib_lookup(ctx.as_ptr(), params, size_of::<bpf_fib_lookup>() as i32, 0) };
+    let found = [BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_NO_NEIGH];
+    found.iter().any(|ok| answer == i64::from(*ok)).then_some(params.ifindex)
+}
+
+#[inline(always)]
+fn redirect(device: u32, neighbour: Option<&mut bpf_redir_neigh>) -> i32 {
+    let size = size_of::<bpf_redir_neigh>() as i32;
+    let (neighbour, size) =
+        neighbour.map_or((core::ptr::null_mut(), 0), |n| (core::ptr::from_mut(n), size));
+    // SAFETY: either no parameters, or a pointer to as many bytes as the size says.
+    unsafe { bpf_redirect_neigh(device, neighbour, size, 0) as i32 }
+}

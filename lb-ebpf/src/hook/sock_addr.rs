@@ -1,0 +1,262 @@
+//! Sockets: the destination of `connect` and `sendmsg` becomes a backend, and the source of
+//! `recvmsg` and `getpeername` the frontend again.
+
+use core::ptr::addr_of_mut;
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::bpf_sock_addr,
+    helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval},
+    programs::SockAddrContext,
+};
+use lb_common::{
+    abi::{
+        Address, Backend, BackendFlags, BePort, Frontend, FrontendFlags, FrontendKey, Ipv4, Ipv6,
+        L4Proto, SOCKET_PAIRS, SocketPair, SocketPeers,
+    },
+    flow,
+};
+
+use crate::{
+    globals::{HOST_NETNS, SET_RETVAL, SOCKET_HOST_ONLY},
+    maps::{self, Maps, SOCKETS},
+};
+
+const ALLOW: i32 = 1;
+const REFUSE: i32 = 0;
+const ECONNREFUSED: i32 = 111;
+
+/// A destination or source as a socket hook shows it.
+pub trait SocketAddress: Address {
+    /// The address in the context.
+    fn read(ctx: &SockAddrContext) -> Self;
+    /// Replaces the address in the context by one that came from the same hook.
+    fn write(ctx: &SockAddrContext, address: Ipv6);
+    /// What the address leads to; an IPv4-mapped one is an IPv4 address.
+    fn resolve(self, ctx: &SockAddrContext, port: BePort) -> Answer;
+}
+
+impl SocketAddress for Ipv4 {
+    #[inline(always)]
+    fn read(ctx: &SockAddrContext) -> Self {
+        // SAFETY: the context is valid for as long as the program runs.
+        Self(unsafe { addr_of_mut!((*ctx.sock_addr).user_ip4).read_volatile() })
+    }
+
+    #[inline(always)]
+    fn write(ctx: &SockAddrContext, address: Ipv6) {
+        let Ipv6([_, _, _, v4]) = address;
+        // SAFETY: the context is valid for as long as the program runs.
+        unsafe { addr_of_mut!((*ctx.sock_addr).user_ip4).write_volatile(v4) }
+    }
+
+    #[inline(always)]
+    fn resolve(self, ctx: &SockAddrContext, port: BePort) -> Answer {
+        choose(ctx, self, port)
+    }
+}
+
+impl SocketAddress for Ipv6 {
+    #[inline(always)]
+    fn read(ctx: &SockAddrContext) -> Self {
+        let mut address = [0; 4];
+        for (index, word) in address.iter_mut().enumerate() {
+            // SAFETY: the context is valid for as long as the program runs, and the field has as
+            // many words.
+            *word = unsafe { addr_of_mut!((*ctx.sock_addr).user_ip6[index]).read_volatile() };
+        }
+        Self(address)
+    }
+
+    #[inline(always)]
+    fn write(ctx: &SockAddrContext, address: Ipv6) {
+        for (index, word) in address.0.iter().enumerate() {
+            // SAFETY: as for `read`.
+            unsafe { addr_of_mut!((*ctx.sock_addr).user_ip6[index]).write_volatile(*word) };
+        }
+    }
+
+    #[inline(always)]
+    fn resolve(self, ctx: &SockAddrContext, port: BePort) -> Answer {
+        match self.mapped() {
+            Some(v4) => choose(ctx, v4, port),
+            None => choose(ctx, self, port),
+        }
+    }
+}
+
+/// What an address leads to.
+pub enum Answer {
+    /// A backend of a Service.
+    Backend(SocketPair),
+    /// Not for us: no Service's address, or one that the packet path must judge.
+    Pass,
+    /// A Service without a usable backend.
+    Refuse,
+}
+
+/// Translates the destination of `connect` and `sendmsg`.
+#[inline(always)]
+pub fn connect<A: SocketAddress>(ctx: &SockAddrContext) -> i32 {
+    if SOCKET_HOST_ONLY.load() != 0 && !is_host(ctx) {
+        return ALLOW;
+    }
+    match A::read(ctx).resolve(ctx, port(ctx)) {
+        Answer::Backend(pair) => {
+            A::write(ctx, pair.backend);
+            set_port(ctx, pair.backend_port);
+            ALLOW
+        }
+        Answer::Pass => ALLOW,
+        Answer::Refuse => {
+            if SET_RETVAL.load() != 0 {
+                // SAFETY: a helper that takes a number.
+                unsafe { bpf_set_retval(-ECONNREFUSED) };
+            }
+            REFUSE
+        }
+    }
+}
+
+/// Gives `recvmsg` and `getpeername` the frontend that the socket talks to.
+#[inline(always)]
+pub fn reveal<A: SocketAddress>(ctx: &SockAddrContext) -> i32 {
+    let (address, port) = (A::read(ctx).to_mapped(), port(ctx));
+    let is_it = |pair: &SocketPair| pair.backend == address && pair.backend_port == port;
+    if let Some(pair) = peers(ctx).and_then(|peers| find(peers, is_it)) {
+        A::write(ctx, pair.frontend);
+        set_port(ctx, pair.frontend_port);
+    }
+    ALLOW
+}
+
+/// Finds the frontend and a backend for it, and remembers the pair in the socket.
+#[inline(always)]
+fn choose<A: Address + Maps>(ctx: &SockAddrContext, address: A, port: BePort) -> Answer {
+    let protocol = protocol(ctx);
+    let Some(frontend) = A::frontend(&FrontendKey::new(address, port, protocol)) else {
+        return Answer::Pass;
+    };
+    if frontend.flags.has(FrontendFlags::HOST_ONLY) && !is_host(ctx) {
+        return Answer::Pass;
+    }
+    if protocol == L4Proto::UDP
+        && let Some(pair) = remembered(ctx, address, port)
+    {
+        return Answer::Backend(pair);
+    }
+    if frontend.internal.length == 0 {
+        // A drop has to be silent, and counted: that is for the packet path.
+        let drop = frontend.flags.has(FrontendFlags::DROP_INTERNAL);
+        return if drop { Answer::Pass } else { Answer::Refuse };
+    }
+    match pick::<A>(ctx, &frontend, protocol) {
+        Some((id, backend)) => Answer::Backend(remember(ctx, (address, port), (id, &backend))),
+        None => Answer::Pass,
+    }
+}
+
+/// TCP takes any slot: the source port that the packet path would hash is not known yet. UDP takes
+/// one that follows from the socket, so that a stream of datagrams stays together.
+#[inline(always)]
+fn pick<A: Maps>(
+    ctx: &SockAddrContext,
+    frontend: &Frontend,
+    protocol: L4Proto,
+) -> Option<(u32, Backend<A>)> {
+    let hash = if protocol == L4Proto::TCP {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_get_prandom_u32() }
+    } else {
+        // SAFETY: the context is valid for as long as the program runs.
+        flow::socket_hash(unsafe { bpf_get_socket_cookie(ctx.as_ptr()) }, frontend.service)
+    };
+    let region = frontend.internal;
+    let id = maps::slot(region, flow::slot(hash, region.length))?;
+    A::backend(id).map(|backend| (id, backend))
+}
+
+/// The backend that a UDP socket has for a frontend, while it serves.
+#[inline(always)]
+fn remembered<A: Address + Maps>(
+    ctx: &SockAddrContext,
+    address: A,
+    port: BePort,
+) -> Option<SocketPair> {
+    let frontend = address.to_mapped();
+    let is_it = |pair: &SocketPair| pair.frontend == frontend && pair.frontend_port == port;
+    let pair = find(peers(ctx)?, is_it)?;
+    let backend = A::backend(pair.backend_id)?;
+    let serves = backend.generation == pair.generation && backend.flags.has(BackendFlags::SERVING);
+    serves.then_some(pair)
+}
+
+/// Writes a pair over the one for the same frontend, else over the oldest.
+#[inline(always)]
+fn remember<A: Address>(
+    ctx: &SockAddrContext,
+    (address, frontend_port): (A, BePort),
+    (backend_id, backend): (u32, &Backend<A>),
+) -> SocketPair {
+    let pair = SocketPair {
+        frontend: address.to_mapped(),
+        backend: backend.address.to_mapped(),
+        frontend_port,
+        backend_port: backend.port,
+        backend_id,
+        generation: backend.generation,
+    };
+    // SAFETY: the context's socket is valid for as long as the program runs.
+    let peers = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None).as_mut() };
+    let Some(peers) = peers else {
+        return pair;
+    };
+    for old in &mut peers.pairs {
+        if old.frontend == pair.frontend && old.frontend_port == frontend_port {
+            *old = pair;
+            return pair;
+        }
+    }
+    if let Some(oldest) = peers.pairs.get_mut(peers.next as usize % SOCKET_PAIRS) {
+        *oldest = pair;
+    }
+    peers.next = peers.next.wrapping_add(1);
+    pair
+}
+
+#[inline(always)]
+fn peers(ctx: &SockAddrContext) -> Option<&SocketPeers> {
+    // SAFETY: the context's socket is valid for as long as the program runs.
+    unsafe { SOCKETS.get_ptr_mut(ctx).as_ref() }
+}
+
+#[inline(always)]
+fn find(peers: &SocketPeers, is_it: impl Fn(&SocketPair) -> bool) -> Option<SocketPair> {
+    peers.pairs.iter().find(|pair| pair.frontend_port != BePort(0) && is_it(pair)).copied()
+}
+
+/// Is the socket in the agent's own network namespace?
+#[inline(always)]
+fn is_host(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the context is valid for as long as the program runs.
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) == HOST_NETNS.load() }
+}
+
+#[inline(always)]
+fn protocol(ctx: &SockAddrContext) -> L4Proto {
+    // SAFETY: the context is valid for as long as the program runs.
+    L4Proto(unsafe { addr_of_mut!((*ctx.sock_addr).protocol).read_volatile() } as u8)
+}
+
+#[inline(always)]
+fn port(ctx: &SockAddrContext) -> BePort {
+    // SAFETY: the context is valid for as long as the program runs; the port is in its low half.
+    BePort(unsafe { addr_of_mut!((*ctx.sock_addr).user_port).read_volatile() } as u16)
+}
+
+#[inline(always)]
+fn set_port(ctx: &SockAddrContext, port: BePort) {
+    let sock_addr: *mut bpf_sock_addr = ctx.sock_addr;
+    // SAFETY: the context is valid for as long as the program runs.
+    unsafe { addr_of_mut!((*sock_addr).user_port).write_volatile(u32::from(port.0)) }
+}

@@ -1,0 +1,147 @@
+//! Every map, and the only unsafe access to one.
+
+use core::ptr::NonNull;
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, SkStorage},
+    helpers::bpf_ktime_get_coarse_ns,
+    macros::btf_map,
+};
+use lb_common::{
+    abi::{
+        Backend, CHUNKS_PER_ARRAY, Chunk, Counter, CtEntry, CtKey, Device, Frontend, FrontendKey,
+        Ipv4, Ipv6, MAX_CHUNK_ARRAYS, Region, SLOTS_PER_CHUNK, SocketPeers,
+    },
+    conntrack::TICK_SHIFT,
+};
+use lb_ebpf::tables::CtRef;
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+/// Sizes that the agent replaces at load.
+const DEFAULT_SIZE: usize = 1 << 18;
+
+#[btf_map]
+static FRONTENDS_V4: HashMap<FrontendKey<Ipv4>, Frontend, DEFAULT_SIZE, NO_PREALLOC> =
+    HashMap::new();
+#[btf_map]
+static FRONTENDS_V6: HashMap<FrontendKey<Ipv6>, Frontend, DEFAULT_SIZE, NO_PREALLOC> =
+    HashMap::new();
+#[btf_map]
+static BACKENDS_V4: Array<Backend<Ipv4>, DEFAULT_SIZE> = Array::new();
+#[btf_map]
+static BACKENDS_V6: Array<Backend<Ipv6>, DEFAULT_SIZE> = Array::new();
+#[btf_map]
+static CONNTRACK_V4: LruHashMap<CtKey<Ipv4>, CtEntry<Ipv4>, DEFAULT_SIZE> = LruHashMap::new();
+#[btf_map]
+static CONNTRACK_V6: LruHashMap<CtKey<Ipv6>, CtEntry<Ipv6>, DEFAULT_SIZE> = LruHashMap::new();
+#[btf_map]
+static SLOTS: ArrayOfMaps<
+    Array<Chunk, { CHUNKS_PER_ARRAY as usize }>,
+    { MAX_CHUNK_ARRAYS as usize },
+> = ArrayOfMaps::new();
+#[btf_map]
+static DEVICES: HashMap<u32, Device, 4096, NO_PREALLOC> = HashMap::new();
+#[btf_map]
+static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
+/// What each socket remembers.
+#[btf_map]
+pub static SOCKETS: SkStorage<SocketPeers> = SkStorage::new();
+
+/// The maps of one family.
+pub trait Maps: Sized + 'static {
+    /// The frontend at an address.
+    fn frontend(key: &FrontendKey<Self>) -> Option<Frontend>;
+    /// The backend with an id, if it is live.
+    fn backend(id: u32) -> Option<Backend<Self>>;
+    /// The entry of a flow.
+    fn conntrack(flow: &CtKey<Self>) -> Option<CtRef<Self>>;
+    /// Writes the entry of a flow.
+    fn track(flow: &CtKey<Self>, entry: &CtEntry<Self>);
+    /// Writes the entry of a flow that has none.
+    fn claim(flow: &CtKey<Self>, entry: &CtEntry<Self>) -> bool;
+    /// An address of a device that can be a source.
+    fn source(device: &Device) -> Option<Self>;
+}
+
+macro_rules! maps {
+    ($family:ty, $frontends:ident, $backends:ident, $conntrack:ident, $source:expr) => {
+        impl Maps for $family {
+            #[inline(always)]
+            fn frontend(key: &FrontendKey<Self>) -> Option<Frontend> {
+                // SAFETY: copied out at once; without preallocation an entry is freed only after
+                // a grace period.
+                unsafe { $frontends.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn backend(id: u32) -> Option<Backend<Self>> {
+                $backends.get(id).copied().filter(|backend| backend.generation != 0)
+            }
+
+            #[inline(always)]
+            fn conntrack(flow: &CtKey<Self>) -> Option<CtRef<Self>> {
+                let entry = NonNull::new($conntrack.get_ptr_mut(flow)?)?;
+                // SAFETY: elements of an LRU map stay allocated for as long as the map; one that
+                // is reused meanwhile holds another valid entry.
+                Some(unsafe { CtRef::new(entry) })
+            }
+
+            #[inline(always)]
+            fn track(flow: &CtKey<Self>, entry: &CtEntry<Self>) {
+                // A full LRU map makes room; the flow can do without the entry.
+                let _ = $conntrack.insert(flow, entry, u64::from(BPF_ANY));
+            }
+
+            #[inline(always)]
+            fn claim(flow: &CtKey<Self>, entry: &CtEntry<Self>) -> bool {
+                $conntrack.insert(flow, entry, u64::from(BPF_NOEXIST)).is_ok()
+            }
+
+            #[inline(always)]
+            fn source(device: &Device) -> Option<Self> {
+                $source(device)
+            }
+        }
+    };
+}
+
+maps!(Ipv4, FRONTENDS_V4, BACKENDS_V4, CONNTRACK_V4, |device: &Device| {
+    Some(device.source_v4).filter(|source| *source != Ipv4(0))
+});
+maps!(Ipv6, FRONTENDS_V6, BACKENDS_V6, CONNTRACK_V6, |device: &Device| {
+    Some(device.source_v6).filter(|source| *source != Ipv6([0; 4]))
+});
+
+/// The backend id in a slot of a region.
+#[inline(always)]
+pub fn slot(region: Region, slot: u32) -> Option<u32> {
+    let chunk = region.first_chunk + slot / SLOTS_PER_CHUNK;
+    let chunk = SLOTS.get_value(chunk / CHUNKS_PER_ARRAY, &(chunk % CHUNKS_PER_ARRAY))?;
+    chunk.get((slot % SLOTS_PER_CHUNK) as usize).copied().filter(|id| *id != 0)
+}
+
+/// What is known of a device.
+#[inline(always)]
+pub fn device(index: u32) -> Option<Device> {
+    // SAFETY: copied out at once; without preallocation an entry is freed only after a grace
+    // period.
+    unsafe { DEVICES.get(index) }.copied()
+}
+
+/// Counts one packet.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(packets) = COUNTERS.get_ptr_mut(counter as u32) {
+        // SAFETY: a per-CPU value, and a TC program is not preempted by another one.
+        unsafe { *packets += 1 };
+    }
+}
+
+/// The time in units of 2^30 ns.
+#[inline(always)]
+pub fn now() -> u32 {
+    // SAFETY: a helper without arguments.
+    let nanoseconds = unsafe { bpf_ktime_get_coarse_ns() };
+    (nanoseconds >> TICK_SHIFT) as u32
+}

@@ -1,0 +1,60 @@
+//! A packet as bytes that can be read, written, and repaired.
+
+use lb_common::{
+    abi::{Abi, Address, Counter, L4Proto},
+    checksum::Difference,
+};
+
+/// Bytes of an Ethernet header.
+pub const ETHERNET_HEADER: usize = 14;
+
+/// A packet at a hook, from its Ethernet header on.
+pub trait Packet {
+    /// Reads a value at `offset`; `None` beyond the end.
+    fn read<T: Abi>(&self, offset: usize) -> Option<T>;
+
+    /// Writes a value at `offset`.
+    ///
+    /// # Errors
+    ///
+    /// [`Counter::RewriteFailed`] beyond the end.
+    fn write<T: Abi>(&mut self, offset: usize, value: &T) -> Result<(), Counter>;
+
+    /// Writes source and destination address at `offset`, and repairs what the device summed.
+    ///
+    /// # Errors
+    ///
+    /// [`Counter::RewriteFailed`] beyond the end.
+    fn write_addresses<A: Address>(
+        &mut self,
+        offset: usize,
+        source_and_destination: [A; 2],
+    ) -> Result<(), Counter>;
+
+    /// Repairs the checksum of a TCP or UDP header.
+    ///
+    /// # Errors
+    ///
+    /// [`Counter::RewriteFailed`] beyond the end.
+    fn repair_l4_checksum(&mut self, checksum: L4Checksum) -> Result<(), Counter>;
+
+    /// Makes the packet `length` bytes long, from the Ethernet header on.
+    ///
+    /// # Errors
+    ///
+    /// [`Counter::RewriteFailed`] if the kernel refuses.
+    fn resize(&mut self, length: usize) -> Result<(), Counter>;
+}
+
+/// A change to be made to the checksum of a TCP or UDP header.
+#[derive(Clone, Copy, Debug)]
+pub struct L4Checksum {
+    /// Where the checksum stands.
+    pub offset: usize,
+    /// TCP or UDP; a UDP checksum of zero means none (RFC 768) and stays.
+    pub protocol: L4Proto,
+    /// Change of the addresses: part of the pseudo-header.
+    pub addresses: Difference,
+    /// Change of the ports: part of the header itself.
+    pub ports: Difference,
+}

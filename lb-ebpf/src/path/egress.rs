@@ -1,0 +1,58 @@
+//! Packets that leave by a device: from backends to clients, and from the host itself.
+
+use lb_common::abi::{Address, CtAction, FrontendFlags, FrontendKey};
+
+use super::{PathResult, Verdict, first, ingress::must_choose_again, note, send, translated};
+use crate::{packet::Packet, parse::Headers, rewrite, tables::Tables};
+
+/// Where a packet at egress comes from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// It came in by a device and is forwarded.
+    Forwarded,
+    /// A socket of this node sent it.
+    Host,
+}
+
+/// Gives the reply of a backend its Service's address; translates what a host process sends to a
+/// Service; leaves all others alone.
+///
+/// # Errors
+///
+/// Why the packet ends here.
+#[inline(always)]
+pub fn egress<A: Address>(
+    packet: &mut impl Packet,
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    origin: Origin,
+) -> PathResult<A> {
+    if let Some(entry_ref) = tables.conntrack(&headers.flow) {
+        let entry = entry_ref.get();
+        let ends = translated(&entry, &headers.flow);
+        if entry.action == CtAction::REPLY {
+            rewrite::rewrite(packet, headers, &ends)?;
+            note(tables, headers, entry_ref, &entry);
+            return Ok(Verdict::Continue);
+        }
+        if entry.action == CtAction::FORWARD_FROM_HOST
+            && !must_choose_again(headers, tables, &entry)
+        {
+            let verdict = send(packet, headers, tables, &ends)?;
+            note(tables, headers, entry_ref, &entry);
+            return Ok(verdict);
+        }
+    }
+    if origin == Origin::Forwarded {
+        return Ok(Verdict::Pass);
+    }
+    let flow = &headers.flow;
+    let key = FrontendKey::new(flow.dst, flow.dst_port, flow.protocol);
+    let Some(frontend) = tables.frontend(&key) else {
+        return Ok(Verdict::Pass);
+    };
+    if frontend.flags.has(FrontendFlags::HOST_ONLY) {
+        return Ok(Verdict::Pass);
+    }
+    first::first(packet, headers, tables, (&frontend, first::Client::Host))
+}

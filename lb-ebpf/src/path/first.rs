@@ -1,0 +1,107 @@
+//! The first packet of a flow: choose a backend, remember the choice, translate.
+
+use lb_common::{
+    abi::{Address, Backend, BackendFlags, Counter, Frontend, FrontendFlags, Region},
+    flow,
+};
+
+use super::{PathResult, Verdict, forward, refuse, send, track};
+use crate::{packet::Packet, parse::Headers, rewrite, tables::Tables};
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Client {
+    /// A process of this node that the socket path did not see.
+    Host,
+    /// A client outside this node.
+    Outside,
+    /// A pod of this node.
+    Pod,
+}
+
+/// A backend with its id.
+#[derive(Clone, Copy)]
+pub(super) struct Choice<A> {
+    pub(super) id: u32,
+    pub(super) backend: Backend<A>,
+}
+
+/// Chooses for a flow that conntrack does not know.
+///
+/// # Errors
+///
+/// Why the packet ends here.
+#[inline(always)]
+pub fn first<A: Address>(
+    packet: &mut impl Packet,
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    (frontend, client): (&Frontend, Client),
+) -> PathResult<A> {
+    let is_outside = client == Client::Outside;
+    let region = if is_outside { frontend.external } else { frontend.internal };
+    if region.length == 0 {
+        return without_backend(packet, headers, frontend.flags, is_outside);
+    }
+    let choice = choose(headers, tables, region)?;
+    if must_masquerade(headers, tables, &choice, client) {
+        let ends = track::snat(headers, tables, &choice)?;
+        return forward(packet, headers, tables, &ends);
+    }
+    if client == Client::Host {
+        let ends = track::dnat(headers, tables, &choice, track::Dnat::FromHost);
+        return send(packet, headers, tables, &ends);
+    }
+    let ends = track::dnat(headers, tables, &choice, track::Dnat::InPlace);
+    rewrite::rewrite(packet, headers, &ends)?;
+    Ok(Verdict::Continue)
+}
+
+/// The answer of a Service without a usable backend: rule S5's table.
+#[inline(always)]
+fn without_backend<A: Address>(
+    packet: &mut impl Packet,
+    headers: &Headers<A>,
+    flags: FrontendFlags,
+    is_outside: bool,
+) -> PathResult<A> {
+    let drop = if is_outside { FrontendFlags::DROP_EXTERNAL } else { FrontendFlags::DROP_INTERNAL };
+    if flags.has(drop) {
+        return Err(Counter::NoLocalEndpoint);
+    }
+    refuse::refuse(packet, headers)?;
+    Ok(Verdict::Answer(Counter::NoEndpoint))
+}
+
+#[inline(always)]
+fn choose<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    region: Region,
+) -> Result<Choice<A>, Counter> {
+    let slot = flow::slot(flow::hash(&headers.flow), region.length);
+    let id = tables.slot(region, slot).ok_or(Counter::DanglingSlot)?;
+    let backend = tables.backend(id).ok_or(Counter::DanglingSlot)?;
+    Ok(Choice { id, backend })
+}
+
+/// Must the backend answer to this node instead of the client?
+///
+/// Where it would otherwise answer past us (another node), to itself (a pod that reaches itself,
+/// S15), or where the client's port towards it is taken by a flow through another frontend.
+#[inline(always)]
+fn must_masquerade<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    choice: &Choice<A>,
+    client: Client,
+) -> bool {
+    let backend = &choice.backend;
+    if client == Client::Outside && !backend.flags.has(BackendFlags::LOCAL) {
+        return true;
+    }
+    if client == Client::Pod && backend.address == headers.flow.src {
+        return true;
+    }
+    track::is_reply_flow_taken(headers, tables, backend)
+}

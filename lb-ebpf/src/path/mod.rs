@@ -1,0 +1,94 @@
+//! What happens to a packet, one file a path.
+
+pub mod egress;
+pub mod first;
+pub mod ingress;
+pub mod refuse;
+mod track;
+
+use lb_common::{
+    abi::{Address, Counter, CtEntry, CtKey},
+    conntrack::CtState,
+};
+
+use crate::{
+    packet::Packet,
+    parse::Headers,
+    rewrite,
+    tables::{CtRef, Route, Tables},
+};
+
+/// What the hook must do with a packet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[must_use]
+pub enum Verdict<A> {
+    /// It has become its own refusal: send it back to where it came from.
+    Answer(Counter),
+    /// Translated: on to the stack, and not to be looked at again.
+    Continue,
+    /// Translated: deliver it as if it had come in by this device.
+    Deliver(u32),
+    /// Not ours: leave it alone.
+    Pass,
+    /// Translated: send it to this neighbour.
+    Redirect(Route<A>),
+}
+
+/// A path's answer: a verdict, or why the packet ends here.
+pub type PathResult<A> = Result<Verdict<A>, Counter>;
+
+/// The flow that an entry makes of its packets.
+#[inline(always)]
+fn translated<A: Address>(entry: &CtEntry<A>, flow: &CtKey<A>) -> CtKey<A> {
+    CtKey {
+        src: entry.src,
+        dst: entry.dst,
+        src_port: entry.src_port,
+        dst_port: entry.dst_port,
+        ..*flow
+    }
+}
+
+/// Notes a packet in its flow; the end of a connection is noted in both directions.
+#[inline(always)]
+fn note<A: Address>(
+    tables: &impl Tables<A>,
+    headers: &Headers<A>,
+    entry_ref: CtRef<A>,
+    entry: &CtEntry<A>,
+) {
+    let state = CtState::from_u8(entry.state);
+    let next = state.next(headers.flags);
+    let now = tables.now();
+    entry_ref.touch(next as u8, now);
+    if headers.flags.closes()
+        && let Some(peer) = tables.conntrack(&entry.peer(headers.flow.protocol))
+    {
+        peer.touch(next as u8, now);
+    }
+}
+
+/// Translates a packet and sends it on to where its new destination is.
+#[inline(always)]
+fn send<A: Address>(
+    packet: &mut impl Packet,
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    ends: &CtKey<A>,
+) -> PathResult<A> {
+    let route = tables.route(ends.src, ends.dst).ok_or(Counter::NoRoute)?;
+    rewrite::rewrite(packet, headers, ends)?;
+    Ok(Verdict::Redirect(route))
+}
+
+/// The same in place of the stack, as a router does it.
+#[inline(always)]
+fn forward<A: Address>(
+    packet: &mut impl Packet,
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    ends: &CtKey<A>,
+) -> PathResult<A> {
+    rewrite::decrement_ttl(packet, headers)?;
+    send(packet, headers, tables, ends)
+}

@@ -1,0 +1,162 @@
+//! Turns a packet into its own refusal: a TCP reset, or an ICMP port unreachable.
+
+use lb_common::{
+    abi::{Address, BePort, Counter, CtKey, Ipv4, L4Proto},
+    checksum::fold,
+    conntrack::TcpFlags,
+};
+
+use crate::{
+    packet::Packet,
+    parse::{Headers, L3},
+};
+
+const TCP_HEADER: usize = 20;
+const ICMP_HEADER: usize = 8;
+const IPV4_QUOTE: usize = 20 + QUOTED_PAYLOAD;
+const IPV6_QUOTE: usize = 40 + QUOTED_PAYLOAD;
+/// What an ICMP error must quote beyond the IP header (RFC 792).
+const QUOTED_PAYLOAD: usize = 8;
+const TTL: u8 = 64;
+const RST: u8 = 0x04;
+const RST_ACK: u8 = 0x14;
+
+/// Makes `packet` the refusal of itself, addressed back to its sender.
+///
+/// # Errors
+///
+/// [`Counter::NoEndpoint`] if it must not be answered; [`Counter::RewriteFailed`] if the kernel
+/// refuses.
+#[inline(always)]
+pub fn refuse<A: Address>(packet: &mut impl Packet, headers: &Headers<A>) -> Result<(), Counter> {
+    // An IP header with options does not fit the fixed quote.
+    if headers.flags.resets() || headers.l4 != L3 + A::HEADER {
+        return Err(Counter::NoEndpoint);
+    }
+    if headers.flow.protocol == L4Proto::TCP {
+        reset(packet, headers)
+    } else if A::HEADER == Ipv4::HEADER {
+        unreachable::<A, { IPV4_QUOTE / 4 }>(packet, headers, (L4Proto::ICMP, [3, 3]))
+    } else {
+        unreachable::<A, { IPV6_QUOTE / 4 }>(packet, headers, (L4Proto::ICMPV6, [1, 4]))
+    }
+}
+
+/// RFC 9293, 3.10.7.1: how a closed port answers a segment.
+#[inline(always)]
+fn reset<A: Address>(packet: &mut impl Packet, headers: &Headers<A>) -> Result<(), Counter> {
+    let flow = headers.flow.reversed();
+    let (numbers, flags) = reset_numbers(packet, headers)?;
+    begin::<A>(packet, &flow, L4Proto::TCP, TCP_HEADER)?;
+    let l4 = L3 + A::HEADER;
+    let ports = [flow.src_port, flow.dst_port];
+    let offset_and_flags = u16::from_be_bytes([5 << 4, flags]).to_be();
+    packet.write(l4, &ports)?;
+    packet.write(l4 + 4, &numbers)?;
+    // Window, checksum and urgent pointer are zero.
+    packet.write(l4 + 12, &[offset_and_flags, 0, 0, 0])?;
+    let sum = pseudo_header(&flow, L4Proto::TCP, TCP_HEADER)
+        + u32::from(flow.src_port.0)
+        + u32::from(flow.dst_port.0)
+        + words(&numbers)
+        + u32::from(offset_and_flags);
+    packet.write(l4 + 16, &!fold(sum))
+}
+
+/// Sequence and acknowledgement (in network order) and the flags of the reset.
+#[inline(always)]
+fn reset_numbers<A: Address>(
+    packet: &impl Packet,
+    headers: &Headers<A>,
+) -> Result<([u32; 2], u8), Counter> {
+    let l4 = headers.l4;
+    let [sequence, acknowledgement] =
+        packet.read::<[u32; 2]>(l4 + 4).ok_or(Counter::RewriteFailed)?;
+    if headers.flags.acknowledges() {
+        return Ok(([acknowledgement, 0], RST));
+    }
+    let data_offset = packet.read::<u8>(l4 + 12).ok_or(Counter::RewriteFailed)?;
+    let payload = l4_length::<A>(packet)?.wrapping_sub(u32::from(data_offset >> 4) * 4);
+    let next = u32::from_be(sequence)
+        .wrapping_add(payload)
+        .wrapping_add(TcpFlags::sequence_length(headers.flags));
+    Ok(([0, next.to_be()], RST_ACK))
+}
+
+/// Length of everything behind an IP header without options, in bytes.
+#[inline(always)]
+fn l4_length<A: Address>(packet: &impl Packet) -> Result<u32, Counter> {
+    let (offset, header) = if A::HEADER == Ipv4::HEADER { (L3 + 2, 20) } else { (L3 + 4, 0) };
+    let length = packet.read::<u16>(offset).ok_or(Counter::RewriteFailed)?;
+    Ok(u32::from(u16::from_be(length)).wrapping_sub(header))
+}
+
+/// Destination unreachable, port unreachable (RFC 792; RFC 4443, 3.1), with a quote of `N` words.
+#[inline(always)]
+fn unreachable<A: Address, const N: usize>(
+    packet: &mut impl Packet,
+    headers: &Headers<A>,
+    (protocol, type_and_code): (L4Proto, [u8; 2]),
+) -> Result<(), Counter> {
+    let quote = packet.read::<[u32; N]>(L3).ok_or(Counter::RewriteFailed)?;
+    let flow = headers.flow.reversed();
+    let length = ICMP_HEADER + N * 4;
+    begin::<A>(packet, &flow, protocol, length)?;
+    let l4 = L3 + A::HEADER;
+    let first = u16::from_be_bytes(type_and_code).to_be();
+    packet.write(l4, &[first, 0, 0, 0])?;
+    packet.write(l4 + ICMP_HEADER, &quote)?;
+    let pseudo = match protocol {
+        L4Proto::ICMPV6 => pseudo_header(&flow, protocol, length),
+        _ => 0,
+    };
+    packet.write(l4 + 2, &!fold(pseudo + u32::from(first) + words(&quote)))
+}
+
+/// Makes room for an answer, turns the Ethernet header round and writes the IP header.
+#[inline(always)]
+fn begin<A: Address>(
+    packet: &mut impl Packet,
+    flow: &CtKey<A>,
+    protocol: L4Proto,
+    l4_length: usize,
+) -> Result<(), Counter> {
+    packet.resize(L3 + A::HEADER + l4_length)?;
+    let [dst, src] = packet.read::<[[u16; 3]; 2]>(0).ok_or(Counter::RewriteFailed)?;
+    packet.write(0, &[src, dst])?;
+    packet.write(L3 + A::SOURCE_OFFSET, &[flow.src, flow.dst])?;
+    if A::HEADER != Ipv4::HEADER {
+        packet.write(L3, &[0x60_u8, 0, 0, 0])?;
+        packet.write(L3 + 4, &be(l4_length))?;
+        return packet.write(L3 + 6, &[protocol.0, TTL]);
+    }
+    let first = [0x4500_u16.to_be(), be(l4_length + A::HEADER), 0, 0];
+    let ttl_and_protocol = u16::from_be_bytes([TTL, protocol.0]).to_be();
+    let sum = u32::from(first[0])
+        + u32::from(first[1])
+        + u32::from(ttl_and_protocol)
+        + flow.src.sum()
+        + flow.dst.sum();
+    packet.write(L3, &first)?;
+    packet.write(L3 + 8, &[ttl_and_protocol, !fold(sum)])
+}
+
+/// The sum over the pseudo-header (RFC 9293, 3.1; RFC 8200, 8.1).
+#[inline(always)]
+fn pseudo_header<A: Address>(flow: &CtKey<A>, protocol: L4Proto, l4_length: usize) -> u32 {
+    let protocol = u32::from(u16::from(protocol.0).to_be());
+    flow.src.sum() + flow.dst.sum() + u32::from(be(l4_length)) + protocol
+}
+
+/// The sum over the 16-bit words of some 32-bit words.
+#[inline(always)]
+fn words(words: &[u32]) -> u32 {
+    words.iter().map(|word| (word & 0xffff) + (word >> 16)).sum()
+}
+
+/// A length in network order.
+#[inline(always)]
+fn be(length: usize) -> u16 {
+    #[allow(clippy::cast_possible_truncation, reason = "an answer is short")]
+    (length as u16).to_be()
+}

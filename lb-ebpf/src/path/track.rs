@@ -1,0 +1,161 @@
+//! What is remembered of a flow: an entry for each direction, and a port where SNAT needs one.
+
+use lb_common::{
+    abi::{Address, Backend, BePort, Counter, CtAction, CtEntry, CtKey},
+    conntrack::{CtState, is_expired},
+    flow,
+};
+
+use super::first::Choice;
+use crate::{parse::Headers, tables::Tables};
+
+/// Ports that are tried before SNAT gives up.
+const SNAT_TRIES: u32 = 24;
+/// Distance between two ports that are tried.
+const SNAT_STEP: u32 = 61;
+
+/// Where the translation of a destination happens.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Dnat {
+    /// At egress, for a host process.
+    FromHost,
+    /// At ingress, on the way to the stack.
+    InPlace,
+}
+
+/// Remembers a translation of the destination alone; returns the flow towards the backend.
+#[inline(always)]
+pub(super) fn dnat<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    choice: &Choice<A>,
+    dnat: Dnat,
+) -> CtKey<A> {
+    let (forward, reply, device) = match dnat {
+        Dnat::FromHost => (CtAction::FORWARD_FROM_HOST, CtAction::REPLY_TO_HOST, tables.device()),
+        Dnat::InPlace => (CtAction::FORWARD, CtAction::REPLY, 0),
+    };
+    let now = tables.now();
+    let reply_flow = reply_flow(headers, &choice.backend);
+    let mut back = entry(&headers.flow.reversed(), choice, reply, now);
+    back.device = device;
+    tables.track(&reply_flow, &back);
+    let ends = reply_flow.reversed();
+    tables.track(&headers.flow, &entry(&ends, choice, forward, now));
+    ends
+}
+
+/// Claims a source port and remembers a translation of both ends; returns the flow towards the
+/// backend.
+///
+/// # Errors
+///
+/// Without a route, a source address, or a free port.
+#[inline(always)]
+pub(super) fn snat<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    choice: &Choice<A>,
+) -> Result<CtKey<A>, Counter> {
+    let backend = &choice.backend;
+    let route = tables.route(headers.flow.src, backend.address).ok_or(Counter::NoRoute)?;
+    let src = tables.source_at(route.device).ok_or(Counter::NoSourceAddress)?;
+    let now = tables.now();
+    let mut ends = CtKey { src, dst: backend.address, dst_port: backend.port, ..headers.flow };
+    let back = entry(&headers.flow.reversed(), choice, CtAction::REPLY_SNAT, now);
+    ends.src_port = claim_port(headers, tables, &ends, &back)?;
+    tables.track(&headers.flow, &entry(&ends, choice, CtAction::FORWARD_SNAT, now));
+    Ok(ends)
+}
+
+/// Does the reply flow of a plain translation belong to a living flow through another frontend?
+#[inline(always)]
+pub(super) fn is_reply_flow_taken<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    backend: &Backend<A>,
+) -> bool {
+    let back = tables.conntrack(&reply_flow(headers, backend));
+    back.is_some_and(|back| !is_free(headers, tables, &back.get()))
+}
+
+/// Finds a port towards the backend that no living flow uses, and writes `back` for its replies.
+///
+/// Looks before it claims: an insert into a full LRU map frees an innocent entry even if it fails.
+#[inline(always)]
+fn claim_port<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    ends: &CtKey<A>,
+    back: &CtEntry<A>,
+) -> Result<BePort, Counter> {
+    let (first, count) = tables.snat_range();
+    let mut offset = flow::slot(flow::hash(&headers.flow), count);
+    for _ in 0..SNAT_TRIES {
+        #[allow(clippy::cast_possible_truncation, reason = "the agent checks the range")]
+        let src_port = BePort::new((first + offset) as u16);
+        let reply_flow = CtKey { src_port, ..*ends }.reversed();
+        match tables.conntrack(&reply_flow) {
+            None if tables.claim(&reply_flow, back) => return Ok(src_port),
+            Some(old) if is_free(headers, tables, &old.get()) => {
+                tables.track(&reply_flow, back);
+                return Ok(src_port);
+            }
+            _ => {}
+        }
+        offset += SNAT_STEP;
+        if offset >= count {
+            offset -= count;
+        }
+    }
+    Err(Counter::SnatPortsExhausted)
+}
+
+/// May the reply entry `back` be written anew: it is this flow's own, or its flow has ended?
+#[inline(always)]
+fn is_free<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, back: &CtEntry<A>) -> bool {
+    let flow = &headers.flow;
+    let is_own = back.src == flow.dst
+        && back.dst == flow.src
+        && back.src_port == flow.dst_port
+        && back.dst_port == flow.src_port;
+    is_own
+        || CtState::from_u8(back.state) == CtState::Closing
+        || is_expired(flow.protocol, back.last_seen, tables.now())
+}
+
+/// The flow of the replies if only the destination is translated.
+#[inline(always)]
+fn reply_flow<A: Address>(headers: &Headers<A>, backend: &Backend<A>) -> CtKey<A> {
+    CtKey {
+        src: backend.address,
+        dst: headers.flow.src,
+        src_port: backend.port,
+        dst_port: headers.flow.src_port,
+        ..headers.flow
+    }
+}
+
+/// An entry that turns its packets into `ends`.
+#[inline(always)]
+fn entry<A: Address>(
+    ends: &CtKey<A>,
+    choice: &Choice<A>,
+    action: CtAction,
+    now: u32,
+) -> CtEntry<A> {
+    CtEntry {
+        src: ends.src,
+        dst: ends.dst,
+        src_port: ends.src_port,
+        dst_port: ends.dst_port,
+        action,
+        state: CtState::New as u8,
+        pad: 0,
+        service: choice.backend.service,
+        backend: choice.id,
+        generation: choice.backend.generation,
+        last_seen: now,
+        device: 0,
+    }
+}

@@ -1,0 +1,105 @@
+//! What a path may ask of the maps.
+
+use core::ptr::NonNull;
+
+use lb_common::abi::{Address, Backend, CtEntry, CtKey, Frontend, FrontendKey, Region};
+
+/// The maps, for one family.
+pub trait Tables<A: Address> {
+    /// The entry of a flow.
+    fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>>;
+
+    /// Writes the entry of a flow, over an older one if there is any.
+    fn track(&self, flow: &CtKey<A>, entry: &CtEntry<A>);
+
+    /// Writes the entry of a flow that has none; false if it got one meanwhile.
+    #[must_use]
+    fn claim(&self, flow: &CtKey<A>, entry: &CtEntry<A>) -> bool;
+
+    /// The frontend at an address.
+    fn frontend(&self, key: &FrontendKey<A>) -> Option<Frontend>;
+
+    /// The backend id in a slot of a region.
+    fn slot(&self, region: Region, slot: u32) -> Option<u32>;
+
+    /// The backend with an id, if it is live.
+    fn backend(&self, id: u32) -> Option<Backend<A>>;
+
+    /// Interface index of the device that the packet comes in by or leaves by.
+    fn device(&self) -> u32;
+
+    /// Does that device bring clients from outside this node?
+    fn is_uplink(&self) -> bool;
+
+    /// Source address for packets that leave under SNAT by the device with this index.
+    fn source_at(&self, device: u32) -> Option<A>;
+
+    /// Where the routing table sends a packet from `src` to `dst`.
+    fn route(&self, src: A, dst: A) -> Option<Route<A>>;
+
+    /// The time in units of 2^30 ns.
+    fn now(&self) -> u32;
+
+    /// First port and number of ports of the SNAT range.
+    fn snat_range(&self) -> (u32, u32);
+}
+
+/// A next hop.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Route<A> {
+    /// Interface index.
+    pub device: u32,
+    /// Neighbour to send to.
+    pub neighbour: Neighbour<A>,
+}
+
+/// A neighbour: the destination itself, or a router.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Neighbour<A> {
+    /// A router of the same family, or the destination itself.
+    Same(A),
+    /// A router of the other family (RFC 5549): found again by the kernel.
+    Other,
+}
+
+/// A conntrack entry in its map: read in place, and written by field.
+///
+/// Another CPU may write to the entry at the same time; each field is written by one store.
+#[derive(Clone, Copy)]
+pub struct CtRef<A>(NonNull<CtEntry<A>>);
+
+impl<A: Address> CtRef<A> {
+    /// Wraps a pointer to an entry.
+    ///
+    /// # Safety
+    ///
+    /// The entry must stay allocated for as long as the value is used; map values do so within a
+    /// program.
+    #[inline(always)]
+    pub const unsafe fn new(entry: NonNull<CtEntry<A>>) -> Self {
+        Self(entry)
+    }
+
+    /// What the entry holds.
+    #[inline(always)]
+    pub fn get(&self) -> CtEntry<A> {
+        // SAFETY: the constructor promises that the entry is allocated, and every bit pattern is
+        // a value.
+        unsafe { self.0.as_ptr().read() }
+    }
+
+    /// Writes state and time of the last packet.
+    #[inline(always)]
+    pub fn touch(&self, state: u8, now: u32) {
+        let entry = self.0.as_ptr();
+        // SAFETY: the constructor promises that the entry is allocated; one store a field.
+        unsafe {
+            if (*entry).last_seen != now {
+                (*entry).last_seen = now;
+            }
+            if (*entry).state != state {
+                (*entry).state = state;
+            }
+        }
+    }
+}
