@@ -3,7 +3,7 @@
 use core::ptr::NonNull;
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup},
     btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, SkStorage},
     helpers::bpf_ktime_get_coarse_ns,
     macros::btf_map,
@@ -44,6 +44,12 @@ static SLOTS: ArrayOfMaps<
 static DEVICES: HashMap<u32, Device, 4096, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
+#[btf_map]
+static SCRATCH_V4: PerCpuArray<CtEntry<Ipv4>, 1> = PerCpuArray::new();
+#[btf_map]
+static SCRATCH_V6: PerCpuArray<CtEntry<Ipv6>, 1> = PerCpuArray::new();
+#[btf_map]
+static ROUTE: PerCpuArray<RouteQuery, 1> = PerCpuArray::new();
 /// What each socket remembers.
 #[btf_map]
 pub static SOCKETS: SkStorage<SocketPeers> = SkStorage::new();
@@ -57,15 +63,17 @@ pub trait Maps: Sized + 'static {
     /// The entry of a flow.
     fn conntrack(flow: &CtKey<Self>) -> Option<CtRef<Self>>;
     /// Writes the entry of a flow.
-    fn track(flow: &CtKey<Self>, entry: &CtEntry<Self>);
+    fn track(flow: &CtKey<Self>, entry: CtRef<Self>);
     /// Writes the entry of a flow that has none.
-    fn claim(flow: &CtKey<Self>, entry: &CtEntry<Self>) -> bool;
+    fn claim(flow: &CtKey<Self>, entry: CtRef<Self>) -> bool;
+    /// Room for one entry, for this CPU and this program run.
+    fn scratch() -> Option<CtRef<Self>>;
     /// An address of a device that can be a source.
     fn source(device: &Device) -> Option<Self>;
 }
 
 macro_rules! maps {
-    ($family:ty, $frontends:ident, $backends:ident, $conntrack:ident, $source:expr) => {
+    ($family:ty, $frontends:ident, $backends:ident, $conntrack:ident, $scratch:ident, $source:expr) => {
         impl Maps for $family {
             #[inline(always)]
             fn frontend(key: &FrontendKey<Self>) -> Option<Frontend> {
@@ -88,14 +96,26 @@ macro_rules! maps {
             }
 
             #[inline(always)]
-            fn track(flow: &CtKey<Self>, entry: &CtEntry<Self>) {
+            fn track(flow: &CtKey<Self>, entry: CtRef<Self>) {
+                // SAFETY: the entry is allocated, and nothing else writes to it meanwhile.
+                let entry = unsafe { &*entry.as_ptr() };
                 // A full LRU map makes room; the flow can do without the entry.
                 let _ = $conntrack.insert(flow, entry, u64::from(BPF_ANY));
             }
 
             #[inline(always)]
-            fn claim(flow: &CtKey<Self>, entry: &CtEntry<Self>) -> bool {
+            fn claim(flow: &CtKey<Self>, entry: CtRef<Self>) -> bool {
+                // SAFETY: as for `track`.
+                let entry = unsafe { &*entry.as_ptr() };
                 $conntrack.insert(flow, entry, u64::from(BPF_NOEXIST)).is_ok()
+            }
+
+            #[inline(always)]
+            fn scratch() -> Option<CtRef<Self>> {
+                let entry = NonNull::new($scratch.get_ptr_mut(0)?)?;
+                // SAFETY: a per-CPU array stays allocated; TC programs are not preempted by each
+                // other.
+                Some(unsafe { CtRef::new(entry) })
             }
 
             #[inline(always)]
@@ -106,10 +126,10 @@ macro_rules! maps {
     };
 }
 
-maps!(Ipv4, FRONTENDS_V4, BACKENDS_V4, CONNTRACK_V4, |device: &Device| {
+maps!(Ipv4, FRONTENDS_V4, BACKENDS_V4, CONNTRACK_V4, SCRATCH_V4, |device: &Device| {
     Some(device.source_v4).filter(|source| *source != Ipv4(0))
 });
-maps!(Ipv6, FRONTENDS_V6, BACKENDS_V6, CONNTRACK_V6, |device: &Device| {
+maps!(Ipv6, FRONTENDS_V6, BACKENDS_V6, CONNTRACK_V6, SCRATCH_V6, |device: &Device| {
     Some(device.source_v6).filter(|source| *source != Ipv6([0; 4]))
 });
 
@@ -119,6 +139,18 @@ pub fn slot(region: Region, slot: u32) -> Option<u32> {
     let chunk = region.first_chunk + slot / SLOTS_PER_CHUNK;
     let chunk = SLOTS.get_value(chunk / CHUNKS_PER_ARRAY, &(chunk % CHUNKS_PER_ARRAY))?;
     chunk.get((slot % SLOTS_PER_CHUNK) as usize).copied().filter(|id| *id != 0)
+}
+
+/// A question to the routing table, and its answer.
+#[repr(transparent)]
+pub struct RouteQuery(pub bpf_fib_lookup);
+
+/// Room for one question, for this CPU and this program run.
+#[inline(always)]
+pub fn route_query() -> Option<&'static mut RouteQuery> {
+    // SAFETY: a per-CPU array stays allocated; TC programs are not preempted by each other, and
+    // none asks two questions at a time.
+    unsafe { ROUTE.get_ptr_mut(0)?.as_mut() }
 }
 
 /// What is known of a device.

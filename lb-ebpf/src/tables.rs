@@ -10,11 +10,14 @@ pub trait Tables<A: Address> {
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>>;
 
     /// Writes the entry of a flow, over an older one if there is any.
-    fn track(&self, flow: &CtKey<A>, entry: &CtEntry<A>);
+    fn track(&self, flow: &CtKey<A>, entry: CtRef<A>);
 
     /// Writes the entry of a flow that has none; false if it got one meanwhile.
     #[must_use]
-    fn claim(&self, flow: &CtKey<A>, entry: &CtEntry<A>) -> bool;
+    fn claim(&self, flow: &CtKey<A>, entry: CtRef<A>) -> bool;
+
+    /// Room for one entry that is not in a map yet: it would take an eighth of the stack.
+    fn scratch(&self) -> Option<CtRef<A>>;
 
     /// The frontend at an address.
     fn frontend(&self, key: &FrontendKey<A>) -> Option<Frontend>;
@@ -86,6 +89,19 @@ impl<A: Address> CtRef<A> {
         // SAFETY: the constructor promises that the entry is allocated, and every bit pattern is
         // a value.
         unsafe { self.0.as_ptr().read() }
+    }
+
+    /// Replaces what the entry holds. Only for one that is not in a map.
+    #[inline(always)]
+    pub fn set(&self, entry: CtEntry<A>) {
+        // SAFETY: the constructor promises that the entry is allocated.
+        unsafe { self.0.as_ptr().write(entry) }
+    }
+
+    /// The entry, for the kernel to copy.
+    #[inline(always)]
+    pub const fn as_ptr(&self) -> *const CtEntry<A> {
+        self.0.as_ptr()
     }
 
     /// Writes state and time of the last packet.

@@ -3,6 +3,14 @@
 //! [`Tables`] is all that the agent writes for Services. `bpf` performs it on pinned maps, `fake`
 //! in memory. Not for: deciding what to write, or in which order.
 
+mod clsact;
+mod kernel;
+mod map;
+mod pins;
+mod reader;
+mod sys;
+mod tables;
+
 use std::{
     collections::BTreeMap,
     fmt,
@@ -10,9 +18,23 @@ use std::{
     sync::Arc,
 };
 
-use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind, Region};
+use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind, Region, maps};
 
 use crate::model::{Family, Protocol};
+pub use kernel::{Kernel, KernelError, KernelOptions, SocketLb, TcAttach};
+pub use pins::{CleanupError, cleanup};
+pub use reader::{MapFill, Reader};
+pub use tables::KernelTables;
+
+/// The setting that gives a map more room.
+fn size_flag(map: &str) -> Option<&'static str> {
+    match map {
+        maps::FRONTENDS_V4 | maps::FRONTENDS_V6 => Some("max-frontends"),
+        maps::BACKENDS_V4 | maps::BACKENDS_V6 => Some("max-backends"),
+        maps::CONNTRACK_V4 | maps::CONNTRACK_V6 => Some("conntrack-max"),
+        _ => None,
+    }
+}
 
 /// Number of a Service port in the kernel's tables; never zero.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -114,6 +136,12 @@ pub enum TableError {
         capacity: u32,
         /// The setting that mends it.
         flag: &'static str,
+    },
+    /// The map is of another version of this program.
+    #[error("map {map} has entries of another size; run `lb-agent cleanup` first")]
+    Shape {
+        /// Name of the map.
+        map: &'static str,
     },
     /// A system call ended with an error.
     #[error("{operation} of map {map}: {source}")]

@@ -37,6 +37,19 @@ pub type Chunk = [u32; SLOTS_PER_CHUNK as usize];
 
 /// Names of the maps, as pinned below `maps/`.
 pub mod maps {
+    /// All of them.
+    pub const ALL: [&str; 10] = [
+        BACKENDS_V4,
+        BACKENDS_V6,
+        CONNTRACK_V4,
+        CONNTRACK_V6,
+        COUNTERS,
+        DEVICES,
+        FRONTENDS_V4,
+        FRONTENDS_V6,
+        SLOTS,
+        SOCKETS,
+    ];
     /// Array: backend id → [`Backend`](super::Backend) of IPv4.
     pub const BACKENDS_V4: &str = "BACKENDS_V4";
     /// Array: backend id → [`Backend`](super::Backend) of IPv6.

@@ -11,6 +11,8 @@ use aya_ebpf::{
 use lb_common::abi::{Ipv4, Ipv6};
 use lb_ebpf::tables::{Neighbour, Route};
 
+use crate::maps;
+
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
@@ -25,10 +27,10 @@ pub trait Routing: Sized {
 impl Routing for Ipv4 {
     #[inline(always)]
     fn route(ctx: &TcContext, src: Self, dst: Self) -> Option<Route<Self>> {
-        let mut params = params(ctx, AF_INET);
+        let params = params(ctx, AF_INET)?;
         params.__bindgen_anon_3.ipv4_src = src.0;
         params.__bindgen_anon_4.ipv4_dst = dst.0;
-        let device = lookup(ctx, &mut params)?;
+        let device = lookup(ctx, params)?;
         let neighbour = if params.family == AF_INET {
             // SAFETY: the kernel has written the next hop of this family.
             Neighbour::Same(Self(unsafe { params.__bindgen_anon_4.ipv4_dst }))
@@ -54,10 +56,10 @@ impl Routing for Ipv4 {
 impl Routing for Ipv6 {
     #[inline(always)]
     fn route(ctx: &TcContext, src: Self, dst: Self) -> Option<Route<Self>> {
-        let mut params = params(ctx, AF_INET6);
+        let params = params(ctx, AF_INET6)?;
         params.__bindgen_anon_3.ipv6_src = src.0;
         params.__bindgen_anon_4.ipv6_dst = dst.0;
-        let device = lookup(ctx, &mut params)?;
+        let device = lookup(ctx, params)?;
         // SAFETY: an IPv6 route has an IPv6 next hop.
         let neighbour = Neighbour::Same(Self(unsafe { params.__bindgen_anon_4.ipv6_dst }));
         Some(Route { device, neighbour })
@@ -77,13 +79,14 @@ impl Routing for Ipv6 {
 }
 
 #[inline(always)]
-fn params(ctx: &TcContext, family: u8) -> bpf_fib_lookup {
+fn params(ctx: &TcContext, family: u8) -> Option<&'static mut bpf_fib_lookup> {
+    let params = &mut maps::route_query()?.0;
     // SAFETY: every field is an integer.
-    let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    *params = unsafe { core::mem::zeroed() };
     params.family = family;
     // SAFETY: the context is valid for as long as the program runs.
     params.ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    params
+    Some(params)
 }
 
 /// Interface index of the next hop; whether its neighbour is known does not matter here.

@@ -12,8 +12,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Abi, Address, Backend, Counter, CounterKind, CtEntry, CtKey, DeviceRole, Frontend,
-        FrontendKey, Ipv4, Ipv6, L4Proto, Region,
+        Abi, Address, Backend, Counter, CounterKind, CtKey, DeviceRole, Frontend, FrontendKey,
+        Ipv4, Ipv6, L4Proto, Region,
     },
     checksum::Difference,
 };
@@ -307,13 +307,18 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     }
 
     #[inline(always)]
-    fn track(&self, flow: &CtKey<A>, entry: &CtEntry<A>) {
+    fn track(&self, flow: &CtKey<A>, entry: CtRef<A>) {
         A::track(flow, entry);
     }
 
     #[inline(always)]
-    fn claim(&self, flow: &CtKey<A>, entry: &CtEntry<A>) -> bool {
+    fn claim(&self, flow: &CtKey<A>, entry: CtRef<A>) -> bool {
         A::claim(flow, entry)
+    }
+
+    #[inline(always)]
+    fn scratch(&self) -> Option<CtRef<A>> {
+        A::scratch()
     }
 
     #[inline(always)]

@@ -49,10 +49,12 @@ pub fn first<A: Address>(
         return forward(packet, headers, tables, &ends);
     }
     if client == Client::Host {
-        let ends = track::dnat(headers, tables, &choice, track::Dnat::FromHost);
+        let ends = track::dnat(headers, tables, &choice, track::Dnat::FromHost)
+            .ok_or(Counter::RewriteFailed)?;
         return send(packet, headers, tables, &ends);
     }
-    let ends = track::dnat(headers, tables, &choice, track::Dnat::InPlace);
+    let ends = track::dnat(headers, tables, &choice, track::Dnat::InPlace)
+        .ok_or(Counter::RewriteFailed)?;
     rewrite::rewrite(packet, headers, &ends)?;
     Ok(Verdict::Continue)
 }

@@ -7,7 +7,10 @@ use lb_common::{
 };
 
 use super::first::Choice;
-use crate::{parse::Headers, tables::Tables};
+use crate::{
+    parse::Headers,
+    tables::{CtRef, Tables},
+};
 
 /// Ports that are tried before SNAT gives up.
 const SNAT_TRIES: u32 = 24;
@@ -24,25 +27,28 @@ pub(super) enum Dnat {
 }
 
 /// Remembers a translation of the destination alone; returns the flow towards the backend.
+///
+/// `None` cannot happen: there is always room for one entry.
 #[inline(always)]
 pub(super) fn dnat<A: Address>(
     headers: &Headers<A>,
     tables: &impl Tables<A>,
     choice: &Choice<A>,
     dnat: Dnat,
-) -> CtKey<A> {
+) -> Option<CtKey<A>> {
     let (forward, reply, device) = match dnat {
         Dnat::FromHost => (CtAction::FORWARD_FROM_HOST, CtAction::REPLY_TO_HOST, tables.device()),
         Dnat::InPlace => (CtAction::FORWARD, CtAction::REPLY, 0),
     };
     let now = tables.now();
     let reply_flow = reply_flow(headers, &choice.backend);
-    let mut back = entry(&headers.flow.reversed(), choice, reply, now);
-    back.device = device;
-    tables.track(&reply_flow, &back);
+    let scratch = tables.scratch()?;
+    scratch.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, now) });
+    tables.track(&reply_flow, scratch);
     let ends = reply_flow.reversed();
-    tables.track(&headers.flow, &entry(&ends, choice, forward, now));
-    ends
+    scratch.set(entry(&ends, choice, forward, now));
+    tables.track(&headers.flow, scratch);
+    Some(ends)
 }
 
 /// Claims a source port and remembers a translation of both ends; returns the flow towards the
@@ -62,9 +68,11 @@ pub(super) fn snat<A: Address>(
     let src = tables.source_at(route.device).ok_or(Counter::NoSourceAddress)?;
     let now = tables.now();
     let mut ends = CtKey { src, dst: backend.address, dst_port: backend.port, ..headers.flow };
-    let back = entry(&headers.flow.reversed(), choice, CtAction::REPLY_SNAT, now);
-    ends.src_port = claim_port(headers, tables, &ends, &back)?;
-    tables.track(&headers.flow, &entry(&ends, choice, CtAction::FORWARD_SNAT, now));
+    let scratch = tables.scratch().ok_or(Counter::RewriteFailed)?;
+    scratch.set(entry(&headers.flow.reversed(), choice, CtAction::REPLY_SNAT, now));
+    ends.src_port = claim_port(headers, tables, &ends, scratch)?;
+    scratch.set(entry(&ends, choice, CtAction::FORWARD_SNAT, now));
+    tables.track(&headers.flow, scratch);
     Ok(ends)
 }
 
@@ -87,7 +95,7 @@ fn claim_port<A: Address>(
     headers: &Headers<A>,
     tables: &impl Tables<A>,
     ends: &CtKey<A>,
-    back: &CtEntry<A>,
+    back: CtRef<A>,
 ) -> Result<BePort, Counter> {
     let (first, count) = tables.snat_range();
     let mut offset = flow::slot(flow::hash(&headers.flow), count);

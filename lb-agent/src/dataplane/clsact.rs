@@ -1,0 +1,111 @@
+//! Packet programs by the clsact qdisc, for kernels without tcx (before Linux 6.6).
+//!
+//! There is no link to pin. A filter of ours is known by its priority and handle, and a device
+//! that has one by an empty folder among the links: `IFINDEX-clsact`.
+
+use std::{
+    ffi::CString,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf,
+    programs::{
+        ProgramError, SchedClassifier, TcAttachType,
+        links::Link as _,
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
+    },
+};
+
+use super::pins::Pins;
+
+/// Ahead of any filter that a CNI would add.
+const PRIORITY: u16 = 1;
+const HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// Attaches a program to a device, or exchanges the one that is there.
+pub(super) fn attach(
+    ebpf: &mut Ebpf,
+    program: &'static str,
+    (ifindex, name): (u32, &str),
+    pins: &Pins,
+) -> io::Result<()> {
+    match tc::qdisc_add_clsact(name) {
+        Err(TcError::AlreadyAttached) | Ok(()) => {}
+        Err(error) => return Err(io::Error::other(error)),
+    }
+    fs::create_dir_all(marker(ifindex, pins))?;
+    let direction = direction(program);
+    let program: &mut SchedClassifier = ebpf
+        .program_mut(program)
+        .and_then(|program| program.try_into().ok())
+        .expect("invariant: the object holds each program");
+    let link = exchange(program, name, direction).map_err(io::Error::other)?;
+    // The filter stays when the agent ends.
+    std::mem::forget(link);
+    Ok(())
+}
+
+fn exchange(
+    program: &mut SchedClassifier,
+    device: &str,
+    direction: TcAttachType,
+) -> Result<SchedClassifierLink, ProgramError> {
+    let options = NlOptions { priority: PRIORITY, handle: HANDLE, ..NlOptions::default() };
+    let id = match program.attach_with_options(device, direction, TcAttachOptions::Netlink(options))
+    {
+        Ok(id) => id,
+        // There is one already: exchange it in place.
+        Err(_) => program.attach_to_link(ours(device, direction)?)?,
+    };
+    program.take_link(id)
+}
+
+fn ours(device: &str, direction: TcAttachType) -> Result<SchedClassifierLink, ProgramError> {
+    let link = SchedClassifierLink::attached(device, direction, PRIORITY, HANDLE, None);
+    link.map_err(|error| ProgramError::TcError(TcError::IoError(error)))
+}
+
+/// Removes our filters from a device, if it has any.
+pub(super) fn detach(ifindex: u32, pins: &Pins) -> io::Result<()> {
+    let marker = marker(ifindex, pins);
+    if !marker.exists() {
+        return Ok(());
+    }
+    if let Some(device) = name_of(ifindex) {
+        for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
+            // A filter that somebody else has removed is no error.
+            let _ = ours(&device, direction).map(SchedClassifierLink::detach);
+        }
+    }
+    fs::remove_dir(marker)
+}
+
+/// Removes our filters from all devices.
+pub(super) fn detach_all(pins: &Pins) -> io::Result<()> {
+    let Ok(entries) = fs::read_dir(&pins.links) else { return Ok(()) };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        if let Some(ifindex) = marked(&path) {
+            detach(ifindex, pins)?;
+        }
+    }
+    Ok(())
+}
+
+fn marker(ifindex: u32, pins: &Pins) -> PathBuf {
+    pins.links.join(format!("{ifindex}-clsact"))
+}
+
+fn marked(path: &Path) -> Option<u32> {
+    path.file_name()?.to_str()?.strip_suffix("-clsact")?.parse().ok()
+}
+
+fn name_of(ifindex: u32) -> Option<String> {
+    let name: CString = nix::net::if_::if_indextoname(ifindex).ok()?;
+    name.into_string().ok()
+}
+
+fn direction(program: &str) -> TcAttachType {
+    if program == "lb_tc_egress" { TcAttachType::Egress } else { TcAttachType::Ingress }
+}

@@ -1,0 +1,357 @@
+//! Programs: loaded, pinned, attached, and exchanged without a packet that misses both.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    programs::{Program, ProgramError},
+};
+use lb_common::abi::{Device, globals, maps};
+
+use super::{
+    TableError, clsact,
+    map::Map,
+    pins::{Pins, PinsError},
+    sys::{self, AttachType},
+    tables::KernelTables,
+};
+
+/// Which sockets the socket path translates.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum SocketLb {
+    /// Those of the host and of pods.
+    #[default]
+    All,
+    /// Those in the agent's own network namespace.
+    Host,
+    /// None.
+    Off,
+}
+
+/// How packet programs are attached to devices.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum TcAttach {
+    /// By tcx where the kernel has it (Linux 6.6), else by clsact.
+    #[default]
+    Auto,
+    /// By the clsact qdisc: as on older kernels.
+    Clsact,
+}
+
+/// What is fixed while the agent runs.
+#[derive(Clone, Debug)]
+pub struct KernelOptions {
+    /// Folder of pins.
+    pub bpffs: PathBuf,
+    /// Folder of the cgroup below which sockets are translated.
+    pub cgroup: PathBuf,
+    /// Which of them.
+    pub socket_lb: SocketLb,
+    /// How packet programs are attached.
+    pub tc_attach: TcAttach,
+    /// First and last port that SNAT may use.
+    pub snat_ports: (u16, u16),
+    /// Entries of each conntrack map.
+    pub conntrack_max: u32,
+    /// Entries of each frontend map.
+    pub max_frontends: u32,
+    /// Entries of each backend map.
+    pub max_backends: u32,
+}
+
+/// Why the programs cannot run here.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// A program cannot be attached.
+    #[error("attach {program} to {target}: {source}")]
+    Attach {
+        /// Name of the program.
+        program: &'static str,
+        /// Device or cgroup.
+        target: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The cgroup cannot be opened.
+    #[error("cgroup {path}: {source}; name the cgroup v2 folder with --cgroup")]
+    Cgroup {
+        /// The folder.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The object cannot be loaded.
+    #[error("load the programs: {0}")]
+    Load(#[from] EbpfError),
+    /// A network namespace without a cookie: a kernel before 5.14.
+    #[error("cookie of the network namespace: {0}; Linux 5.15 is needed")]
+    NetnsCookie(io::Error),
+    /// A pin cannot be made.
+    #[error("pin {path}: {source}")]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The folder of pins cannot be used.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+    /// The verifier refuses a program.
+    #[error("program {program}: {source}")]
+    Program {
+        /// Name of the program.
+        program: &'static str,
+        /// What the kernel said.
+        source: ProgramError,
+    },
+    /// A map cannot be used.
+    #[error(transparent)]
+    Table(#[from] TableError),
+}
+
+/// A program for a hook of cgroups.
+const SOCKET_PROGRAMS: [(&str, AttachType); 8] = [
+    ("lb_connect4", AttachType::Connect4),
+    ("lb_connect6", AttachType::Connect6),
+    ("lb_getpeername4", AttachType::GetPeerName4),
+    ("lb_getpeername6", AttachType::GetPeerName6),
+    ("lb_recvmsg4", AttachType::RecvMsg4),
+    ("lb_recvmsg6", AttachType::RecvMsg6),
+    ("lb_sendmsg4", AttachType::SendMsg4),
+    ("lb_sendmsg6", AttachType::SendMsg6),
+];
+
+/// A program for a hook of devices, and the end of its link's name.
+pub(super) const PACKET_PROGRAMS: [(&str, AttachType, &str); 2] = [
+    ("lb_tc_ingress", AttachType::TcxIngress, "ingress"),
+    ("lb_tc_egress", AttachType::TcxEgress, "egress"),
+];
+
+/// The programs and maps of a running agent.
+pub struct Kernel {
+    pins: Pins,
+    programs: BTreeMap<&'static str, OwnedFd>,
+    clsact: Option<Ebpf>,
+    devices: Map<u32, Device>,
+}
+
+impl Kernel {
+    /// Loads the programs, takes over the maps that are pinned or makes them, and exchanges or
+    /// attaches the socket programs. Devices are attached one by one.
+    ///
+    /// # Errors
+    ///
+    /// What this kernel or this place does not allow; what ran before goes on running.
+    pub fn start(options: &KernelOptions) -> Result<Self, KernelError> {
+        let pins = Pins::prepare(&options.bpffs)?;
+        let mut ebpf = load(options, &pins)?;
+        let mut programs = BTreeMap::new();
+        let sockets = SOCKET_PROGRAMS.iter().map(|(name, _)| *name);
+        for name in sockets.chain(PACKET_PROGRAMS.iter().map(|(name, ..)| *name)) {
+            programs.insert(name, load_program(&mut ebpf, name, &pins)?);
+        }
+        let devices = Map::open(&pins.maps, maps::DEVICES)?;
+        let clsact = (options.tc_attach == TcAttach::Clsact || !has_tcx()).then_some(ebpf);
+        let kernel = Self { pins, programs, clsact, devices };
+        kernel.attach_sockets(options)?;
+        Ok(kernel)
+    }
+
+    /// The tables for Services.
+    ///
+    /// # Errors
+    ///
+    /// If a map has another shape.
+    pub fn tables(&self) -> Result<KernelTables, TableError> {
+        KernelTables::open(&self.pins.maps)
+    }
+
+    /// Makes a device known and attaches the packet programs to it, or exchanges them there.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses, as for a device that has just gone.
+    pub fn attach_device(
+        &mut self,
+        (ifindex, name): (u32, &str),
+        device: &Device,
+    ) -> Result<(), KernelError> {
+        self.devices.put(&ifindex, device)?;
+        for (program, attach_type, end) in PACKET_PROGRAMS {
+            let attached = match &mut self.clsact {
+                Some(ebpf) => clsact::attach(ebpf, program, (ifindex, name), &self.pins),
+                None => self.attach_tcx(program, ifindex, attach_type, end),
+            };
+            attached.map_err(|source| KernelError::Attach {
+                program,
+                target: format!("device {name}"),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Detaches the packet programs from a device and forgets it; one that is gone is no error.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn detach_device(&mut self, ifindex: u32) -> Result<(), KernelError> {
+        for (.., end) in PACKET_PROGRAMS {
+            remove_pin(&self.pins.links.join(format!("{ifindex}-{end}")))?;
+        }
+        clsact::detach(ifindex, &self.pins).map_err(|source| KernelError::Attach {
+            program: "lb_tc_ingress",
+            target: format!("device {ifindex}"),
+            source,
+        })?;
+        Ok(self.devices.remove(&ifindex)?)
+    }
+
+    /// Devices that are known, attached by this agent or an earlier one.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn devices(&self) -> Result<Vec<(u32, Device)>, TableError> {
+        self.devices.entries()
+    }
+
+    fn attach_tcx(
+        &self,
+        program: &'static str,
+        ifindex: u32,
+        attach_type: AttachType,
+        end: &str,
+    ) -> io::Result<()> {
+        clsact::detach(ifindex, &self.pins)?;
+        let program = self.programs[program].as_fd();
+        let path = self.pins.links.join(format!("{ifindex}-{end}"));
+        if let Ok(link) = sys::obj_get(&path) {
+            // A device with a number that another one had before has no link to exchange.
+            if sys::link_info(link.as_fd())?.ifindex == ifindex {
+                return sys::link_update(link.as_fd(), program);
+            }
+            std::fs::remove_file(&path)?;
+        }
+        sys::obj_pin(sys::link_tcx(program, ifindex, attach_type)?.as_fd(), &path)
+    }
+
+    fn attach_sockets(&self, options: &KernelOptions) -> Result<(), KernelError> {
+        if options.socket_lb == SocketLb::Off {
+            for (program, _) in SOCKET_PROGRAMS {
+                remove_pin(&self.pins.links.join(program))?;
+            }
+            return Ok(());
+        }
+        let fail = |source| KernelError::Cgroup { path: options.cgroup.clone(), source };
+        let cgroup = File::open(&options.cgroup).map_err(fail)?;
+        for (program, attach_type) in SOCKET_PROGRAMS {
+            self.attach_socket(program, attach_type, &cgroup).map_err(|source| {
+                let target = format!("cgroup {}", options.cgroup.display());
+                KernelError::Attach { program, target, source }
+            })?;
+        }
+        Ok(())
+    }
+
+    fn attach_socket(
+        &self,
+        name: &'static str,
+        attach_type: AttachType,
+        cgroup: &File,
+    ) -> io::Result<()> {
+        let program = self.programs[name].as_fd();
+        let path = self.pins.links.join(name);
+        if let Ok(link) = sys::obj_get(&path) {
+            if sys::link_info(link.as_fd())?.cgroup == cgroup.metadata()?.ino() {
+                return sys::link_update(link.as_fd(), program);
+            }
+            std::fs::remove_file(&path)?;
+        }
+        sys::obj_pin(sys::link_cgroup(program, cgroup.as_fd(), attach_type)?.as_fd(), &path)
+    }
+}
+
+/// Loads the object, with the maps of the folder where they are pinned already.
+fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelError> {
+    let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb"));
+    let netns = sys::netns_cookie().map_err(KernelError::NetnsCookie)?;
+    let mark = mark(netns);
+    let host_only = u32::from(options.socket_lb == SocketLb::Host);
+    let set_retval = u32::from(kernel_at_least((5, 18)));
+    let (first, last) = options.snat_ports;
+    let (snat_first, snat_count) = (u32::from(first), u32::from(last - first) + 1);
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global(globals::HOST_NETNS, &netns, true)
+        .override_global(globals::MARK, &mark, true)
+        .override_global(globals::SET_RETVAL, &set_retval, true)
+        .override_global(globals::SNAT_FIRST, &snat_first, true)
+        .override_global(globals::SNAT_COUNT, &snat_count, true)
+        .override_global(globals::SOCKET_HOST_ONLY, &host_only, true)
+        .map_max_entries(maps::FRONTENDS_V4, options.max_frontends)
+        .map_max_entries(maps::FRONTENDS_V6, options.max_frontends)
+        .map_max_entries(maps::BACKENDS_V4, options.max_backends)
+        .map_max_entries(maps::BACKENDS_V6, options.max_backends)
+        .map_max_entries(maps::CONNTRACK_V4, options.conntrack_max)
+        .map_max_entries(maps::CONNTRACK_V6, options.conntrack_max);
+    for name in maps::ALL {
+        loader.map_pin_path(name, pins.maps.join(name));
+    }
+    Ok(loader.load(object)?)
+}
+
+/// A mark for packets of this node, not zero, in 16 bits; nodes on one kernel have different ones.
+fn mark(netns: u64) -> u32 {
+    let mixed = netns.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
+    u32::try_from(mixed).map_or(1, |mark| mark.max(1))
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &'static str, pins: &Pins) -> Result<OwnedFd, KernelError> {
+    let fail = |source| KernelError::Program { program: name, source };
+    let program = ebpf.program_mut(name).expect("invariant: the object holds each program");
+    match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => Ok(()),
+    }
+    .map_err(fail)?;
+    let fd = program.fd().map_err(fail)?.as_fd().try_clone_to_owned();
+    let path = pins.programs.join(name);
+    remove_pin(&path)?;
+    let fd = fd.map_err(|source| KernelError::Pin { path: path.clone(), source })?;
+    sys::obj_pin(fd.as_fd(), &path).map_err(|source| KernelError::Pin { path, source })?;
+    Ok(fd)
+}
+
+fn remove_pin(path: &Path) -> Result<(), KernelError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(KernelError::Pin { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn has_tcx() -> bool {
+    kernel_at_least((6, 6))
+}
+
+/// Is the running kernel of this version or a later one?
+pub(super) fn kernel_at_least(wanted: (u32, u32)) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= wanted,
+        _ => false,
+    }
+}

@@ -1,0 +1,315 @@
+//! [`Tables`] on the pinned maps.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
+    path::Path,
+    sync::Arc,
+};
+
+use lb_common::abi::{
+    Abi, Address, Backend, BePort, CHUNKS_PER_ARRAY, Chunk, Frontend, FrontendKey, Ipv4, Ipv6,
+    L4Proto, MAX_CHUNK_ARRAYS, Region, SLOTS_PER_CHUNK, maps,
+};
+
+use super::{
+    BackendEntry, BackendId, FrontendAddress, FrontendEntry, PerformError, ServiceId, Snapshot,
+    Step, TableError, Tables, map::Map, sys,
+};
+use crate::model::{Family, Protocol};
+
+/// The maps of one family.
+struct FamilyMaps<A> {
+    frontends: Map<FrontendKey<A>, Frontend>,
+    backends: Map<u32, Backend<A>>,
+}
+
+impl<A: Address + Into<IpAddr>> FamilyMaps<A> {
+    fn put_frontends(
+        &self,
+        entries: &[(FrontendKey<A>, Frontend)],
+    ) -> Result<(), (usize, TableError)> {
+        self.frontends.put_all(entries)
+    }
+
+    fn read_frontends(&self, snapshot: &mut Snapshot) -> Result<(), TableError> {
+        for (key, frontend) in self.frontends.entries()? {
+            let Some(protocol) = protocol(key.protocol) else { continue };
+            let (ip, port) = (key.address.into(), key.port.get());
+            let address = FrontendAddress { ip, port, protocol };
+            snapshot.frontends.insert(address, from_frontend(&frontend));
+        }
+        Ok(())
+    }
+
+    fn read_backends(&self, snapshot: &mut Snapshot, family: Family) -> Result<(), TableError> {
+        let live = self.backends.entries()?.into_iter().filter(|(_, b)| b.generation != 0);
+        for (index, backend) in live {
+            let entry = BackendEntry {
+                address: SocketAddr::new(backend.address.into(), backend.port.get()),
+                flags: backend.flags,
+                generation: backend.generation,
+                service: ServiceId(backend.service),
+            };
+            snapshot.backends.insert(BackendId { family, index }, entry);
+        }
+        Ok(())
+    }
+}
+
+/// The kernel's tables for Services, in pinned maps.
+pub struct KernelTables {
+    v4: FamilyMaps<Ipv4>,
+    v6: FamilyMaps<Ipv6>,
+    slots: Slots,
+}
+
+impl KernelTables {
+    /// Opens the maps in a folder of pins.
+    ///
+    /// # Errors
+    ///
+    /// If one is not there or has another shape.
+    pub fn open(folder: &Path) -> Result<Self, TableError> {
+        Ok(Self {
+            v4: FamilyMaps {
+                frontends: Map::open(folder, maps::FRONTENDS_V4)?,
+                backends: Map::open(folder, maps::BACKENDS_V4)?,
+            },
+            v6: FamilyMaps {
+                frontends: Map::open(folder, maps::FRONTENDS_V6)?,
+                backends: Map::open(folder, maps::BACKENDS_V6)?,
+            },
+            slots: Slots::open(folder)?,
+        })
+    }
+
+    /// Performs a run of steps of one kind; how many of them were done if one fails.
+    fn perform_run(&mut self, run: &[Step]) -> Result<(), (usize, TableError)> {
+        match &run[0] {
+            Step::PutBackend(..) => self.put_backends(run),
+            Step::PutFrontend(..) => self.put_frontends(run),
+            Step::Settle => {
+                sys::settle();
+                Ok(())
+            }
+            Step::PutRegion(..) | Step::RemoveFrontend(_) | Step::RemoveBackend(_) => {
+                for (done, step) in run.iter().enumerate() {
+                    self.perform_one(step).map_err(|error| (done, error))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn perform_one(&mut self, step: &Step) -> Result<(), TableError> {
+        match step {
+            Step::PutRegion(region, slots) => self.slots.put(*region, slots),
+            Step::RemoveFrontend(address) => match address.ip {
+                IpAddr::V4(ip) => self.v4.frontends.remove(&frontend_key(Ipv4::from(ip), address)),
+                IpAddr::V6(ip) => self.v6.frontends.remove(&frontend_key(Ipv6::from(ip), address)),
+            },
+            Step::RemoveBackend(id) => match id.family {
+                Family::V4 => self.v4.backends.put(&id.index, &Backend::zeroed()),
+                Family::V6 => self.v6.backends.put(&id.index, &Backend::zeroed()),
+            },
+            _ => Ok(()),
+        }
+    }
+
+    fn put_backends(&self, run: &[Step]) -> Result<(), (usize, TableError)> {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for step in run {
+            let Step::PutBackend(id, entry) = step else { continue };
+            match entry.address.ip() {
+                IpAddr::V4(ip) => v4.push((id.index, backend(Ipv4::from(ip), entry))),
+                IpAddr::V6(ip) => v6.push((id.index, backend(Ipv6::from(ip), entry))),
+            }
+        }
+        // Families may be mixed in a run: after a failure none of it counts as done. Writing an
+        // entry twice does no harm.
+        self.v4.backends.put_all(&v4).map_err(|(_, error)| (0, error))?;
+        self.v6.backends.put_all(&v6).map_err(|(_, error)| (0, error))
+    }
+
+    fn put_frontends(&self, run: &[Step]) -> Result<(), (usize, TableError)> {
+        let (mut v4, mut v6) = (Vec::new(), Vec::new());
+        for step in run {
+            let Step::PutFrontend(address, entry) = step else { continue };
+            let value = to_frontend(entry);
+            match address.ip {
+                IpAddr::V4(ip) => v4.push((frontend_key(Ipv4::from(ip), address), value)),
+                IpAddr::V6(ip) => v6.push((frontend_key(Ipv6::from(ip), address), value)),
+            }
+        }
+        self.v4.put_frontends(&v4)?;
+        self.v6.put_frontends(&v6).map_err(|(done, error)| (v4.len() + done, error))
+    }
+}
+
+impl Tables for KernelTables {
+    fn perform(&mut self, steps: &[Step]) -> Result<(), PerformError> {
+        let mut done = 0;
+        for run in steps.chunk_by(is_same_run) {
+            self.perform_run(run)
+                .map_err(|(in_run, source)| PerformError { done: done + in_run, source })?;
+            done += run.len();
+        }
+        Ok(())
+    }
+
+    fn snapshot(&mut self) -> Result<Snapshot, TableError> {
+        let mut snapshot = Snapshot::default();
+        self.v4.read_frontends(&mut snapshot)?;
+        self.v6.read_frontends(&mut snapshot)?;
+        self.v4.read_backends(&mut snapshot, Family::V4)?;
+        self.v6.read_backends(&mut snapshot, Family::V6)?;
+        let named = snapshot.frontends.values().flat_map(|entry| [entry.internal, entry.external]);
+        for region in named.filter(|region| region.length > 0) {
+            if !snapshot.regions.contains_key(&region.first_chunk) {
+                let slots = self.slots.get(region)?;
+                snapshot.regions.insert(region.first_chunk, (region, slots));
+            }
+        }
+        Ok(snapshot)
+    }
+
+    fn backend_capacity(&self, family: Family) -> u32 {
+        match family {
+            Family::V4 => self.v4.backends.capacity(),
+            Family::V6 => self.v6.backends.capacity(),
+        }
+    }
+}
+
+/// Can two neighbouring steps be written by one system call? Frontends of one family only, so that
+/// a failure says which of them was refused.
+fn is_same_run(a: &Step, b: &Step) -> bool {
+    match (a, b) {
+        (Step::PutFrontend(a, _), Step::PutFrontend(b, _)) => a.ip.is_ipv4() == b.ip.is_ipv4(),
+        _ => std::mem::discriminant(a) == std::mem::discriminant(b),
+    }
+}
+
+/// The Maglev tables: an array of arrays of chunks, the inner ones made when first needed.
+struct Slots {
+    outer: Map<u32, u32>,
+    inner: BTreeMap<u32, Map<u32, Chunk>>,
+}
+
+impl Slots {
+    fn open(folder: &Path) -> Result<Self, TableError> {
+        Ok(Self { outer: Map::open(folder, maps::SLOTS)?, inner: BTreeMap::new() })
+    }
+
+    fn put(&mut self, region: Region, slots: &[u32]) -> Result<(), TableError> {
+        let first = region.first_chunk % CHUNKS_PER_ARRAY;
+        let chunks: Vec<(u32, Chunk)> = (first..)
+            .zip(slots.chunks(SLOTS_PER_CHUNK as usize))
+            .map(|(index, slots)| {
+                let mut chunk = Chunk::zeroed();
+                chunk[..slots.len()].copy_from_slice(slots);
+                (index, chunk)
+            })
+            .collect();
+        self.array(region, Missing::Make)?.put_all(&chunks).map_err(|(_, error)| error)
+    }
+
+    fn get(&mut self, region: Region) -> Result<Arc<[u32]>, TableError> {
+        let first = region.first_chunk % CHUNKS_PER_ARRAY;
+        let chunks = region.length.div_ceil(SLOTS_PER_CHUNK);
+        let array = self.array(region, Missing::Fail)?;
+        let mut slots = Vec::with_capacity((chunks * SLOTS_PER_CHUNK) as usize);
+        for index in first..first + chunks {
+            slots.extend(array.get(&index)?.unwrap_or_default());
+        }
+        slots.truncate(region.length as usize);
+        Ok(slots.into())
+    }
+
+    fn array(&mut self, region: Region, missing: Missing) -> Result<&Map<u32, Chunk>, TableError> {
+        let index = region.first_chunk / CHUNKS_PER_ARRAY;
+        if !self.inner.contains_key(&index) {
+            let map = self.open_or_make(index, missing)?;
+            self.inner.insert(index, map);
+        }
+        Ok(&self.inner[&index])
+    }
+
+    fn open_or_make(&self, index: u32, missing: Missing) -> Result<Map<u32, Chunk>, TableError> {
+        let fail =
+            |operation| move |source| TableError::System { map: maps::SLOTS, operation, source };
+        if index >= MAX_CHUNK_ARRAYS {
+            let capacity = MAX_CHUNK_ARRAYS * CHUNKS_PER_ARRAY;
+            return Err(TableError::Full { map: maps::SLOTS, capacity, flag: "max-backends" });
+        }
+        if let Some(id) = self.outer.get(&index)? {
+            return Map::from_fd(sys::map_by_id(id).map_err(fail("open"))?, maps::SLOTS);
+        }
+        if missing == Missing::Fail {
+            return Err(fail("lookup")(std::io::ErrorKind::NotFound.into()));
+        }
+        let fd = sys::create_array("SLOTS.inner", size_of::<Chunk>() as u32, CHUNKS_PER_ARRAY)
+            .map_err(fail("create"))?;
+        let value = std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd()).cast_unsigned();
+        self.outer.put(&index, &value)?;
+        Map::from_fd(fd, maps::SLOTS)
+    }
+}
+
+/// What to do where an inner array is not there.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Missing {
+    Fail,
+    Make,
+}
+
+fn frontend_key<A: Address>(ip: A, address: &FrontendAddress) -> FrontendKey<A> {
+    FrontendKey::new(ip, BePort::new(address.port), proto(address.protocol))
+}
+
+fn backend<A>(ip: A, entry: &BackendEntry) -> Backend<A> {
+    Backend {
+        address: ip,
+        port: BePort::new(entry.address.port()),
+        flags: entry.flags,
+        generation: entry.generation,
+        service: entry.service.0,
+    }
+}
+
+fn to_frontend(entry: &FrontendEntry) -> Frontend {
+    Frontend {
+        service: entry.service.0,
+        flags: entry.flags,
+        kind: entry.kind,
+        affinity_timeout: entry.affinity_timeout,
+        internal: entry.internal,
+        external: entry.external,
+    }
+}
+
+fn from_frontend(frontend: &Frontend) -> FrontendEntry {
+    FrontendEntry {
+        service: ServiceId(frontend.service),
+        kind: frontend.kind,
+        flags: frontend.flags,
+        affinity_timeout: frontend.affinity_timeout,
+        internal: frontend.internal,
+        external: frontend.external,
+    }
+}
+
+/// The number of a protocol.
+const fn proto(protocol: Protocol) -> L4Proto {
+    match protocol {
+        Protocol::Sctp => L4Proto::SCTP,
+        Protocol::Tcp => L4Proto::TCP,
+        Protocol::Udp => L4Proto::UDP,
+    }
+}
+
+fn protocol(number: L4Proto) -> Option<Protocol> {
+    [Protocol::Sctp, Protocol::Tcp, Protocol::Udp].into_iter().find(|p| proto(*p) == number)
+}
