@@ -1,7 +1,7 @@
 //! The address plan of every topology: which network, node, pod and client has which addresses.
 //!
 //! Each place has an IPv4 address and an IPv6 twin that reads the same: 10.248.1.21 and
-//! fd00:248:1::21.
+//! `fd00:248:1::21`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -75,16 +75,7 @@ impl DualStack {
     pub fn of_pod(number: u8, host: u8) -> Self {
         Self {
             v4: Ipv4Addr::new(10, 248, number, host),
-            v6: Ipv6Addr::new(
-                0xfd00,
-                0x248,
-                reads_like(number),
-                0,
-                0,
-                0,
-                0,
-                if host == 0 { 0 } else { reads_like(host) },
-            ),
+            v6: Ipv6Addr::new(0xfd00, 0x248, reads_like(number), 0, 0, 0, 0, reads_like(host)),
         }
     }
 
@@ -114,7 +105,7 @@ pub fn pod_networks(number: u8) -> [String; 2] {
 /// The group of an IPv6 address whose hexadecimal digits are the decimal digits of `number`.
 fn reads_like(number: u8) -> u16 {
     let number = u16::from(number);
-    (number / 100) << 8 | (number / 10 % 10) << 4 | number % 10
+    ((number / 100) << 8) | ((number / 10 % 10) << 4) | (number % 10)
 }
 
 #[cfg(test)]

@@ -74,10 +74,10 @@ pub(crate) fn connect(topology: &Topology) -> Result<()> {
         topology.nodes().iter().flat_map(wiring::routes_to_pods).collect(),
     ));
     for node in topology.nodes() {
-        work.push((node, node_end(topology, node)));
-    }
-    for pod in topology.pods() {
-        work.push((pod, wiring::pod_end(pod, topology.node(pod.node()))));
+        let pods: Vec<_> = topology.pods().iter().filter(|pod| pod.node() == node.name()).collect();
+        work.push((node, node_end(topology, node, &pods)));
+        let ends = pods.iter().map(|pod| (&pod.host, wiring::pod_end(pod, node, &pods)));
+        work.extend(ends);
     }
     for client in topology.clients() {
         work.push((client, wiring::endpoint(client.addresses(), OUTSIDE)));
@@ -98,11 +98,10 @@ fn cables(topology: &Topology) -> Vec<String> {
     lines
 }
 
-fn node_end(topology: &Topology, node: &Node) -> Vec<String> {
+fn node_end(topology: &Topology, node: &Node, pods: &[&Pod]) -> Vec<String> {
     let mut lines = wiring::endpoint(node.addresses(), FABRIC);
     let others = topology.nodes().iter().filter(|other| other.number() != node.number());
     lines.extend(others.flat_map(wiring::routes_to_pods));
-    let pods = topology.pods().iter().filter(|pod| pod.node() == node.name());
     lines.extend(wiring::node_ports(node, pods));
     lines
 }

@@ -75,7 +75,7 @@ impl PodSpec {
         Self { wiring: Wiring::Bridged, ..Self::routed(name, node) }
     }
 
-    /// Chooses the last part of the address: 21 gives 10.248.N.21 and fd00:248:N::21 on node N.
+    /// Chooses the last part of the address: 21 gives 10.248.N.21 and `fd00:248:N::21` on node N.
     #[must_use]
     pub fn at(mut self, host: u8) -> Self {
         self.host = Some(host);

@@ -117,7 +117,7 @@ pub fn root() -> Result<PathBuf> {
 }
 
 /// The folder and all folders below it, parents before children.
-fn folders_below(path: &Path) -> Vec<PathBuf> {
+pub(crate) fn folders_below(path: &Path) -> Vec<PathBuf> {
     let mut found = vec![path.to_owned()];
     let mut next = 0;
     while let Some(folder) = found.get(next) {

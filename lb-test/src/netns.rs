@@ -190,6 +190,6 @@ fn bind(source: &str, target: &Path) -> Result<()> {
 }
 
 fn numbered(lines: &[String]) -> String {
-    let numbered = lines.iter().enumerate();
-    numbered.map(|(index, line)| format!("{:4}  {line}\n", index + 1)).collect()
+    let numbered = lines.iter().zip(1..).map(|(line, number)| format!("{number:4}  {line}"));
+    numbered.collect::<Vec<_>>().join("\n")
 }

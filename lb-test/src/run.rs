@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -15,7 +16,7 @@ use anyhow::{Context, Result};
 use nix::mount::{MntFlags, umount2};
 
 use crate::cgroup::{self, Cgroup};
-use crate::netns;
+use crate::netns::{self, Netns};
 
 const DIRECTORY: &str = "/run/lb-test";
 /// The file in a run's folder that saves it from being removed as a leftover.
@@ -70,6 +71,17 @@ pub fn kept() -> Vec<String> {
     names.retain(|name| directory(name).join(KEEP).exists());
     names.sort();
     names
+}
+
+/// Lets `command` start as a program of `host` in a run of this or another process.
+///
+/// # Errors
+/// When the run has no such host.
+pub fn join(run: &str, host: &str, command: &mut Command) -> Result<()> {
+    Netns::named(&netns_of(run, host)).join(command)?;
+    let folders = cgroup::folders_below(&cgroup::root()?.join(run));
+    let folder = folders.into_iter().find(|folder| folder.ends_with(host));
+    Cgroup::at(folder.with_context(|| format!("no cgroup of {host} in run {run}"))?).join(command)
 }
 
 /// Removes everything of one run: processes first, then mounts, namespaces, cgroups and files.

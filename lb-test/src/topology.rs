@@ -232,6 +232,13 @@ impl Topology {
         Ok(file)
     }
 
+    /// Describes every node, the ends of all logs and the captured packets; ends the captures.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut captures = self.captures.lock().unwrap_or_else(PoisonError::into_inner);
+        world::describe(self, std::mem::take(&mut *captures))
+    }
+
     /// Leaves everything in place and returns the run's name for [`crate::run::remove`].
     ///
     /// # Errors
@@ -247,9 +254,7 @@ impl Topology {
 impl Drop for Topology {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let captures = self.captures.get_mut().unwrap_or_else(PoisonError::into_inner);
-            let captures = std::mem::take(captures);
-            eprintln!("{}", world::describe(self, captures));
+            eprintln!("{}", self.describe());
         }
     }
 }

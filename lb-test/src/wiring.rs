@@ -84,32 +84,46 @@ pub(crate) fn endpoint(addresses: DualStack, gateway: DualStack) -> Vec<String> 
 }
 
 /// The node's ends of its pods' cables, run in the node.
-pub(crate) fn node_ports<'a>(node: &Node, pods: impl Iterator<Item = &'a Pod>) -> Vec<String> {
+pub(crate) fn node_ports(node: &Node, pods: &[&Pod]) -> Vec<String> {
+    let (bridged, routed): (Vec<&Pod>, Vec<&Pod>) =
+        pods.iter().partition(|pod| pod.wiring() == Wiring::Bridged);
     let mut lines = Vec::new();
-    let mut bridged = false;
-    for pod in pods {
-        let device = pod.device();
-        if pod.wiring() == Wiring::Routed {
-            let DualStack { v4, v6 } = pod.addresses();
-            lines.push(format!("link set {device} up"));
-            lines.push(format!("route add {v4}/32 dev {device}"));
-            lines.push(format!("route add {v6}/128 dev {device}"));
-            continue;
-        }
-        if !bridged {
-            lines.extend(bridge(POD_BRIDGE, bridge_gateway(node.number())));
-            bridged = true;
-        }
-        lines.push(format!("link set {device} master {POD_BRIDGE} up"));
+    for pod in routed {
+        let (device, DualStack { v4, v6 }) = (pod.device(), pod.addresses());
+        lines.push(format!("link set {device} up"));
+        lines.push(format!("route add {v4}/32 dev {device}"));
+        lines.push(format!("route add {v6}/128 dev {device}"));
+    }
+    if !bridged.is_empty() {
+        lines.extend(bridge(POD_BRIDGE, bridge_gateway(node.number())));
+    }
+    let ports = bridged.iter().map(|pod| pod.device());
+    lines.extend(ports.map(|device| format!("link set {device} master {POD_BRIDGE} up")));
+    lines
+}
+
+/// A pod's own end: its address and its routes, run in the pod.
+pub(crate) fn pod_end(pod: &Pod, node: &Node, neighbours: &[&Pod]) -> Vec<String> {
+    match pod.wiring() {
+        Wiring::Bridged => bridged_end(pod, node, neighbours),
+        Wiring::Routed => routed_end(pod),
+    }
+}
+
+/// A bridged pod takes its node's whole pod network for its own link, so it needs to be told which
+/// neighbours are behind the node.
+fn bridged_end(pod: &Pod, node: &Node, neighbours: &[&Pod]) -> Vec<String> {
+    let gateway = bridge_gateway(node.number());
+    let mut lines = endpoint(pod.addresses(), gateway);
+    for neighbour in neighbours.iter().filter(|pod| pod.wiring() == Wiring::Routed) {
+        let DualStack { v4, v6 } = neighbour.addresses();
+        lines.push(format!("route add {v4}/32 via {}", gateway.v4));
+        lines.push(format!("route add {v6}/128 via {}", gateway.v6));
     }
     lines
 }
 
-/// A pod's own end: its address and its default route, run in the pod.
-pub(crate) fn pod_end(pod: &Pod, node: &Node) -> Vec<String> {
-    if pod.wiring() == Wiring::Bridged {
-        return endpoint(pod.addresses(), bridge_gateway(node.number()));
-    }
+fn routed_end(pod: &Pod) -> Vec<String> {
     let DualStack { v4, v6 } = pod.addresses();
     vec![
         "link set lo up".to_owned(),

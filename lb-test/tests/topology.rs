@@ -1,12 +1,21 @@
 //! The library itself: everything in a topology reaches what it should, and nothing of it stays.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use lb_test::address::DualStack;
 use lb_test::programs::{self, curl, dig, dnsmasq, nginx, probe, udp_echo};
-use lb_test::{Family, Host, NodeSpec, PodSpec, Topology, cgroup, require_topology, run};
+use lb_test::{
+    Family, Host, NodeSpec, PodSpec, Topology, cgroup, eventually, require, require_topology, run,
+};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 
 /// Two nodes with a routed pod each and a client.
 fn two_nodes() -> Topology {
@@ -54,7 +63,7 @@ fn everyone_reaches_a_bridged_pod() {
 }
 
 #[test]
-fn strict_rp_filter_does_not_break_plain_traffic() {
+fn routed_and_bridged_pods_share_a_node_with_strict_rp_filter() {
     require_topology!();
     let builder = Topology::builder().node(NodeSpec::new("node1").strict_rp_filter());
     let builder = builder.pod(PodSpec::routed("a", "node1")).pod(PodSpec::bridged("b", "node1"));
@@ -63,6 +72,7 @@ fn strict_rp_filter_does_not_break_plain_traffic() {
     let read = || fs::read_to_string("/proc/sys/net/ipv4/conf/veth-a/rp_filter").unwrap();
     assert_eq!(node.enter(read).unwrap(), "1\n");
     assert_answers(&[topology.client("client"), node, topology.pod("b")], topology.pod("a"));
+    assert_answers(&[topology.client("client"), node, topology.pod("a")], topology.pod("b"));
 }
 
 #[test]
@@ -200,9 +210,15 @@ fn remains(run: &str, pids: &[u32]) -> Vec<String> {
     remains.extend(mounts.lines().filter(is_ours).map(str::to_owned));
     let folders = [cgroup::root().unwrap().join(run), run::directory(run)];
     remains.extend(folders.iter().filter(|path| path.exists()).map(|p| p.display().to_string()));
-    let alive = |pid: &&u32| fs::exists(format!("/proc/{pid}")).unwrap();
-    remains.extend(pids.iter().filter(alive).map(|pid| format!("process {pid}")));
+    remains.extend(pids.iter().filter(|pid| lives(**pid)).map(|pid| format!("process {pid}")));
     remains
+}
+
+/// Whether a process runs, or has ended and waits for this one to be told.
+fn lives(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let Some((_, state)) = stat.rsplit_once(") ") else { return false };
+    !state.starts_with('Z') || state.starts_with(&format!("Z {} ", std::process::id()))
 }
 
 #[test]
@@ -216,9 +232,8 @@ fn nothing_stays_after_a_panic() {
         let server = nginx(topology.pod("web-1"), &[80]).unwrap();
         topology.capture(topology.node("node1"), "eth0").unwrap();
         // A grandchild that no guard knows of.
-        let script = "setsid sleep 1000 & echo $!";
-        let sleeper = topology.node("node1").run("sh", &["-c", &format!("{script} >&2; exec >&-")]);
-        sleeper.unwrap();
+        let script = "setsid sleep 1000 >/dev/null 2>&1 &";
+        topology.node("node1").run("sh", &["-c", script]).unwrap();
         pids.push(server.pid());
         pids.extend(topology.node("node1").cgroup().pids().iter().map(|pid| pid.cast_unsigned()));
         assert!(pids.len() >= 3, "nginx, tcpdump and sleep run: {pids:?}");
@@ -235,7 +250,9 @@ fn parallel_topologies_do_not_meet() {
     require_topology!();
     std::thread::scope(|scope| {
         let threads: Vec<_> = ["x", "y", "z"].map(|body| scope.spawn(move || talk(body))).into();
-        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        for thread in threads {
+            thread.join().unwrap();
+        }
     });
 }
 
@@ -260,8 +277,117 @@ fn a_topology_is_built_and_removed_quickly() {
     let topology = builder.client("client").build().unwrap();
     let built = start.elapsed();
     drop(topology);
-    let removed = start.elapsed() - built;
+    let removed = start.elapsed().saturating_sub(built);
     eprintln!("built in {built:?}, removed in {removed:?}");
     // Far above what it takes alone, because tests run beside it.
     assert!(built < Duration::from_secs(3), "built in {built:?}");
+}
+
+#[test]
+fn a_topology_that_can_not_be_built_leaves_nothing() {
+    require_topology!();
+    // Refused late, by the kernel, when all namespaces are there.
+    let builder = Topology::builder().node(NodeSpec::new("node1")).client("br0");
+    let error = format!("{:#}", builder.build().unwrap_err());
+    let run = error.split("ip -batch in lb").nth(1).and_then(|rest| rest.split("-fabric").next());
+    assert_eq!(remains(run.expect(&error), &[]), [""; 0]);
+}
+
+#[test]
+fn the_world_shows_nodes_logs_and_packets() {
+    require_topology!();
+    let topology = two_nodes();
+    let (node, server) = (topology.node("node1"), topology.pod("web-1"));
+    let file = topology.capture(node, "veth-web-1").unwrap();
+    let shell = ["-c", "echo words of a log"];
+    node.start("chatter", "sh", &shell).unwrap().wait(Duration::from_secs(5)).unwrap();
+    assert_answers(&[topology.client("client")], server);
+    eventually(Duration::from_secs(5), "packet in the capture", || {
+        let packets = node.run("tcpdump", &["-nn", "-r", &file.to_string_lossy()])?;
+        ensure!(packets.contains("172.21.0.2."), "{packets}");
+        Ok(())
+    });
+    let world = topology.describe();
+    for expected in [
+        "node1: ip -br addr",
+        "172.20.0.12/24",
+        "10.248.1.21 dev veth-web-1",
+        "node1: chatter.log\nwords of a log",
+        "packets at node1 veth-web-1",
+        "10.248.1.21.80: Flags [S]",
+    ] {
+        assert!(world.contains(expected), "no {expected:?} in {world}");
+    }
+}
+
+#[test]
+fn a_kept_topology_can_be_entered_and_removed_later() {
+    require_topology!();
+    let topology = two_nodes();
+    let server = nginx(topology.pod("web-1"), &[80]).unwrap();
+    let (pid, url) = (server.pid(), format!("http://{}/", topology.pod("web-1").ip(Family::V4)));
+    server.keep();
+    let name = topology.keep().unwrap();
+    assert!(run::kept().contains(&name));
+    let mut command = Command::new("curl");
+    run::join(&name, "web-2", command.args(["-sS", &url])).unwrap();
+    assert_eq!(command.output().unwrap().stdout, b"web-1\n");
+    run::remove(&name).unwrap();
+    waitpid(Pid::from_raw(pid.cast_signed()), None).unwrap();
+    assert_eq!(remains(&name, &[pid]), [""; 0]);
+    assert!(!run::kept().contains(&name));
+}
+
+/// A command that runs one test of this file in a process of its own.
+fn test(name: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", name, "--nocapture"]);
+    command
+}
+
+/// Builds a topology, says so, and stays until it is killed.
+fn build_and_stay() -> ! {
+    let topology = two_nodes();
+    let server = nginx(topology.pod("web-1"), &[80]).unwrap();
+    println!("\nrun {} {}", topology.run_name(), server.pid());
+    loop {
+        std::thread::park();
+    }
+}
+
+#[test]
+fn the_next_run_removes_what_a_killed_one_left() {
+    require_topology!();
+    if std::env::var_os("BUILD_AND_STAY").is_some() {
+        build_and_stay();
+    }
+    let mut first = test("the_next_run_removes_what_a_killed_one_left");
+    let mut child = first.env("BUILD_AND_STAY", "1").stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let line = lines.find(|line| line.starts_with("run ")).unwrap();
+    let (run, pid) = line["run ".len()..].split_once(' ').unwrap();
+    let pids = [pid.parse().unwrap()];
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(lives(pids[0]), "nginx outlives the killed run");
+    let next = test("each_node_has_a_bpffs_that_its_processes_see").output().unwrap();
+    assert!(next.status.success(), "{next:?}");
+    assert_eq!(remains(run, &pids), [""; 0]);
+}
+
+#[test]
+fn a_test_that_can_not_run_is_written_down_with_its_reason() {
+    if std::env::var_os("SKIP_THIS").is_some() {
+        require!(true, "not a reason");
+        require!(false, "needs another machine");
+        panic!("a skipped test goes no further");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("skips");
+    let name = "a_test_that_can_not_run_is_written_down_with_its_reason";
+    let mut skipped = test(name);
+    skipped.env("SKIP_THIS", "1").env("LB_TEST_SKIPS", &file);
+    assert!(skipped.output().unwrap().status.success());
+    let skips = fs::read_to_string(file).unwrap();
+    assert_eq!(skips, format!("SKIP {name}: needs another machine\n"));
 }
