@@ -391,3 +391,20 @@ fn a_test_that_can_not_run_is_written_down_with_its_reason() {
     let skips = fs::read_to_string(file).unwrap();
     assert_eq!(skips, format!("SKIP {name}: needs another machine\n"));
 }
+
+#[test]
+fn a_failing_test_prints_the_world_and_a_passing_one_does_not() {
+    require_topology!();
+    let name = "a_failing_test_prints_the_world_and_a_passing_one_does_not";
+    if let Some(outcome) = std::env::var_os("OUTCOME") {
+        let _topology = two_nodes();
+        assert_eq!(outcome, "pass", "as asked for");
+        return;
+    }
+    for (outcome, printed) in [("pass", false), ("fail", true)] {
+        let output = test(name).env("OUTCOME", outcome).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), !printed, "{stderr}");
+        assert_eq!(stderr.contains("the world of run"), printed, "{stderr}");
+    }
+}
