@@ -320,6 +320,15 @@ fn the_world_shows_nodes_logs_and_packets() {
     }
 }
 
+/// Removes a kept run, though the test may fail before it does.
+struct Kept(String);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        run::remove(&self.0).unwrap();
+    }
+}
+
 #[test]
 fn a_kept_topology_can_be_entered_and_removed_later() {
     require_topology!();
@@ -328,11 +337,12 @@ fn a_kept_topology_can_be_entered_and_removed_later() {
     let (pid, url) = (server.pid(), format!("http://{}/", topology.pod("web-1").ip(Family::V4)));
     server.keep();
     let name = topology.keep().unwrap();
+    let kept = Kept(name.clone());
     assert!(run::kept().contains(&name));
     let mut command = Command::new("curl");
     run::join(&name, "web-2", command.args(["-sS", &url])).unwrap();
     assert_eq!(command.output().unwrap().stdout, b"web-1\n");
-    run::remove(&name).unwrap();
+    drop(kept);
     waitpid(Pid::from_raw(pid.cast_signed()), None).unwrap();
     assert_eq!(remains(&name, &[pid]), [""; 0]);
     assert!(!run::kept().contains(&name));
