@@ -1,0 +1,80 @@
+//! What became of all the tests of a run, and the summary of it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+/// Counts of everything that ran so far.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    /// Tests that ran to their end and hold.
+    pub(crate) passed: usize,
+    /// Names of tests and steps that do not.
+    pub(crate) failed: Vec<String>,
+    /// Tests that did not run, with the reason.
+    pub(crate) skipped: BTreeMap<String, String>,
+}
+
+impl Tally {
+    /// Counts skips that tests wrote down, one `SKIP name: reason` a line.
+    ///
+    /// Such a test has returned like one that passed, and was counted so.
+    pub(crate) fn add_skips(&mut self, file: &Path) -> Result<()> {
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("read the skips in {}", file.display()))?;
+        self.move_to_skipped(&text);
+        Ok(())
+    }
+
+    fn move_to_skipped(&mut self, text: &str) {
+        for line in text.lines().filter_map(|line| line.strip_prefix("SKIP ")) {
+            let (name, reason) = line.split_once(": ").unwrap_or((line, "no reason given"));
+            if self.failed.iter().any(|failed| failed == name) {
+                continue;
+            }
+            if self.skipped.insert(name.to_owned(), reason.to_owned()).is_none() {
+                self.passed = self.passed.saturating_sub(1);
+            }
+        }
+    }
+}
+
+impl fmt::Display for Tally {
+    /// Writes each skip and failure, then the summary as the last line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, reason) in &self.skipped {
+            writeln!(f, "skipped: {name}: {reason}")?;
+        }
+        for name in &self.failed {
+            writeln!(f, "failed: {name}")?;
+        }
+        let (failed, skipped) = (self.failed.len(), self.skipped.len());
+        write!(f, "{} passed, {failed} failed, {skipped} skipped", self.passed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_skipped_test_is_not_a_passed_one() {
+        let mut tally = Tally { passed: 3, ..Tally::default() };
+        tally.move_to_skipped("SKIP kube::watch: no API server: go is missing\n");
+        tally.move_to_skipped("SKIP kube::watch: said twice\nSKIP lone\n");
+        assert_eq!(
+            tally.to_string(),
+            "skipped: kube::watch: said twice\nskipped: lone: no reason given\n\
+             1 passed, 0 failed, 2 skipped"
+        );
+    }
+
+    #[test]
+    fn a_test_that_failed_after_its_skip_stays_failed() {
+        let mut tally = Tally { passed: 1, failed: vec!["a".into()], ..Tally::default() };
+        tally.move_to_skipped("SKIP a: half of it\n");
+        assert_eq!(tally.to_string(), "failed: a\n1 passed, 1 failed, 0 skipped");
+    }
+}
