@@ -3,6 +3,8 @@
 //! Any number of documents, `kind: List` too. A syntax error costs the file, named with line and
 //! column; an object that does not fit its kind costs only itself.
 
+use std::{ffi::OsStr, path::Path};
+
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -19,8 +21,10 @@ use crate::{
 
 /// Parses a file; the name's ending tells JSON from YAML.
 pub(super) fn parse(path: &str, text: &str) -> Result<ParsedFile, Problem> {
-    let is_json = path.ends_with(".json");
-    let documents = if is_json { json(text) } else { yaml(text) };
+    let documents = match Path::new(path).extension().and_then(OsStr::to_str) {
+        Some("json") => json(text),
+        _ => yaml(text),
+    };
     let documents = documents.map_err(|message| file_problem(path, message))?;
     let mut file = ParsedFile::default();
     for document in documents {
@@ -78,7 +82,9 @@ fn add(file: &mut ParsedFile, path: &str, document: Value) {
     let kind = fields.get("kind").and_then(Value::as_str).unwrap_or_default().to_owned();
     if kind == "List" {
         if let Some(Value::Array(items)) = fields.remove("items") {
-            items.into_iter().for_each(|item| add(file, path, item));
+            for item in items {
+                add(file, path, item);
+            }
         }
         return;
     }

@@ -22,7 +22,7 @@ use tokio::{
 const QUIET: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
 /// How long after a write a file that its writer has not closed is left alone.
-const HELD: Duration = Duration::from_secs(1);
+const HELD: Duration = Duration::from_secs(2);
 
 /// A watch over one folder.
 pub(super) struct FolderWatch {
