@@ -1,5 +1,7 @@
 //! A folder of manifests on a real file system: what is read, what is seen to change, what holds.
 
+#![allow(clippy::unwrap_used, reason = "a step that fails is a test that fails")]
+
 mod source_listener;
 
 use std::{

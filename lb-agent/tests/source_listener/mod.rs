@@ -39,11 +39,9 @@ impl Listener {
     pub(crate) async fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
         let end = tokio::time::Instant::now() + PATIENCE;
         while !holds(self) {
-            match tokio::time::timeout_at(end, self.events.recv()).await {
-                Ok(Some(event)) => self.hear(event),
-                Ok(None) => panic!("the source ended before: {what}\n{self}"),
-                Err(_) => panic!("did not come: {what}\n{self}"),
-            }
+            let heard = tokio::time::timeout_at(end, self.events.recv()).await;
+            let event = heard.unwrap_or_else(|_| panic!("did not come: {what}\n{self}"));
+            self.hear(event.unwrap_or_else(|| panic!("the source ended before: {what}\n{self}")));
         }
     }
 

@@ -1,16 +1,16 @@
 //! Lists and watches one kind, for as long as the agent runs.
 //!
-//! The list is a stream where the server has that, else pages from the server's cache. A watch
-//! that ends goes on from the last version heard of; one that the server has forgotten (410) lists
-//! again. Written on the bare client rather than on its watcher, because that one says neither
-//! when a watch stands again after a failure nor when a server ends each watch at once.
+//! The list is a stream where the server has that, else pages. A watch that ends goes on from the
+//! last version heard of; one that the server has forgotten (410) lists again. Written on the bare
+//! client rather than on its watcher, because that one says neither when a watch stands again
+//! after a failure nor when a server ends each watch at once.
 
 use std::{fmt::Debug, pin::pin, time::Duration};
 
 use futures::{Stream, TryStreamExt};
 use kube::{
     Api, Resource, ResourceExt,
-    api::{ListParams, VersionMatch, WatchEvent, WatchParams},
+    api::{ListParams, WatchEvent, WatchParams},
 };
 use serde::de::DeserializeOwned;
 use tokio::{
@@ -133,8 +133,6 @@ where
             label_selector: self.labels.clone(),
             field_selector: self.fields.clone(),
             limit: Some(PAGE),
-            resource_version: Some("0".into()),
-            version_match: Some(VersionMatch::NotOlderThan),
             ..ListParams::default()
         };
         if self.send(updates, Change::ListBegun).await.is_none() {
@@ -155,8 +153,6 @@ where
                 let listed = self.send(updates, Change::Listed).await;
                 return listed.map_or(End::Stopped, |()| End::Over(list.metadata.resource_version));
             }
-            params.resource_version = None;
-            params.version_match = None;
         }
     }
 
