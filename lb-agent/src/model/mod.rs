@@ -22,6 +22,7 @@ pub struct ObjectName {
 
 impl ObjectName {
     /// Joins a namespace and a name.
+    #[must_use]
     pub fn new(namespace: &str, name: &str) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
@@ -132,6 +133,7 @@ pub enum Family {
 
 impl Family {
     /// The family of `address`.
+    #[must_use]
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
@@ -169,7 +171,7 @@ pub struct SlicePort {
     pub port: NonZeroU16,
 }
 
-/// An EndpointSlice of a known Service: S13 has been applied already.
+/// An `EndpointSlice` of a known Service: S13 has been applied already.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct EndpointSlice {
     /// Its own name.
@@ -306,6 +308,7 @@ impl Model {
     }
 
     /// The Service of that name.
+    #[must_use]
     pub fn service(&self, name: &ObjectName) -> Option<&Service> {
         self.services.get(name)
     }
@@ -316,6 +319,7 @@ impl Model {
     }
 
     /// This node's own object, where the source has it.
+    #[must_use]
     pub fn node(&self) -> Option<&Node> {
         self.node.as_ref()
     }
@@ -365,6 +369,7 @@ impl Model {
 
 /// An address that may be a frontend's or an endpoint's at all: neither unspecified, loopback,
 /// link-local nor multicast (the API's own rule for endpoint addresses).
+#[must_use]
 pub fn is_routable(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {

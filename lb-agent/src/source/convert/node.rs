@@ -1,0 +1,46 @@
+//! Nodes.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1 as core;
+
+use super::{Converted, Faults, parse_cidr, shared};
+use crate::model::{Node, ObjectName};
+
+const ZONE: &str = "topology.kubernetes.io/zone";
+
+/// Reads a node; a prefix that makes no sense is left out.
+#[must_use]
+pub fn node(object: &core::Node) -> Converted<Node> {
+    let name: Arc<str> = object.metadata.name.as_deref().unwrap_or_default().into();
+    let mut faults = Faults::new("Node", &ObjectName::new("", &name));
+    let zone = shared(object.metadata.labels.as_ref().and_then(|labels| labels.get(ZONE)));
+    let mut pod_cidrs = Vec::new();
+    for (field, text) in pod_cidr_texts(object) {
+        match parse_cidr(text) {
+            Some(cidr) => pod_cidrs.push(cidr),
+            None => faults.add(
+                field,
+                format!("\"{text}\" is not a prefix"),
+                "write address/length, as 10.244.1.0/24",
+            ),
+        }
+    }
+    Converted { object: Some(Node { name, zone, pod_cidrs }), problems: faults.into_problems() }
+}
+
+/// `podCIDRs`, or the older `podCIDR` where that is all there is.
+fn pod_cidr_texts(object: &core::Node) -> Vec<(String, &str)> {
+    let Some(spec) = &object.spec else { return Vec::new() };
+    match spec.pod_cidrs.as_deref() {
+        None | Some([]) => {
+            let single = spec.pod_cidr.as_deref().filter(|text| !text.is_empty());
+            single.map(|text| ("spec.podCIDR".into(), text)).into_iter().collect()
+        }
+        Some(texts) => texts
+            .iter()
+            .enumerate()
+            .map(|(index, text)| (format!("spec.podCIDRs[{index}]"), text.as_str()))
+            .collect(),
+    }
+}
