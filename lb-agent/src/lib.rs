@@ -5,5 +5,6 @@
 //! netlink (links, addresses)            ─► node facts ──┘                            (maps, programs, links)
 //! ```
 
+pub mod config;
 pub mod dataplane;
 pub mod model;
