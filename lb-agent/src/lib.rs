@@ -8,3 +8,4 @@
 pub mod config;
 pub mod dataplane;
 pub mod model;
+pub mod net;
