@@ -7,5 +7,8 @@
 
 pub mod config;
 pub mod dataplane;
+pub mod instance;
 pub mod model;
+pub mod names;
 pub mod net;
+pub mod telemetry;

@@ -1,0 +1,25 @@
+//! Logs of the agent: to standard error, as text or JSON, filtered by `--log-level`.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::{EnvFilter, fmt};
+
+/// Shape of a log line.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For machines: one JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Begins to log; a second call changes nothing.
+pub fn install(filter: EnvFilter, format: LogFormat) {
+    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let _ = match format {
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text => {
+            builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init()
+        }
+    };
+}
