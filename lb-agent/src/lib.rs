@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod dataplane;
+pub mod health;
 pub mod instance;
 pub mod model;
 pub mod names;
