@@ -5,6 +5,7 @@
 //! netlink (links, addresses)            ─► node facts ──┘                            (maps, programs, links)
 //! ```
 
+pub mod check;
 pub mod config;
 pub mod dataplane;
 pub mod health;
