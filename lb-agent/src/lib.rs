@@ -5,7 +5,9 @@
 //! netlink (links, addresses)            ─► node facts ──┘                            (maps, programs, links)
 //! ```
 
+pub mod agent;
 pub mod check;
+pub mod cli;
 pub mod config;
 pub mod dataplane;
 pub mod health;

@@ -3,7 +3,7 @@
 //! A setting is taken from its flag, else from its environment variable, else from the file named
 //! by `--config`, else it has its default. Not for: reading the command line (that is `cli`).
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf};
 
 use ipnet::IpNet;
 
@@ -43,6 +43,19 @@ pub enum Source {
         /// Ports that node ports are allocated from.
         node_ports: PortRange,
     },
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cluster { master: Some(master), .. } => write!(f, "cluster at {master}"),
+            Self::Cluster { kubeconfig: Some(path), .. } => {
+                write!(f, "cluster of kubeconfig {}", path.display())
+            }
+            Self::Cluster { .. } => f.write_str("cluster of this pod's account"),
+            Self::Folder { path, .. } => write!(f, "folder {}", path.display()),
+        }
+    }
 }
 
 /// Everything that `lb-agent run` was told, checked.

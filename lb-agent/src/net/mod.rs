@@ -105,6 +105,17 @@ pub enum Usage {
     Skip(SkipReason),
 }
 
+impl Usage {
+    /// The role in a word, `none` without one.
+    pub fn role_name(self) -> &'static str {
+        match self {
+            Self::Attach(DeviceRole::UPLINK) => "uplink",
+            Self::Attach(_) => "pods",
+            Self::Skip(_) => "none",
+        }
+    }
+}
+
 /// Why a device is left alone.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum SkipReason {
