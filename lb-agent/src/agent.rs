@@ -10,6 +10,7 @@ use crate::{
     health::{self, Health, Metrics},
     instance::{DeviceStatus, Instance, Lock, Status},
     net::{self, NodeNetwork, Usage},
+    telemetry::with_progress,
 };
 
 /// What the agent starts with. It holds the lock for as long as it lives.
@@ -37,7 +38,8 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
     tracing::info!(node = settings.node_name, source = %settings.source, "starting");
     let (health, metrics) = (Health::default(), Arc::new(Metrics::default()));
     let _servers = health::serve(settings.healthz, settings.metrics, &health, &metrics);
-    let following = net::follow(settings.devices.clone()).await.context("list devices")?;
+    let following = net::follow(settings.devices.clone());
+    let following = with_progress("listing devices", following).await.context("list devices")?;
     let mut network = following.network.clone();
     loop {
         status.devices = device_status(&network.borrow_and_update());

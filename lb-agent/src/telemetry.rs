@@ -1,6 +1,6 @@
 //! Logs of the agent: to standard error, as text or JSON, filtered by `--log-level`.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, time::Duration};
 
 use tracing_subscriber::{EnvFilter, fmt};
 
@@ -22,4 +22,18 @@ pub fn install(filter: EnvFilter, format: LogFormat) {
             builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init()
         }
     };
+}
+
+/// Waits for `work`, and after each second of it says that it still goes on.
+pub async fn with_progress<T>(what: &str, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    for seconds in 1_u32.. {
+        tokio::select! {
+            result = &mut work => return result,
+            () = tokio::time::sleep(Duration::from_secs(1)) => {
+                tracing::info!(seconds, "still {what}");
+            }
+        }
+    }
+    work.await
 }
