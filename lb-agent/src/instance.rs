@@ -40,7 +40,14 @@ pub struct Holder {
 /// The lock of an instance, held until this is dropped or the process ends in any way.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough while a child between fork and exec has the file open, too.
+        let _ = fcntl(&self.file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_UNLCK)));
+    }
 }
 
 /// Why there is no lock.
@@ -118,11 +125,15 @@ impl Instance {
         let fail = |source| LockError::Io { path: path.clone(), source };
         loop {
             fs::create_dir_all(&self.folder).map_err(fail)?;
-            let mut file = open(&path).map_err(fail)?;
-            match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
+            let mut file = match open(&path) {
+                // A cleanup removed the folder meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                file => file.map_err(fail)?,
+            };
+            match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
                 Ok(_) if is_still(&path, &file) => {
                     write_holder(&mut file).map_err(fail)?;
-                    return Ok(Lock { _file: file });
+                    return Ok(Lock { file });
                 }
                 // A cleanup removed the file between opening and locking.
                 Ok(_) => {}
@@ -145,19 +156,24 @@ impl Instance {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file?,
         };
-        let mut lock = whole_file();
+        let mut lock = whole_file(libc::F_WRLCK);
         fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock))?;
         let is_free = i32::from(lock.l_type) == libc::F_UNLCK;
         Ok((!is_free).then(|| read_holder(&mut file)))
     }
 
-    /// Removes the folder; says whether there was one. The caller holds the lock.
+    /// Removes the folder, and the one of all instances if this was the last.
     ///
     /// # Errors
     ///
     /// A file that can't be removed.
     pub fn remove(&self, _lock: Lock) -> io::Result<()> {
-        fs::remove_dir_all(&self.folder)
+        fs::remove_dir_all(&self.folder)?;
+        if let Some(run) = self.folder.parent() {
+            // Fails while another instance has its folder there, as it should.
+            let _ = fs::remove_dir(run);
+        }
+        Ok(())
     }
 }
 
@@ -185,11 +201,11 @@ fn is_still(path: &Path, file: &File) -> bool {
     }
 }
 
-/// A write lock on the open file description: it ends with the process, and can be asked for.
-fn whole_file() -> libc::flock {
-    #[allow(clippy::cast_possible_truncation, reason = "both constants are below 4")]
+/// A lock of the open file description: it ends with the process, and can be asked for.
+fn whole_file(kind: i32) -> libc::flock {
+    #[allow(clippy::cast_possible_truncation, reason = "all constants are below 4")]
     libc::flock {
-        l_type: libc::F_WRLCK as i16,
+        l_type: kind as i16,
         l_whence: libc::SEEK_SET as i16,
         l_start: 0,
         l_len: 0,
