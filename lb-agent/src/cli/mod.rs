@@ -40,6 +40,9 @@ pub struct Cli {
     common: Common,
     #[command(subcommand)]
     command: Command,
+    /// What to say of the file before anything else.
+    #[arg(skip)]
+    note: Option<String>,
 }
 
 /// Flags of every command.
@@ -48,12 +51,12 @@ struct Common {
     /// Folder of the pinned maps, programs and links; made, and bpffs mounted there, if absent
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/lb", global = true)]
     bpffs: PathBuf,
-    /// What is logged: error, warn, info, debug, trace, or `RUST_LOG` directives
+    /// What is logged: error, warn, info, debug, trace, or filter directives
     #[arg(short = 'v', long, value_name = "LEVEL", default_value = "info", global = true)]
     #[arg(value_parser = parse_filter)]
     log_level: String,
     /// Shape of log lines
-    #[arg(long, value_enum, default_value_t = LogFormat::Text, global = true)]
+    #[arg(long, value_enum, value_name = "FORMAT", default_value_t = LogFormat::Text, global = true)]
     log_format: LogFormat,
 }
 
@@ -78,6 +81,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(stop) => return stop.exit(),
     };
     telemetry::install(EnvFilter::new(&cli.common.log_level), cli.common.log_format);
+    if let Some(note) = &cli.note {
+        tracing::warn!("{note}");
+    }
     match cli.perform() {
         Ok(code) => code,
         Err(error) => {

@@ -41,7 +41,7 @@ impl Stop {
 pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, Stop> {
     let mut command = command();
     let mut arguments: Vec<_> = arguments.into_iter().collect();
-    let given = command.try_get_matches_from_mut(&arguments).map_err(|error| stop(&error, ""))?;
+    let given = command.try_get_matches_from_mut(&arguments).map_err(|error| stop(error, ""))?;
     let Some((name, matches)) = given.subcommand() else {
         return Err(Stop::Usage("a command is missing".to_owned()));
     };
@@ -51,16 +51,17 @@ pub(super) fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli
     let settings = read(&command, path).map_err(|error| Stop::Usage(error.to_string()))?;
     arguments.extend(added(&settings, &command, name, matches));
     let all =
-        command.try_get_matches_from_mut(&arguments).map_err(|error| stop(&error, &context))?;
-    let parsed = cli(&all, &context)?;
+        command.try_get_matches_from_mut(&arguments).map_err(|error| stop(error, &context))?;
+    let mut parsed = cli(&all, &context)?;
     if !settings.ignored.is_empty() {
-        eprintln!("{context}fields without meaning here: {}", settings.ignored.join(", "));
+        let fields = settings.ignored.join(", ");
+        parsed.note = Some(format!("{context}fields without meaning here: {fields}"));
     }
     Ok(parsed)
 }
 
 fn cli(matches: &ArgMatches, context: &str) -> Result<Cli, Stop> {
-    Cli::from_arg_matches(matches).map_err(|error| stop(&error, context))
+    Cli::from_arg_matches(matches).map_err(|error| stop(error, context))
 }
 
 /// The command with an environment variable for every flag.
@@ -134,7 +135,7 @@ fn is_other_source(given: &ArgMatches, flag: &str) -> bool {
 }
 
 /// One line for people, in place of clap's paragraphs.
-fn stop(error: &clap::Error, context: &str) -> Stop {
+fn stop(error: clap::Error, context: &str) -> Stop {
     let is_help = matches!(
         error.kind(),
         ErrorKind::DisplayHelp
@@ -142,7 +143,7 @@ fn stop(error: &clap::Error, context: &str) -> Stop {
             | ErrorKind::DisplayVersion
     );
     if is_help {
-        return Stop::Help(clap::Error::raw(error.kind(), error.render().ansi()));
+        return Stop::Help(error);
     }
     let text = error.render().to_string();
     let lines: Vec<_> = text
@@ -152,7 +153,8 @@ fn stop(error: &clap::Error, context: &str) -> Stop {
         .filter(|line| !line.is_empty())
         .collect();
     let line = lines.join("; ");
-    Stop::Usage(format!("{context}{}", line.strip_prefix("error: ").unwrap_or(&line)))
+    let line = line.strip_prefix("error: ").unwrap_or(&line);
+    Stop::Usage(format!("{context}{line} (--help lists what there is)"))
 }
 
 #[cfg(test)]

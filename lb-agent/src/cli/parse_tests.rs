@@ -151,6 +151,7 @@ fn a_given_source_of_services_beats_the_files_other_one() {
     let arguments = run_args(&cli);
     assert_eq!(arguments.manifests.as_deref(), Some(Path::new("/m")));
     assert_eq!(arguments.kubeconfig, None);
+    assert!(cli.note.as_ref().is_some_and(|note| note.ends_with("without meaning here: mode")));
     assert_eq!(arguments.node.metrics_bind_address, BindAddress::parse("127.0.0.1:1").unwrap());
 }
 

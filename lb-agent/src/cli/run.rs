@@ -87,7 +87,7 @@ pub(super) struct NodeArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) cgroup: Option<PathBuf>,
     /// Whose sockets are translated at connect
-    #[arg(long, value_enum, default_value_t = SocketLb::All)]
+    #[arg(long, value_enum, value_name = "WHOSE", default_value_t = SocketLb::All)]
     pub(super) socket_lb: SocketLb,
     /// Where /healthz and /livez are served; empty for nowhere
     #[arg(long, value_name = "IP:PORT", default_value = ":10256")]
@@ -121,6 +121,11 @@ impl NodeArgs {
 }
 
 pub(super) fn run(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<ExitCode> {
+    let (snat, nodes) = (arguments.node.snat_port_range, arguments.service_node_port_range);
+    if snat.overlaps(nodes) {
+        eprintln!("error: --snat-port-range {snat} overlaps --service-node-port-range {nodes}");
+        return Ok(ExitCode::from(2));
+    }
     refuse_unfit_node(&arguments.node.plan(&bpffs))?;
     let settings = settings(arguments, bpffs)?;
     let instance = Instance::of(&settings.bpffs);
@@ -157,12 +162,6 @@ fn refuse_unfit_node(plan: &Plan<'_>) -> anyhow::Result<()> {
 fn settings(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<Settings> {
     let source = source(&arguments, std::env::var_os(IN_CLUSTER).is_some())?;
     let node = arguments.node;
-    ensure!(
-        !node.snat_port_range.overlaps(arguments.service_node_port_range),
-        "--snat-port-range {} overlaps --service-node-port-range {}",
-        node.snat_port_range,
-        arguments.service_node_port_range
-    );
     Ok(Settings {
         source,
         node_name: node_name(arguments.hostname_override)?,
