@@ -42,7 +42,11 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
     let following = with_progress("listing devices", following).await.context("list devices")?;
     let mut network = following.network.clone();
     loop {
-        status.devices = device_status(&network.borrow_and_update());
+        {
+            let network = network.borrow_and_update();
+            metrics.set_unsupported_devices(network.unsupported().count());
+            status.devices = device_status(&network);
+        }
         if let Err(error) = status.write(&instance.status()) {
             tracing::error!(%error, "write the status file");
         }

@@ -11,7 +11,7 @@ use prometheus_client::{
         gauge::Gauge,
         histogram::{Histogram, exponential_buckets},
     },
-    registry::{Registry, Unit},
+    registry::{Metric, Registry, Unit},
 };
 
 /// How full one map is.
@@ -34,6 +34,7 @@ pub struct Metrics {
     sync_duration: Histogram,
     sync_changes: Counter,
     problems: Gauge,
+    unsupported_devices: Gauge,
     packets: Family<PacketLabels, Counter>,
     map_entries: Family<MapLabels, Gauge>,
     map_capacity: Family<MapLabels, Gauge>,
@@ -61,18 +62,27 @@ impl Default for Metrics {
             Unit::Seconds,
             sync_duration.clone(),
         );
-        let sync_changes = Counter::default();
-        registry.register("sync_changes", "Entries written or removed", sync_changes.clone());
-        let problems = Gauge::default();
-        registry.register("problems", "Objects and files at fault", problems.clone());
-        let packets = Family::default();
-        registry.register("packets", "Packets that were not translated", packets.clone());
-        let map_entries = Family::default();
-        registry.register("map_entries", "Entries in use", map_entries.clone());
-        let map_capacity = Family::default();
-        registry.register("map_capacity", "Entries that fit", map_capacity.clone());
-        Self { registry, sync_duration, sync_changes, problems, packets, map_entries, map_capacity }
+        Self {
+            sync_duration,
+            sync_changes: new(&mut registry, "sync_changes", "Entries written or removed"),
+            problems: new(&mut registry, "problems", "Objects and files at fault"),
+            unsupported_devices: new(
+                &mut registry,
+                "unsupported_devices",
+                "Devices without an Ethernet header, which get no programs",
+            ),
+            packets: new(&mut registry, "packets", "Packets that were not translated"),
+            map_entries: new(&mut registry, "map_entries", "Entries in use"),
+            map_capacity: new(&mut registry, "map_capacity", "Entries that fit"),
+            registry,
+        }
     }
+}
+
+fn new<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
 }
 
 impl Metrics {
@@ -85,6 +95,11 @@ impl Metrics {
     /// So many objects and files are at fault.
     pub fn set_problems(&self, count: usize) {
         self.problems.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// So many devices are left alone for want of an Ethernet header.
+    pub fn set_unsupported_devices(&self, count: usize) {
+        self.unsupported_devices.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// So many packets met `reason` since the maps were made.

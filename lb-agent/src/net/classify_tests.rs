@@ -188,7 +188,7 @@ fn bonds_vlans_and_tunnels_are_uplinks_and_members_are_not() {
 
 #[test]
 fn devices_that_lead_nowhere_are_left_alone() {
-    node()
+    let node = node()
         .link("kube-ipvs0", "dummy")
         .address("10.96.0.1/32")
         .link("ifb0", "ifb")
@@ -197,15 +197,18 @@ fn devices_that_lead_nowhere_are_left_alone() {
         .link("wg0", "wireguard")
         .address("10.9.0.1/24")
         .route(Reach::Default)
-        .link("veth1", "veth")
-        .expect(&[
-            LO,
-            ("kube-ipvs0", Usage::Skip(SkipReason::Dummy)),
-            ("ifb0", Usage::Skip(SkipReason::Dummy)),
-            ("eth1", Usage::Skip(SkipReason::Idle)),
-            ("wg0", Usage::Skip(SkipReason::NoL2)),
-            ("veth1", Usage::Skip(SkipReason::Idle)),
-        ]);
+        .link("veth1", "veth");
+    let network = node.classified(&[]);
+    let unsupported: Vec<_> = network.unsupported().map(|device| &*device.name).collect();
+    assert_eq!(unsupported, ["wg0"]);
+    node.expect(&[
+        LO,
+        ("kube-ipvs0", Usage::Skip(SkipReason::Dummy)),
+        ("ifb0", Usage::Skip(SkipReason::Dummy)),
+        ("eth1", Usage::Skip(SkipReason::Idle)),
+        ("wg0", Usage::Skip(SkipReason::NoL2)),
+        ("veth1", Usage::Skip(SkipReason::Idle)),
+    ]);
 }
 
 #[test]

@@ -145,6 +145,12 @@ mod tests {
     }
 
     #[test]
+    fn lost_messages_are_made_up_for_by_a_new_list() {
+        assert!(matters(&NetlinkPayload::Overrun(Vec::new())));
+        assert!(!matters(&NetlinkPayload::Noop));
+    }
+
+    #[test]
     fn a_device_an_address_and_a_route_are_seen_when_they_come_and_go() {
         in_new_namespace(|| async {
             let following = follow(Vec::new()).await.unwrap();

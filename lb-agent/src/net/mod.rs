@@ -38,6 +38,13 @@ pub struct NodeNetwork {
     pub primary: Primary,
 }
 
+impl NodeNetwork {
+    /// Devices that could carry Services if this program knew how.
+    pub fn unsupported(&self) -> impl Iterator<Item = &DeviceFacts> {
+        self.devices.iter().filter(|device| device.usage == Usage::Skip(SkipReason::NoL2))
+    }
+}
+
 /// The node's own address of each family, where it has one.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Primary {
