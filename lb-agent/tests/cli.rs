@@ -156,6 +156,7 @@ fn an_unfit_node_is_refused_with_the_mend() {
     let run = |more: &[&str]| place.output(&[&["run"], more].concat());
     expect(&run(&["--device", "no-such-dev"]), 1, "there is no such device; name one of: ");
     expect(&run(&["--cgroup", "/proc"]), 1, "/proc is no cgroup v2 folder; mount it");
+    expect(&run(&["--socket-lb", "off", "--kubeconfig", "/no"]), 1, "this node's own NodePorts");
     expect(&run(&["--kubeconfig", "/no/such"]), 1, "--kubeconfig /no/such: No such file");
     assert!(!place.instance.folder().exists(), "nothing was begun");
 }

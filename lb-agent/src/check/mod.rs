@@ -77,17 +77,27 @@ pub fn all(plan: &Plan<'_>) -> Vec<Finding> {
     let mut findings = needed(plan);
     findings.extend(kernel::features());
     findings.extend(network::sysctls());
-    findings.push(network::snat_ports(plan.snat_ports));
     findings.extend(leftovers::findings(plan));
     findings
 }
 
-/// Looks at what the agent can't start without.
+/// Looks at what the agent can't start without, and at what it should warn of.
 pub fn needed(plan: &Plan<'_>) -> Vec<Finding> {
     let mut findings = vec![kernel::privileges(), kernel::version(), mounts::bpffs(plan.bpffs)];
-    if plan.socket_lb != SocketLb::Off {
-        findings.push(mounts::cgroup(plan.cgroup));
-    }
+    findings.push(match plan.socket_lb {
+        SocketLb::Off => without_sockets(),
+        SocketLb::All | SocketLb::Host => mounts::cgroup(plan.cgroup),
+    });
+    findings.push(network::snat_ports(plan.snat_ports));
     findings.extend(network::devices(plan.devices));
     findings
+}
+
+/// Such a connection goes by `lo`, where a mended reply would meet strict `rp_filter`.
+fn without_sockets() -> Finding {
+    Finding::warn(
+        "socket-lb",
+        "off: a process of the host can't reach this node's own NodePorts",
+        "set --socket-lb=host where the sockets of pods must be left alone, else all",
+    )
 }
