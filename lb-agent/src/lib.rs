@@ -5,6 +5,15 @@
 //! netlink (links, addresses)            ─► node facts ──┘                            (maps, programs, links)
 //! ```
 
+pub mod agent;
+pub mod check;
+pub mod cli;
+pub mod config;
 pub mod dataplane;
+pub mod health;
+pub mod instance;
 pub mod model;
+pub mod names;
+pub mod net;
 pub mod source;
+pub mod telemetry;
