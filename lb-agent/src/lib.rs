@@ -6,4 +6,6 @@
 //! ```
 
 pub mod dataplane;
+pub mod desired;
 pub mod model;
+pub mod reconcile;

@@ -3,6 +3,9 @@
 //! [`Tables`] is all that the agent writes for Services. `bpf` performs it on pinned maps, `fake`
 //! in memory. Not for: deciding what to write, or in which order.
 
+pub mod fake;
+pub mod faulty;
+
 use std::{
     collections::BTreeMap,
     fmt,
