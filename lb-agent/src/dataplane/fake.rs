@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
-use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind, Region, SLOTS_PER_CHUNK, maps};
+use lb_common::abi::{
+    BackendFlags, CHUNKS_PER_ARRAY, FrontendFlags, FrontendKind, Region, SLOTS_PER_CHUNK, maps,
+};
 
 use crate::model::Family;
 
@@ -184,6 +186,11 @@ impl FakeTables {
         Ok(())
     }
 
+    fn retired(&self) -> BTreeMap<BackendId, u32> {
+        let cleared = self.generations.iter().filter(|(id, _)| !self.backends.contains_key(id));
+        cleared.map(|(id, generation)| (*id, *generation)).collect()
+    }
+
     fn perform_one(&mut self, step: &Step) -> Result<(), TableError> {
         match step {
             Step::PutBackend(id, entry) => self.put_backend(*id, *entry)?,
@@ -221,14 +228,17 @@ impl FakeTables {
     fn put_region(&mut self, region: Region, slots: &Arc<[u32]>) {
         assert_eq!(slots.len(), region.length as usize, "{region:?}");
         let chunks = chunks(region);
-        self.regions.retain(|first, (old, _)| {
-            let overlaps = *first < chunks.end && chunks.start < self::chunks(*old).end;
-            assert!(
-                !overlaps || !self.lingering.contains_key(first),
-                "{region:?} overwrites {old:?}"
-            );
-            !overlaps
-        });
+        let near = chunks.start.saturating_sub(CHUNKS_PER_ARRAY)..chunks.end;
+        let overlapping: Vec<u32> = self
+            .regions
+            .range(near)
+            .filter(|(_, (old, _))| chunks.start < self::chunks(*old).end)
+            .map(|(first, _)| *first)
+            .collect();
+        for first in overlapping {
+            assert!(!self.lingering.contains_key(&first), "{region:?} overwrites region {first}");
+            self.regions.remove(&first);
+        }
         self.regions.insert(region.first_chunk, (region, Arc::clone(slots)));
     }
 
@@ -328,6 +338,7 @@ impl Tables for FakeTables {
         Ok(Snapshot {
             frontends: self.frontends.clone(),
             backends: self.backends.clone(),
+            retired: self.retired(),
             regions: regions.map(|slots| (slots.0.first_chunk, slots.clone())).collect(),
         })
     }

@@ -90,7 +90,7 @@ pub enum Step {
     RemoveFrontend(FrontendAddress),
     /// Waits until no program can still be reading what earlier steps replaced or removed.
     Settle,
-    /// Clears a backend.
+    /// Clears a backend, but keeps note of its generation.
     RemoveBackend(BackendId),
 }
 
@@ -101,6 +101,9 @@ pub struct Snapshot {
     pub frontends: BTreeMap<FrontendAddress, FrontendEntry>,
     /// Live backends by id.
     pub backends: BTreeMap<BackendId, BackendEntry>,
+    /// Generation of the last use of each cleared backend, where the table keeps it: the next use
+    /// must have another, also by another agent.
+    pub retired: BTreeMap<BackendId, u32>,
     /// Slots of each region that a frontend names, by its first chunk.
     pub regions: BTreeMap<u32, (Region, Arc<[u32]>)>,
 }

@@ -6,6 +6,8 @@
 
 mod claims;
 mod endpoints;
+#[cfg(test)]
+pub(crate) mod fixture;
 mod frontends;
 mod service;
 mod tables;

@@ -132,6 +132,19 @@ impl PortTables {
         self.families.get(&Family::of(address.ip))?.frontends.get(address)
     }
 
+    /// The same with those endpoints alone that `keeps` names.
+    #[must_use]
+    pub fn reduced(&self, keeps: impl Fn(&SocketAddr) -> bool) -> Self {
+        let mut rest = self.clone();
+        for family in rest.families.values_mut() {
+            family.backends.retain(|address, _| keeps(address));
+            for list in [&mut family.cluster, &mut family.local] {
+                *list = list.iter().copied().filter(&keeps).collect();
+            }
+        }
+        rest
+    }
+
     /// All lists that must be in the tables.
     pub fn used_lists(&self) -> impl Iterator<Item = &Arc<[SocketAddr]>> {
         self.families.values().flat_map(FamilyTables::used_lists)

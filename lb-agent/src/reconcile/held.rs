@@ -70,6 +70,14 @@ impl Realized {
             .filter(move |(_, entry)| entry.service == id)
     }
 
+    /// Forgets what is in regions that are about to be freed: their backends may go first.
+    pub(super) fn disown(&mut self, regions: &[(ServiceId, Region)]) {
+        for (id, region) in regions {
+            let held = self.ports.get_mut(id).into_iter().flat_map(|held| &mut held.regions);
+            held.filter(|held| held.region == *region).for_each(|held| held.list = None);
+        }
+    }
+
     /// Takes note of a step that was performed for a Service port.
     pub(super) fn record(&mut self, owner: ServiceId, step: &Step) {
         let held = self.ports.entry(owner).or_default();

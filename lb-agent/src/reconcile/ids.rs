@@ -36,12 +36,16 @@ impl Pool {
         }
     }
 
-    /// Takes over what `earlier` knows of generations.
-    pub(super) fn remember(&mut self, earlier: &Self) {
-        for (number, generation) in &earlier.generations {
-            self.generations.entry(*number).or_insert(*generation);
+    /// Takes in what earlier uses of numbers were; what is known already counts.
+    pub(super) fn remember(&mut self, earlier: impl IntoIterator<Item = (u32, u32)>) {
+        for (number, generation) in earlier {
+            self.generations.entry(number).or_insert(generation);
         }
-        self.first_generation = self.first_generation.max(earlier.first_generation);
+    }
+
+    /// The last use of each number that was ever used.
+    pub(super) fn generations(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.generations.iter().map(|(number, generation)| (*number, *generation))
     }
 
     /// A free number and its new generation.

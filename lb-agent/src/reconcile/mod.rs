@@ -66,6 +66,8 @@ struct State {
     dirty: BTreeSet<ServiceId>,
     /// Service ports without room: tried again when something becomes free.
     blocked: Blocked,
+    /// The tables were read: what they no longer name may still be read by a program.
+    must_settle: bool,
 }
 
 impl<T: Tables> Reconciler<T> {
@@ -168,7 +170,8 @@ impl State {
         });
         let keys = ids.iter().map(|(key, id)| (*id, key.clone())).collect();
         let dirty = realized.ports.keys().copied().collect();
-        let mut state = Self { ids, keys, realized, pools, dirty, blocked };
+        let must_settle = *snapshot != Snapshot::default();
+        let mut state = Self { ids, keys, realized, pools, dirty, blocked, must_settle };
         for key in wanted.keys() {
             state.touch(key);
         }

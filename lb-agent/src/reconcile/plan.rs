@@ -35,6 +35,11 @@ pub(super) struct Plan {
 }
 
 impl Plan {
+    /// A grace period.
+    pub(super) fn settle() -> Self {
+        Self { steps: vec![Step::Settle], owners: vec![None] }
+    }
+
     fn push(&mut self, owner: impl Into<Option<ServiceId>>, step: Step) {
         self.steps.push(step);
         self.owners.push(owner.into());

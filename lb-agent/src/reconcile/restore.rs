@@ -112,7 +112,11 @@ fn services_pool(snapshot: &Snapshot, ids: &BTreeMap<PortKey, ServiceId>) -> Poo
 
 fn backends_pool(snapshot: &Snapshot, family: Family, capacity: u32) -> Pool {
     let used = snapshot.backends.iter().filter(|(id, _)| id.family == family);
-    Pool::restored(capacity, used.map(|(id, entry)| (id.index, entry.generation)).collect())
+    let used = used.map(|(id, entry)| (id.index, entry.generation));
+    let mut pool = Pool::restored(capacity, used.collect());
+    let retired = snapshot.retired.iter().filter(|(id, _)| id.family == family);
+    pool.remember(retired.map(|(id, generation)| (id.index, *generation)));
+    pool
 }
 
 impl Restored {

@@ -57,7 +57,8 @@ impl<T: Tables> Reconciler<T> {
             return outcome;
         }
         if let Some(state) = &mut self.state {
-            let mut pass = Pass { tables: &mut self.tables, wanted: &self.wanted, state };
+            let (tables, wanted) = (&mut self.tables, &self.wanted);
+            let mut pass = Pass { tables, wanted, state, reduced: BTreeMap::new() };
             let has_freed = pass.run(&mut outcome);
             if has_freed && !pass.state.blocked.is_empty() {
                 pass.state.touch_blocked();
@@ -74,6 +75,8 @@ struct Pass<'a, T> {
     tables: &'a mut T,
     wanted: &'a Wanted,
     state: &'a mut State,
+    /// What is written for Service ports that have no room for all their endpoints.
+    reduced: BTreeMap<ServiceId, PortTables>,
 }
 
 impl<T: Tables> Pass<'_, T> {
@@ -83,10 +86,12 @@ impl<T: Tables> Pass<'_, T> {
         outcome.visited += ids.len();
         outcome.services.extend(&ids);
         let mut failures = Failures::default();
+        self.reduced.clear();
         for batch in ids.chunks(BATCH) {
             let ready = self.prepare(batch, &mut failures);
             let ports = ready.iter().filter_map(|id| Some((*id, self.wanted(*id)?)));
             let plan = plan::puts(ports, &self.state.realized);
+            outcome.steps += self.settle_before(&plan, &mut failures);
             outcome.steps += self.perform(plan, &mut failures);
         }
         let (steps, has_freed) = self.remove(&ids, &mut failures);
@@ -97,7 +102,8 @@ impl<T: Tables> Pass<'_, T> {
 
     fn wanted(&self, id: ServiceId) -> Option<&PortTables> {
         let key = self.state.keys.get(&id)?;
-        Some(&**self.wanted.get(key)?)
+        let all = self.wanted.get(key)?;
+        Some(self.reduced.get(&id).unwrap_or(all))
     }
 
     /// Takes ids and regions for the Service ports that are wanted, and tells which have them all.
@@ -108,15 +114,30 @@ impl<T: Tables> Pass<'_, T> {
             let held = realized.ports.entry(*id).or_default();
             plan::release_unwritten(held, pools);
             let Some(tables) = keys.get(id).and_then(|key| self.wanted.get(key)) else { continue };
-            match plan::prepare(tables, held, pools) {
-                Ok(()) => ready.push(*id),
-                Err(error) => {
+            if let Err(error) = plan::prepare(tables, held, pools) {
+                failures.add(Some(*id), error);
+                plan::release_unwritten(held, pools);
+                // Endpoints that leave must still leave, and so make room.
+                let rest = tables.reduced(|address| held.backends.contains_key(address));
+                if plan::prepare(&rest, held, pools).is_err() {
                     plan::release_unwritten(held, pools);
-                    failures.add(Some(*id), error);
+                    continue;
                 }
+                self.reduced.insert(*id, rest);
             }
+            ready.push(*id);
         }
         ready
+    }
+
+    /// Waits for programs that may still read what an earlier agent, or a foreign hand, let go of.
+    fn settle_before(&mut self, plan: &Plan, failures: &mut Failures) -> usize {
+        if plan.steps.is_empty() || !self.state.must_settle {
+            return 0;
+        }
+        let steps = self.perform(Plan::settle(), failures);
+        self.state.must_settle = steps == 0;
+        steps
     }
 
     /// Performs a plan; where a step fails, goes on without the Service port that it is for.
@@ -151,6 +172,7 @@ impl<T: Tables> Pass<'_, T> {
     fn remove(&mut self, ids: &[ServiceId], failures: &mut Failures) -> (usize, bool) {
         let ports = ids.iter().map(|id| (*id, self.wanted(*id)));
         let Removals { plan, regions } = plan::removals(ports, &self.state.realized);
+        self.state.realized.disown(&regions);
         let planned = plan.steps.len();
         let mut own = Failures { system_calls: failures.system_calls, ..Failures::default() };
         let steps = self.perform(plan, &mut own);
@@ -222,7 +244,7 @@ impl Pools {
     pub(super) fn remember(&mut self, earlier: &Self) {
         for (family, pool) in &mut self.backends {
             if let Some(earlier) = earlier.backends.get(family) {
-                pool.remember(earlier);
+                pool.remember(earlier.generations());
             }
         }
     }
