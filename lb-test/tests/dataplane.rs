@@ -18,7 +18,7 @@ use lb_test::{Node, NodeSpec, Topology, require_topology};
 fn options(node: &Node, tc_attach: TcAttach) -> KernelOptions {
     KernelOptions {
         bpffs: node.bpffs().join("lb"),
-        cgroup: node.cgroup().path().to_owned(),
+        cgroup: Some(node.cgroup().path().to_owned()),
         socket_lb: SocketLb::All,
         tc_attach,
         snat_ports: (61000, 65535),

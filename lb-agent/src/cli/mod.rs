@@ -14,7 +14,6 @@ mod check;
 mod cleanup;
 mod output;
 mod parse;
-pub mod pins;
 pub mod run;
 mod services;
 mod status;

@@ -16,6 +16,7 @@ use crate::{
     check::{self, Outcome, Plan},
     config::{
         BindAddress, DevicePattern, NodePortAddresses, PortRange, Settings, SocketLb, Source,
+        TcAttach,
     },
     instance::{Instance, Status},
 };
@@ -89,6 +90,9 @@ pub(super) struct NodeArgs {
     /// Whose sockets are translated at connect
     #[arg(long, value_enum, value_name = "WHOSE", default_value_t = SocketLb::All)]
     pub(super) socket_lb: SocketLb,
+    /// How packet programs are attached to devices
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = TcAttach::Auto)]
+    pub(super) tc_attach: TcAttach,
     /// Where /healthz and /livez are served; empty for nowhere
     #[arg(long, value_name = "IP:PORT", default_value = ":10256")]
     #[arg(value_parser = BindAddress::parse)]
@@ -172,6 +176,7 @@ fn settings(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<Settings> {
         },
         bpffs,
         socket_lb: node.socket_lb,
+        tc_attach: node.tc_attach,
         healthz: node.healthz_bind_address,
         metrics: node.metrics_bind_address,
         nodeport_addresses: arguments.nodeport_addresses,

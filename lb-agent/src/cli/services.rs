@@ -12,12 +12,9 @@ use clap::Args;
 use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind, Region};
 use serde::Serialize;
 
-use super::{
-    output::{Format, OutputArgs, table},
-    pins,
-};
+use super::output::{Format, OutputArgs, table};
 use crate::{
-    dataplane::{BackendId, FrontendAddress, FrontendEntry, ServiceId, Snapshot},
+    dataplane::{BackendId, FrontendAddress, FrontendEntry, Reader, ServiceId, Snapshot},
     instance::Instance,
     model::Family,
     names::{self, NameTable, ServiceNames},
@@ -100,7 +97,7 @@ pub struct BackendRow {
 }
 
 pub(super) fn services(arguments: &ServicesArgs, bpffs: &Path) -> anyhow::Result<ExitCode> {
-    let mut reader = pins::open(bpffs)?.with_context(|| {
+    let reader = Reader::open(bpffs).with_context(|| {
         format!("nothing is pinned below {}: start an agent with lb-agent run", bpffs.display())
     })?;
     let names = names::read(&Instance::of(bpffs).names())?;

@@ -5,12 +5,9 @@ use std::{collections::BTreeMap, path::Path, process::ExitCode};
 use lb_common::abi::Counter;
 use serde::Serialize;
 
-use super::{
-    output::{OutputArgs, table},
-    pins,
-};
+use super::output::{OutputArgs, table};
 use crate::{
-    health::MapUse,
+    dataplane::{MapFill, Reader},
     instance::{DeviceStatus, Instance, Status},
 };
 
@@ -22,13 +19,13 @@ struct Report {
     problems: Vec<String>,
     devices: Vec<DeviceStatus>,
     counters: BTreeMap<&'static str, u64>,
-    maps: Vec<MapUse>,
+    maps: Vec<MapFill>,
 }
 
 pub(super) fn status(arguments: OutputArgs, bpffs: &Path) -> anyhow::Result<ExitCode> {
     let instance = Instance::of(bpffs);
-    let (counters, maps) = match pins::open(bpffs)? {
-        Some(mut reader) => (reader.counters()?, reader.maps()?),
+    let (counters, maps) = match Reader::open(bpffs) {
+        Some(reader) => (reader.counters()?, reader.fill()?),
         None => (Vec::new(), Vec::new()),
     };
     let alive = instance.holder()?.is_some();
@@ -42,7 +39,7 @@ fn report(
     alive: bool,
     status: Option<Status>,
     counters: &[(Counter, u64)],
-    maps: Vec<MapUse>,
+    maps: Vec<MapFill>,
 ) -> Report {
     let last = status.clone();
     Report {
@@ -112,8 +109,13 @@ fn device_row(device: &DeviceStatus) -> Vec<String> {
     vec![device.name.clone(), device.role.clone(), attached]
 }
 
-fn map_row(map: &MapUse) -> Vec<String> {
-    vec![map.name.clone(), map.entries.to_string(), map.capacity.to_string(), map.bytes.to_string()]
+fn map_row(map: &MapFill) -> Vec<String> {
+    vec![
+        map.name.to_owned(),
+        map.entries.to_string(),
+        map.capacity.to_string(),
+        map.bytes.to_string(),
+    ]
 }
 
 #[cfg(test)]
@@ -144,7 +146,7 @@ mod tests {
 
     #[test]
     fn programs_read_the_promised_fields() {
-        let map = MapUse { name: "SLOTS".into(), entries: 1, capacity: 2, bytes: 3 };
+        let map = MapFill { name: "SLOTS", entries: 1, capacity: 2, bytes: 3 };
         let mut status = synced();
         status.problems.push("Service a/b: bad".into());
         let report = report(true, Some(status), &[(Counter::NoEndpoint, 4)], vec![map]);

@@ -11,18 +11,8 @@ pub mod file;
 mod kube_proxy;
 mod values;
 
+pub use crate::dataplane::{SocketLb, TcAttach};
 pub use values::{BindAddress, DevicePattern, NodePortAddresses, PortRange, ValueError};
-
-/// Whose sockets are translated at `connect` and `sendmsg`.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, clap::ValueEnum)]
-pub enum SocketLb {
-    /// Sockets of the host and of its pods.
-    All,
-    /// Sockets of the host alone; pods keep seeing the ClusterIP until the packet path.
-    Host,
-    /// None.
-    Off,
-}
 
 /// Where Services come from.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -73,6 +63,8 @@ pub struct Settings {
     pub bpffs: PathBuf,
     /// Whose sockets are translated.
     pub socket_lb: SocketLb,
+    /// How packet programs are attached.
+    pub tc_attach: TcAttach,
     /// Where `/healthz` and `/livez` are served.
     pub healthz: BindAddress,
     /// Where `/metrics` and `/proxyMode` are served.

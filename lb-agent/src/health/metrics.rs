@@ -14,18 +14,7 @@ use prometheus_client::{
     registry::{Metric, Registry, Unit},
 };
 
-/// How full one map is.
-#[derive(Clone, Debug, Eq, PartialEq, serde::Serialize)]
-pub struct MapUse {
-    /// Name of the map.
-    pub name: String,
-    /// Entries in use.
-    pub entries: u64,
-    /// Entries that fit.
-    pub capacity: u64,
-    /// Kernel memory, in bytes.
-    pub bytes: u64,
-}
+use crate::dataplane::MapFill;
 
 /// Everything that is counted. The loop that knows a number sets it.
 #[derive(Debug)]
@@ -48,7 +37,7 @@ struct PacketLabels {
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct MapLabels {
-    map: String,
+    map: &'static str,
 }
 
 impl Default for Metrics {
@@ -109,8 +98,8 @@ impl Metrics {
     }
 
     /// A map is so full.
-    pub fn set_map(&self, map: &MapUse) {
-        let labels = MapLabels { map: map.name.clone() };
+    pub fn set_map(&self, map: &MapFill) {
+        let labels = MapLabels { map: map.name };
         let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         self.map_entries.get_or_create(&labels).set(signed(map.entries));
         self.map_capacity.get_or_create(&labels).set(signed(map.capacity));
@@ -144,8 +133,7 @@ mod tests {
         metrics.set_problems(2);
         metrics.set_packets(Reason::NoEndpoint, 5);
         metrics.set_packets(Reason::NoEndpoint, 6);
-        let map =
-            MapUse { name: "FRONTENDS_V4".into(), entries: 4, capacity: 262_144, bytes: 1024 };
+        let map = MapFill { name: "FRONTENDS_V4", entries: 4, capacity: 262_144, bytes: 1024 };
         metrics.set_map(&map);
         let text = metrics.text();
         for line in [

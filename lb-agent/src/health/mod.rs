@@ -9,7 +9,7 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 mod metrics;
 mod server;
 
-pub use metrics::{MapUse, Metrics};
+pub use metrics::Metrics;
 pub use server::{Servers, serve};
 
 /// How long an update may wait before the agent counts as stuck: kube-proxy's value (S4).

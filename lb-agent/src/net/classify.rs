@@ -45,6 +45,8 @@ pub struct LinkFacts {
     pub master: Option<u32>,
     /// Is its other end in another network namespace?
     pub peer_elsewhere: bool,
+    /// Its link-layer address; zero where it has none.
+    pub mac: [u8; 6],
 }
 
 /// One address, as netlink lists it.
@@ -116,6 +118,7 @@ impl View<'_> {
             kind: link.kind.clone(),
             usage: named_usage(link, self.usage(link), named),
             has_l2: link.has_l2,
+            mac: link.mac,
             up: link.up,
             v4,
             v6,

@@ -18,7 +18,7 @@ mod nodeport;
 
 pub use classify::{AddressFacts, LinkFacts, Reach, RouteFacts, classify};
 pub use follow::{Following, follow};
-pub use nodeport::{NodePorts, nodeports};
+pub use nodeport::nodeports;
 
 /// The device on which kube-proxy's IPVS mode leaves every ClusterIP.
 pub const IPVS_DEVICE: &str = "kube-ipvs0";
@@ -67,6 +67,8 @@ pub struct DeviceFacts {
     pub usage: Usage,
     /// Do its packets begin with an Ethernet header?
     pub has_l2: bool,
+    /// Its link-layer address; zero where it has none.
+    pub mac: [u8; 6],
     /// Is it up?
     pub up: bool,
     /// IPv4 addresses, in the kernel's order.
@@ -93,7 +95,7 @@ impl DeviceFacts {
         let own_v6 = self.v6.iter().copied().find(|&address| is_global(address.into()));
         let source_v4 = own_v4.or(primary.v4).unwrap_or(Ipv4Addr::UNSPECIFIED).into();
         let source_v6 = own_v6.or(primary.v6).unwrap_or(Ipv6Addr::UNSPECIFIED).into();
-        Some(Device { source_v4, source_v6, role })
+        Some(Device { source_v4, source_v6, role, mac: self.mac, pad: [0; 2] })
     }
 
     /// All its addresses.

@@ -1,36 +1,26 @@
 //! Which of the node's addresses answer on node ports (S8): a pure function.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use super::{DNS_CACHE_DEVICE, IPVS_DEVICE, NodeNetwork, is_global};
 use crate::config::NodePortAddresses;
 
-/// Where node ports answer.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct NodePorts {
-    /// Addresses of the node; never loopback or link-local ones.
-    pub addresses: BTreeSet<IpAddr>,
-    /// 127.0.0.1, for sockets of the host alone.
-    pub loopback_v4: bool,
-    /// `::1`, for sockets of the host alone.
-    pub loopback_v6: bool,
-}
-
-/// Picks the addresses that any entry of `wanted` names.
-pub fn nodeports(network: &NodeNetwork, wanted: &[NodePortAddresses]) -> NodePorts {
-    let addresses = network
+/// Picks the addresses that any entry of `wanted` names: global ones of the node, and 127.0.0.1 and
+/// `::1`, which only sockets of the host can use.
+pub fn nodeports(network: &NodeNetwork, wanted: &[NodePortAddresses]) -> BTreeSet<IpAddr> {
+    let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
+    network
         .devices
         .iter()
         .filter(|device| device.name != IPVS_DEVICE && device.name != DNS_CACHE_DEVICE)
         .flat_map(super::DeviceFacts::addresses)
         .filter(|&address| is_global(address))
-        .filter(|&address| wanted.iter().any(|entry| names(entry, network, address)));
-    let loopback = |text: IpAddr| wanted.iter().any(|entry| names(entry, network, text));
-    NodePorts {
-        addresses: addresses.collect(),
-        loopback_v4: loopback(std::net::Ipv4Addr::LOCALHOST.into()),
-        loopback_v6: loopback(std::net::Ipv6Addr::LOCALHOST.into()),
-    }
+        .chain(loopback)
+        .filter(|&address| wanted.iter().any(|entry| names(entry, network, address)))
+        .collect()
 }
 
 fn names(entry: &NodePortAddresses, network: &NodeNetwork, address: IpAddr) -> bool {
@@ -77,10 +67,10 @@ mod tests {
     #[track_caller]
     fn expect(wanted: &[&str], addresses: &[&str], loopback: (bool, bool)) {
         let wanted: Vec<_> = wanted.iter().map(|text| text.parse().unwrap()).collect();
-        let found = nodeports(&network(), &wanted);
-        let expected: BTreeSet<IpAddr> = addresses.iter().map(|a| a.parse().unwrap()).collect();
-        assert_eq!(found.addresses, expected);
-        assert_eq!((found.loopback_v4, found.loopback_v6), loopback);
+        let mut expected: BTreeSet<IpAddr> = addresses.iter().map(|a| a.parse().unwrap()).collect();
+        expected.extend(loopback.0.then_some(IpAddr::from(Ipv4Addr::LOCALHOST)));
+        expected.extend(loopback.1.then_some(IpAddr::from(Ipv6Addr::LOCALHOST)));
+        assert_eq!(nodeports(&network(), &wanted), expected);
     }
 
     #[test]
