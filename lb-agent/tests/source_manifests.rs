@@ -104,6 +104,10 @@ async fn a_bad_file_keeps_its_last_good_state_and_stops_no_other() {
     listener.until("other file", |l| port(l, "api") == Some(81)).await;
     listener.until("problem", |l| l.complains(&["file", "web.yaml", "line ", "column "])).await;
     assert_eq!(port(&listener, "web"), Some(80));
+    folder.write("web.yaml", "kind: {");
+    listener.until("other fault", |l| l.complains(&["web.yaml", "line 1 "])).await;
+    let solved = |event: &&Event| matches!(event, Event::ProblemSolved(_));
+    assert_eq!(listener.heard.iter().filter(solved).count(), 1, "{listener}");
     folder.write("web.yaml", &service("web", 82));
     listener.until("mended", |l| port(l, "web") == Some(82) && l.problems.is_empty()).await;
     listener.stop().await.unwrap();
@@ -311,6 +315,9 @@ async fn health_tells_of_the_folder() {
     listener.stop().await.unwrap();
 }
 
+/// One large folder at a time: their loading is timed.
+static TIMED: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 async fn load(folder: &Folder, services: usize) -> (Listener, Duration) {
     let begun = Instant::now();
     let listener = folder.listen().await;
@@ -329,6 +336,7 @@ fn ten_thousand(folder: &Path, each_file: usize) {
 
 #[tokio::test]
 async fn ten_thousand_services_in_one_file_load_in_seconds() {
+    let _alone = TIMED.lock().await;
     let folder = Folder::new();
     ten_thousand(&folder.path(), 10_000);
     let (listener, took) = load(&folder, 10_000).await;
@@ -338,6 +346,7 @@ async fn ten_thousand_services_in_one_file_load_in_seconds() {
 
 #[tokio::test]
 async fn of_ten_thousand_files_only_the_changed_one_is_parsed_again() {
+    let _alone = TIMED.lock().await;
     let folder = Folder::new();
     ten_thousand(&folder.path(), 1);
     let (mut listener, took) = load(&folder, 10_000).await;
