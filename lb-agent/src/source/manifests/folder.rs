@@ -9,6 +9,7 @@ use std::{
     num::NonZero,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use super::{
@@ -19,6 +20,9 @@ use crate::model::Problem;
 
 /// Files that are not worth a thread of their own.
 const FEW_FILES: usize = 64;
+
+/// Nanoseconds in which a file system's clock has surely moved on.
+const TICKS: i128 = 50_000_000;
 
 /// What tells that a file was touched: device, inode, size, and times of change in nanoseconds.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -36,6 +40,14 @@ impl Stamp {
             nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
             nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
         ]))
+    }
+
+    /// Itself, unless the file was touched so lately that another write could leave the same
+    /// stamp: file systems count in ticks of some milliseconds.
+    fn if_settled(self) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let age = i128::try_from(now.as_nanos()).unwrap_or_default() - self.0[4];
+        if age > TICKS { self } else { Self::default() }
     }
 }
 
@@ -115,7 +127,7 @@ impl Folder {
             if !held.contains(&path) {
                 let Some(stamp) = Stamp::of_file(&path) else { continue };
                 match self.files.get_mut(&name) {
-                    Some(file) if file.stamp == stamp => file.confirm(&mut scan),
+                    Some(file) if file.stamp == stamp => scan.changed |= file.confirm(),
                     file => touched.push((name.clone(), stamp, file.and_then(|file| file.text))),
                 }
             }
@@ -123,7 +135,7 @@ impl Folder {
         }
         for ((name, stamp, _), text) in touched.iter().zip(read_all(&touched)) {
             let file = self.files.entry(name.clone()).or_default();
-            file.stamp = *stamp;
+            file.stamp = stamp.if_settled();
             scan.changed |= file.take(name, text);
         }
         let before = self.files.len();
@@ -136,17 +148,16 @@ impl Folder {
 }
 
 impl File {
-    fn confirm(&mut self, scan: &mut Scan) {
-        if let Some(fault) = self.fault.as_mut().filter(|fault| !fault.confirmed) {
-            fault.confirmed = true;
-            scan.changed = true;
-        }
+    /// The file is as it was; says whether that changes anything.
+    fn confirm(&mut self) -> bool {
+        let fault = self.fault.as_mut().filter(|fault| !fault.confirmed);
+        fault.map(|fault| fault.confirmed = true).is_some()
     }
 
     /// Takes over what was read; says whether anything changed.
     fn take(&mut self, name: &str, text: Text) -> bool {
         let (hash, parsed) = match text {
-            Text::Same => return false,
+            Text::Same => return self.confirm(),
             Text::Unreadable(problem) => (None, Err(problem)),
             Text::New { hash, parsed } => (Some(hash), parsed),
         };
@@ -216,4 +227,49 @@ fn is_manifest(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
     !name.starts_with('.') && matches!(ending, "json" | "yaml" | "yml")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_written_again_as_it_was_has_not_changed() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a.yaml");
+        let mut folder = Folder::new(root.path().into());
+        let mut scan = |text: &str| {
+            fs::write(&path, text).unwrap();
+            folder.scan(&BTreeSet::new()).unwrap().changed
+        };
+        assert!(scan("kind: Deployment"));
+        assert!(!scan("kind: Deployment"));
+        assert!(scan("kind: DaemonSet"));
+        assert!(scan("kind: ReplicaSet"));
+        assert!(scan("kind: ReplicaJob"), "of one size, within one tick of the clock");
+    }
+
+    #[test]
+    fn a_fault_is_told_once_a_second_look_finds_it_again() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("a.yaml"), "kind: [").unwrap();
+        let mut folder = Folder::new(root.path().into());
+        assert!(folder.scan(&BTreeSet::new()).unwrap().unsettled);
+        assert_eq!(folder.problems().count(), 0);
+        let scan = folder.scan(&BTreeSet::new()).unwrap();
+        assert_eq!(scan, Scan { changed: true, unsettled: false });
+        assert_eq!(folder.problems().count(), 1);
+    }
+
+    #[test]
+    fn a_file_that_is_being_written_keeps_what_it_said() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("a.yaml");
+        fs::write(&path, "kind: Deployment").unwrap();
+        let mut folder = Folder::new(root.path().into());
+        folder.scan(&BTreeSet::new()).unwrap();
+        fs::write(&path, "kind: [").unwrap();
+        let scan = folder.scan(&BTreeSet::from([path])).unwrap();
+        assert_eq!((scan, folder.files().count()), (Scan::default(), 1));
+    }
 }
