@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 
-use super::problems::{Finder, Problems};
+use super::problems::{Finder, Problems, Told};
 use crate::{
     dataplane::{BackendId, KernelTables, ServiceId},
     desired::{Delta, Desired, NodeFacts},
@@ -60,14 +60,12 @@ impl Engine {
     /// Takes in what a source says, all of it before anything is written.
     pub(super) fn take(&mut self, events: impl Iterator<Item = Event>, problems: &mut Problems) {
         let mut changed = BTreeSet::new();
-        let (mut node, mut listed) = (false, false);
+        let (mut node, mut listed, mut told) = (false, false, Told::default());
         for event in events {
             match event {
                 Event::Listed => listed = true,
-                Event::Problem(problem) => {
-                    problems.set(Finder::Source(problem.key.clone()), [problem]);
-                }
-                Event::ProblemSolved(key) => problems.set(Finder::Source(key), None),
+                Event::Problem(problem) => told.add(problem),
+                Event::ProblemSolved(key) => told.solved(key),
                 event => match self.model.apply(event) {
                     Change::Services(names) => changed.extend(names),
                     Change::Node => node = true,
@@ -75,6 +73,7 @@ impl Engine {
                 },
             }
         }
+        told.settle(problems);
         let delta = self.desired.update(&self.model, &changed);
         self.write(delta, problems);
         if node {

@@ -12,6 +12,7 @@ mod report;
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
+use ipnet::IpNet;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{devices::Devices, engine::Engine, problems::Problems, report::Report};
 use crate::{
-    config::{Settings, Source},
+    config::{PortRange, Settings, Source},
     dataplane::{Kernel, KernelOptions},
     desired::NodeFacts,
     health::{self, Health, Metrics},
@@ -183,11 +184,23 @@ fn source_options(settings: &Settings, instance: &Instance) -> source::Options {
                 folder: path,
                 node_name,
                 state_file: Some(instance.allocations()),
-                ranges: manifests::Ranges {
-                    service: service_networks,
-                    node_ports: node_ports.first..=node_ports.last,
-                },
+                ranges: ranges(&service_networks, node_ports),
             })
         }
     }
+}
+
+/// The last network named of each family; a family that is not named keeps the usual one.
+fn ranges(networks: &[IpNet], node_ports: PortRange) -> manifests::Ranges {
+    let mut ranges = manifests::Ranges {
+        node_ports: node_ports.first..=node_ports.last,
+        ..manifests::Ranges::default()
+    };
+    for network in networks {
+        match network {
+            IpNet::V4(v4) => ranges.v4 = *v4,
+            IpNet::V6(v6) => ranges.v6 = *v6,
+        }
+    }
+    ranges
 }

@@ -37,9 +37,47 @@ impl Problems {
         }
     }
 
+    /// Adds to what this finder had to say.
+    pub(super) fn add(&mut self, finder: Finder, problem: &Problem) {
+        let sentence = problem.to_string();
+        let standing = self.0.entry(finder).or_default();
+        if !standing.contains(&sentence) {
+            tracing::error!("{sentence}");
+            standing.insert(sentence);
+        }
+    }
+
     /// Each fault in one sentence.
     pub(super) fn sentences(&self) -> impl Iterator<Item = &String> {
         self.0.values().flatten()
+    }
+}
+
+/// What a source says of faults in one batch of events: what it takes back and says again at once
+/// is no news.
+#[derive(Debug, Default)]
+pub(super) struct Told(BTreeMap<ProblemKey, (bool, Vec<Problem>)>);
+
+impl Told {
+    /// There is a fault, beside others with the same key.
+    pub(super) fn add(&mut self, problem: Problem) {
+        self.0.entry(problem.key.clone()).or_default().1.push(problem);
+    }
+
+    /// All faults with this key are gone.
+    pub(super) fn solved(&mut self, key: ProblemKey) {
+        self.0.insert(key, (true, Vec::new()));
+    }
+
+    /// Passes on what is left at the end of the batch.
+    pub(super) fn settle(self, problems: &mut Problems) {
+        for (key, (solved, found)) in self.0 {
+            if solved {
+                problems.set(Finder::Source(key), found);
+            } else {
+                found.iter().for_each(|problem| problems.add(Finder::Source(key.clone()), problem));
+            }
+        }
     }
 }
 
@@ -67,5 +105,25 @@ mod tests {
         let left: Vec<_> = problems.sentences().collect();
         assert_eq!(left.len(), 2, "{left:?}");
         assert!(left[0].contains("spec.ports[0].port: two; mend it"), "{left:?}");
+    }
+
+    #[test]
+    fn a_source_adds_faults_to_a_key_and_takes_all_of_them_back() {
+        let mut problems = Problems::default();
+        let tell = |problems: &mut Problems, solved: bool, messages: &[&str]| {
+            let mut told = Told::default();
+            if solved {
+                told.solved(problem("").key);
+            }
+            messages.iter().for_each(|message| told.add(problem(message)));
+            told.settle(problems);
+        };
+        tell(&mut problems, false, &["one"]);
+        tell(&mut problems, false, &["two"]);
+        assert_eq!(problems.sentences().count(), 2);
+        tell(&mut problems, true, &["two"]);
+        assert_eq!(problems.sentences().count(), 1);
+        tell(&mut problems, true, &[]);
+        assert_eq!(problems.sentences().count(), 0);
     }
 }
