@@ -17,7 +17,6 @@ const MAP_CREATE: u32 = 0;
 const MAP_LOOKUP_ELEM: u32 = 1;
 const MAP_UPDATE_ELEM: u32 = 2;
 const MAP_DELETE_ELEM: u32 = 3;
-const MAP_GET_NEXT_KEY: u32 = 4;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const MAP_GET_FD_BY_ID: u32 = 14;
@@ -195,17 +194,6 @@ pub(super) fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::R
 /// Deletes one entry; false if there was none.
 pub(super) fn delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
     found(Attr::new().put_fd(0, map).put_ptr(8, key.as_ptr()).call(MAP_DELETE_ELEM))
-}
-
-/// The key behind `key`, or the first one; false at the end.
-pub(super) fn next_key(
-    map: BorrowedFd<'_>,
-    key: Option<&[u8]>,
-    next: &mut [u8],
-) -> io::Result<bool> {
-    let key = key.map_or(std::ptr::null(), <[u8]>::as_ptr);
-    let attr = Attr::new().put_fd(0, map).put_ptr(8, key).put_ptr(16, next.as_mut_ptr());
-    found({ attr }.call(MAP_GET_NEXT_KEY))
 }
 
 fn found(answer: io::Result<i64>) -> io::Result<bool> {
