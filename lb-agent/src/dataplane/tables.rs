@@ -1,7 +1,7 @@
 //! [`Tables`] on the pinned maps.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
     path::Path,
@@ -167,9 +167,8 @@ impl Tables for KernelTables {
         self.v6.read_backends(&mut snapshot, Family::V6)?;
         let named = snapshot.frontends.values().flat_map(|entry| [entry.internal, entry.external]);
         for region in named.filter(|region| region.length > 0) {
-            if !snapshot.regions.contains_key(&region.first_chunk) {
-                let slots = self.slots.get(region)?;
-                snapshot.regions.insert(region.first_chunk, (region, slots));
+            if let Entry::Vacant(place) = snapshot.regions.entry(region.first_chunk) {
+                place.insert((region, self.slots.get(region)?));
             }
         }
         Ok(snapshot)
@@ -250,7 +249,7 @@ impl Slots {
         if missing == Missing::Fail {
             return Err(fail("lookup")(std::io::ErrorKind::NotFound.into()));
         }
-        let fd = sys::create_array("SLOTS.inner", size_of::<Chunk>() as u32, CHUNKS_PER_ARRAY)
+        let fd = sys::create_array::<Chunk>("SLOTS.inner", CHUNKS_PER_ARRAY)
             .map_err(fail("create"))?;
         let value = std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd()).cast_unsigned();
         self.outer.put(&index, &value)?;
