@@ -4,7 +4,7 @@
 
 mod kubernetes_manifests;
 
-use kubernetes_manifests::{NODE, labels, pod, service};
+use kubernetes_manifests::{NODE, binding, labels, pod, service};
 use lb_agent::model::{Event, Family};
 use lb_test::kubernetes::{Listener, Objects, Shared};
 use lb_test::require_kubernetes;
@@ -238,11 +238,7 @@ fn an_account_without_rights_is_told_the_rules_it_lacks_and_works_once_it_has_th
             let told = texts.iter().find(names).unwrap_or_else(|| panic!("{texts:?}"));
             assert!(told.contains("403") && told.contains("ClusterRole"), "{told}");
         }
-        // What kube-proxy may do is enough.
-        let binding = "{apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRoleBinding, \
-            metadata: {name: limited}, subjects: [{kind: User, name: limited}], roleRef: \
-            {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: 'system:node-proxier'}}";
-        objects.apply(binding).await.unwrap();
+        objects.apply(&binding("limited")).await.unwrap();
         listener.until_listed().await;
         listener.until("no problem", |l| l.problems().is_empty()).await;
         listener.stop().await;

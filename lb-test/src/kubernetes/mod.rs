@@ -10,14 +10,14 @@ mod objects;
 mod programs;
 mod shared;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tokio::runtime;
 
-use self::credentials::Credentials;
+use self::credentials::{ADMIN, Credentials, admin_header};
 pub use self::listener::Listener;
 pub use self::objects::Objects;
 pub use self::programs::Programs;
@@ -148,7 +148,7 @@ impl ControlPlane {
     pub fn hide_api(&mut self) -> Result<PathBuf> {
         self.kill_api()?;
         self.start_api_at(HIDDEN_PORT)?;
-        self.credentials.kubeconfig(credentials::ADMIN, HIDDEN_PORT)
+        self.credentials.kubeconfig(ADMIN, HIDDEN_PORT)
     }
 
     /// The ends of the programs' logs.
@@ -170,12 +170,15 @@ impl ControlPlane {
     }
 
     fn wait_ready(&self, api: &mut Process, port: u16) -> Result<()> {
-        let url = format!("https://{}/readyz", self.host.socket(Family::V4, port));
-        let header = credentials::admin_header();
+        let address = self.host.socket(Family::V4, port);
+        let url = format!("https://{address}/readyz");
+        let header = admin_header();
         let ended = try_eventually(START, "ready API server", || {
             if let Some(status) = api.ended()? {
                 return Ok(Some(status));
             }
+            // A try to connect costs nothing beside a start of curl.
+            self.host.enter(|| TcpStream::connect_timeout(&address, START))??;
             curl(&self.host, &url, &["--insecure", "--header", &header]).map(|_ready| None)
         })?;
         match ended {

@@ -8,6 +8,7 @@ kind: Node
 metadata: {name: node-1, labels: {topology.kubernetes.io/zone: zone-a}}
 ";
 
+#[allow(dead_code, reason = "each test file uses its part")]
 /// A change that sets one label of an object, or with null removes it.
 pub(crate) fn labels(name: &str, value: Value) -> Value {
     let mut labels = serde_json::Map::new();
@@ -46,5 +47,17 @@ status:
 ",
         ips[0],
         list.join(", ")
+    )
+}
+
+/// Gives a user the rights that kube-proxy has.
+pub(crate) fn binding(user: &str) -> String {
+    format!(
+        "apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {{name: {user}}}
+subjects: [{{kind: User, name: {user}}}]
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: 'system:node-proxier'}}
+"
     )
 }
