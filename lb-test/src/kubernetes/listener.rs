@@ -56,12 +56,20 @@ impl Listener {
     /// # Panics
     /// When it does not come, with what was heard.
     pub async fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
+        assert!(self.comes(holds).await, "did not come: {what}\n{self}");
+    }
+
+    /// Waits until `holds` and says whether it came.
+    ///
+    /// # Panics
+    /// When the source ends, with what was heard.
+    pub async fn comes(&mut self, holds: impl Fn(&Self) -> bool) -> bool {
         let end = Instant::now() + PATIENCE;
         while !holds(self) {
-            let event = timeout_at(end, self.events.recv()).await;
-            let event = event.unwrap_or_else(|_| panic!("did not come: {what}\n{self}"));
-            self.hear(event.unwrap_or_else(|| panic!("the source ended before: {what}\n{self}")));
+            let Ok(event) = timeout_at(end, self.events.recv()).await else { return false };
+            self.hear(event.unwrap_or_else(|| panic!("the source ended\n{self}")));
         }
+        true
     }
 
     /// Waits until every kind is listed.

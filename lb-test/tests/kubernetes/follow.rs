@@ -1,14 +1,11 @@
-//! The cluster source against a real API server, whose own controllers make the slices.
+//! The cluster source follows what objects and controllers do.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod kubernetes_manifests;
-
-use kubernetes_manifests::{NODE, binding, labels, pod, service};
 use lb_agent::model::{Event, Family};
 use lb_test::kubernetes::{Listener, Objects, Shared};
 use lb_test::require_kubernetes;
 use serde_json::json;
+
+use crate::manifests::{NODE, binding, labels, pod, service};
 
 const FIRST: &str = "10.248.1.21";
 const SECOND: &str = "10.248.2.50";

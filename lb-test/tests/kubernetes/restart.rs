@@ -1,14 +1,11 @@
 //! The cluster source while its API server goes away and comes back. Each test has a control
 //! plane of its own, which it restarts.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod kubernetes_manifests;
-
-use kubernetes_manifests::{NODE, pod, service};
 use lb_agent::model::Event;
 use lb_test::kubernetes::{ControlPlane, Listener, Objects, run_inside};
 use lb_test::{Topology, require_kubernetes};
+
+use crate::manifests::{NODE, binding, pod, service};
 
 const NAMESPACE: &str = "restart";
 /// The node of the agent; the Pods are on another.
@@ -124,7 +121,7 @@ fn an_unknown_token_is_one_problem_until_the_server_knows_it() {
         let forbidden = |l: &Listener| l.problems().iter().any(|p| p.message.contains("403"));
         listener.until("known, but without rights", forbidden).await;
         let objects = plane.objects(NAMESPACE).await.unwrap();
-        objects.apply(&kubernetes_manifests::binding("newcomer")).await.unwrap();
+        objects.apply(&binding("newcomer")).await.unwrap();
         listener.until_listed().await;
         listener.until("no problem", |l| l.problems().is_empty()).await;
         assert!(listener.service("web").is_some());

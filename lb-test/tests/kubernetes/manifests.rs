@@ -1,4 +1,4 @@
-//! Manifests that tests against an API server have in common.
+//! Manifests that these tests have in common.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,6 @@ kind: Node
 metadata: {name: node-1, labels: {topology.kubernetes.io/zone: zone-a}}
 ";
 
-#[allow(dead_code, reason = "each test file uses its part")]
 /// A change that sets one label of an object, or with null removes it.
 pub(crate) fn labels(name: &str, value: Value) -> Value {
     let mut labels = serde_json::Map::new();
@@ -32,13 +31,18 @@ spec:
 
 /// A running Pod with label `app: APP` on node `node-1`, with addresses `ips`.
 pub(crate) fn pod(name: &str, app: &str, ips: &[&str], is_ready: bool) -> String {
+    pod_on("node-1", name, app, ips, is_ready)
+}
+
+/// A running Pod with label `app: APP` on a node, with addresses `ips`.
+pub(crate) fn pod_on(node: &str, name: &str, app: &str, ips: &[&str], is_ready: bool) -> String {
     let ready = if is_ready { "True" } else { "False" };
     let list: Vec<_> = ips.iter().map(|ip| format!("{{ip: '{ip}'}}")).collect();
     format!(
         "apiVersion: v1
 kind: Pod
 metadata: {{name: {name}, labels: {{app: {app}}}}}
-spec: {{nodeName: node-1, containers: [{{name: main, image: none}}]}}
+spec: {{nodeName: {node}, containers: [{{name: main, image: none}}]}}
 status:
   phase: Running
   conditions: [{{type: Ready, status: '{ready}'}}]
