@@ -5,6 +5,17 @@
 //! netlink (links, addresses)            ─► node facts ──┘                            (maps, programs, links)
 //! ```
 
+pub mod agent;
+pub mod check;
+pub mod cli;
+pub mod config;
 pub mod dataplane;
+pub mod desired;
+pub mod health;
+pub mod instance;
 pub mod model;
+pub mod names;
+pub mod net;
+pub mod reconcile;
 pub mod source;
+pub mod telemetry;

@@ -1,3 +1,7 @@
 //! The node agent.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lb_agent::cli::main(std::env::args_os())
+}

@@ -18,9 +18,9 @@ use lb_common::{
 use crate::{
     cases::{BackendSpec, Bench, Device, Fate, FrontendSpec, Hook, Host, Outcome, SNAT_RANGE},
     packet::{L4Checksum, Packet},
-    parse::{self, Header, Parsed},
+    parse::{self, Header, Headers, Next, NoFlow},
     path::{
-        Verdict,
+        PathResult, Verdict,
         egress::{Origin, egress},
         ingress::ingress,
     },
@@ -267,18 +267,13 @@ fn judge_by<A: FromIp + Header>(
     hook: Hook,
     packet: &mut Buffer,
 ) -> (Fate, Option<Counter>) {
-    let headers = match A::parse(packet) {
-        Parsed::Packet(headers) => headers,
-        Parsed::Fragment => return (Fate::Next, Some(Counter::Fragment)),
-        Parsed::Truncated => return (Fate::Next, Some(Counter::Truncated)),
-        Parsed::Other => return (Fate::Next, None),
-    };
     let (Hook::Egress(device) | Hook::HostEgress(device) | Hook::Ingress(device)) = hook;
     tables.device = device;
-    let verdict = match hook {
-        Hook::Egress(_) => egress(packet, &headers, tables, Origin::Forwarded),
-        Hook::HostEgress(_) => egress(packet, &headers, tables, Origin::Host),
-        Hook::Ingress(_) => ingress(packet, &headers, tables),
+    let verdict = match A::parse(packet, Path { hook, tables }) {
+        Ok(verdict) => verdict,
+        Err(NoFlow::Fragment) => Err(Counter::Fragment),
+        Err(NoFlow::Truncated) => Err(Counter::Truncated),
+        Err(NoFlow::Other) => Ok(Verdict::Pass),
     };
     let by = |index| Device::ALL.into_iter().find(|device| *device as u32 == index);
     let sent = |index| by(index).map_or(Fate::Dropped, Fate::Sent);
@@ -289,5 +284,23 @@ fn judge_by<A: FromIp + Header>(
         Ok(Verdict::Redirect(route)) => (sent(route.device), None),
         Err(counter) if counter.kind() == CounterKind::Pass => (Fate::Next, Some(counter)),
         Err(counter) => (Fate::Dropped, Some(counter)),
+    }
+}
+
+/// The path that a hook leads to.
+struct Path<'a, A> {
+    hook: Hook,
+    tables: &'a FakeTables<A>,
+}
+
+impl<A: FromIp> Next<A, Buffer> for Path<'_, A> {
+    type Output = PathResult<A>;
+
+    fn run(self, packet: &mut Buffer, headers: &Headers<A>) -> PathResult<A> {
+        match self.hook {
+            Hook::Egress(_) => egress(packet, headers, self.tables, Origin::Forwarded),
+            Hook::HostEgress(_) => egress(packet, headers, self.tables, Origin::Host),
+            Hook::Ingress(_) => ingress(packet, headers, self.tables),
+        }
     }
 }

@@ -28,13 +28,11 @@ pub struct Headers<A> {
     pub ttl: u8,
 }
 
-/// What a packet is to us.
-#[derive(Clone, Copy, Debug)]
-pub enum Parsed<A> {
+/// Why a packet is not one of a flow.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NoFlow {
     /// A fragment: without ports, or with more to follow that have none.
     Fragment,
-    /// One packet of a flow.
-    Packet(Headers<A>),
     /// Another protocol.
     Other,
     /// Headers that end too early.
@@ -47,59 +45,74 @@ pub fn ethertype(packet: &impl Packet) -> u16 {
     packet.read::<u16>(ETHERTYPE_OFFSET).map_or(0, u16::from_be)
 }
 
+/// What is done with the headers of a packet.
+///
+/// A function to call and not an answer to return: where branches meet again with headers that
+/// only some of them have read, the compiler leaves registers unset that the kernel's verifier then
+/// sees used. A trait and not a closure, so that it can be inlined for certain.
+pub trait Next<A, P> {
+    /// What comes of it.
+    type Output;
+
+    /// Does it.
+    fn run(self, packet: &mut P, headers: &Headers<A>) -> Self::Output;
+}
+
 /// How a family's header tells what follows it.
 pub trait Header: Address {
-    /// Reads the header behind the Ethernet header.
-    fn parse(packet: &impl Packet) -> Parsed<Self>;
+    /// Reads the header behind the Ethernet header and goes on with `next`.
+    ///
+    /// # Errors
+    ///
+    /// Why there is no flow to go on with.
+    fn parse<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Result<N::Output, NoFlow>;
 }
 
 impl Header for Ipv4 {
     #[inline(always)]
-    fn parse(packet: &impl Packet) -> Parsed<Self> {
-        let (Some(first), Some(fragment)) = (packet.read::<u8>(L3), packet.read::<u16>(L3 + 6))
-        else {
-            return Parsed::Truncated;
-        };
-        let (Some(ttl), Some(protocol)) = (packet.read(L3 + 8), packet.read(L3 + 9)) else {
-            return Parsed::Truncated;
-        };
+    fn parse<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Result<N::Output, NoFlow> {
+        let first = packet.read::<u8>(L3).ok_or(NoFlow::Truncated)?;
+        let fragment = packet.read::<u16>(L3 + 6).ok_or(NoFlow::Truncated)?;
+        let [ttl, protocol] = packet.read::<[u8; 2]>(L3 + 8).ok_or(NoFlow::Truncated)?;
         let l3_length = usize::from(first & 0x0f) * 4;
         if l3_length < Self::HEADER {
-            return Parsed::Truncated;
+            return Err(NoFlow::Truncated);
         }
         if u16::from_be(fragment) & IPV4_FRAGMENT != 0 {
-            return Parsed::Fragment;
+            return Err(NoFlow::Fragment);
         }
-        transport(packet, L3 + l3_length, L4Proto(protocol), ttl)
+        transport(packet, L3 + l3_length, (L4Proto(protocol), ttl), next)
     }
 }
 
 impl Header for Ipv6 {
     #[inline(always)]
-    fn parse(packet: &impl Packet) -> Parsed<Self> {
-        let (Some(next), Some(ttl)) = (packet.read::<u8>(L3 + 6), packet.read(L3 + 7)) else {
-            return Parsed::Truncated;
-        };
-        if next == IPV6_FRAGMENT {
-            return Parsed::Fragment;
+    fn parse<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Result<N::Output, NoFlow> {
+        let [protocol, ttl] = packet.read::<[u8; 2]>(L3 + 6).ok_or(NoFlow::Truncated)?;
+        if protocol == IPV6_FRAGMENT {
+            return Err(NoFlow::Fragment);
         }
-        transport(packet, L3 + Self::HEADER, L4Proto(next), ttl)
+        transport(packet, L3 + Self::HEADER, (L4Proto(protocol), ttl), next)
     }
 }
 
 #[inline(always)]
-fn transport<A: Address>(packet: &impl Packet, l4: usize, protocol: L4Proto, ttl: u8) -> Parsed<A> {
-    let flags = match protocol {
-        L4Proto::TCP => packet.read(l4 + TCP_FLAGS_OFFSET).map(TcpFlags),
-        L4Proto::UDP => Some(TcpFlags::default()),
-        _ => return Parsed::Other,
-    };
+fn transport<A: Address, P: Packet, N: Next<A, P>>(
+    packet: &mut P,
+    l4: usize,
+    (protocol, ttl): (L4Proto, u8),
+    next: N,
+) -> Result<N::Output, NoFlow> {
+    if protocol != L4Proto::TCP && protocol != L4Proto::UDP {
+        return Err(NoFlow::Other);
+    }
     let addresses = packet.read::<[A; 2]>(L3 + A::SOURCE_OFFSET);
-    let ports = packet.read::<[BePort; 2]>(l4);
-    let (Some(flags), Some([src, dst]), Some([src_port, dst_port])) = (flags, addresses, ports)
-    else {
-        return Parsed::Truncated;
-    };
+    let [src, dst] = addresses.ok_or(NoFlow::Truncated)?;
+    let [src_port, dst_port] = packet.read::<[BePort; 2]>(l4).ok_or(NoFlow::Truncated)?;
+    let mut flags = TcpFlags::default();
+    if protocol == L4Proto::TCP {
+        flags = TcpFlags(packet.read(l4 + TCP_FLAGS_OFFSET).ok_or(NoFlow::Truncated)?);
+    }
     let flow = CtKey { src, dst, src_port, dst_port, protocol, pad: [0; 3] };
-    Parsed::Packet(Headers { flow, l4, flags, ttl })
+    Ok(next.run(packet, &Headers { flow, l4, flags, ttl }))
 }

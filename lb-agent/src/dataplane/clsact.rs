@@ -31,10 +31,8 @@ pub(super) fn attach(
     (ifindex, name): (u32, &str),
     pins: &Pins,
 ) -> io::Result<()> {
-    match tc::qdisc_add_clsact(name) {
-        Err(TcError::AlreadyAttached) | Ok(()) => {}
-        Err(error) => return Err(io::Error::other(error)),
-    }
+    // It may be there already; if it is not, attaching says why.
+    let _ = tc::qdisc_add_clsact(name);
     fs::create_dir_all(marker(ifindex, pins))?;
     let direction = direction(program);
     let program: &mut SchedClassifier = ebpf

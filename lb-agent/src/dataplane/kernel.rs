@@ -23,25 +23,25 @@ use super::{
     tables::KernelTables,
 };
 
-/// Which sockets the socket path translates.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+/// Whose sockets are translated at `connect` and `sendmsg`.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
 pub enum SocketLb {
-    /// Those of the host and of pods.
+    /// Sockets of the host and of its pods.
     #[default]
     All,
-    /// Those in the agent's own network namespace.
+    /// Sockets of the host alone; pods keep seeing the ClusterIP until the packet path.
     Host,
     /// None.
     Off,
 }
 
 /// How packet programs are attached to devices.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
 pub enum TcAttach {
-    /// By tcx where the kernel has it (Linux 6.6), else by clsact.
+    /// By tcx where the kernel has it (Linux 6.6), else by the clsact qdisc.
     #[default]
     Auto,
-    /// By the clsact qdisc: as on older kernels.
+    /// By the clsact qdisc, as on older kernels.
     Clsact,
 }
 
@@ -50,8 +50,8 @@ pub enum TcAttach {
 pub struct KernelOptions {
     /// Folder of pins.
     pub bpffs: PathBuf,
-    /// Folder of the cgroup below which sockets are translated.
-    pub cgroup: PathBuf,
+    /// Folder of the cgroup below which sockets are translated; none to translate none.
+    pub cgroup: Option<PathBuf>,
     /// Which of them.
     pub socket_lb: SocketLb,
     /// How packet programs are attached.
@@ -246,21 +246,25 @@ impl Kernel {
     }
 
     fn attach_sockets(&self, options: &KernelOptions) -> Result<(), KernelError> {
-        if options.socket_lb == SocketLb::Off {
-            for (program, _) in SOCKET_PROGRAMS {
-                remove_pin(&self.pins.links.join(program))?;
-            }
-            return Ok(());
-        }
-        let fail = |source| KernelError::Cgroup { path: options.cgroup.clone(), source };
-        let cgroup = File::open(&options.cgroup).map_err(fail)?;
+        let Some(path) = options.cgroup.as_ref().filter(|_| options.socket_lb != SocketLb::Off)
+        else {
+            return self.detach_sockets();
+        };
+        let fail = |source| KernelError::Cgroup { path: path.clone(), source };
+        let cgroup = File::open(path).map_err(fail)?;
         for (program, attach_type) in SOCKET_PROGRAMS {
             self.attach_socket(program, attach_type, &cgroup).map_err(|source| {
-                let target = format!("cgroup {}", options.cgroup.display());
+                let target = format!("cgroup {}", path.display());
                 KernelError::Attach { program, target, source }
             })?;
         }
         Ok(())
+    }
+
+    fn detach_sockets(&self) -> Result<(), KernelError> {
+        SOCKET_PROGRAMS
+            .iter()
+            .try_for_each(|(program, _)| remove_pin(&self.pins.links.join(program)))
     }
 
     fn attach_socket(

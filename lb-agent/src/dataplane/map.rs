@@ -13,7 +13,7 @@ use super::{TableError, sys};
 
 /// A map opened from its pin.
 #[derive(Debug)]
-pub struct Map<K, V> {
+pub(super) struct Map<K, V> {
     fd: OwnedFd,
     name: &'static str,
     capacity: u32,
@@ -29,7 +29,7 @@ impl<K: Abi, V: Abi> Map<K, V> {
     /// # Errors
     ///
     /// If it is not there, or has keys or values of another size.
-    pub fn open(folder: &Path, name: &'static str) -> Result<Self, TableError> {
+    pub(super) fn open(folder: &Path, name: &'static str) -> Result<Self, TableError> {
         let fail = |source| TableError::System { map: name, operation: "open", source };
         let fd = sys::obj_get(&folder.join(name)).map_err(fail)?;
         Self::from_fd(fd, name)
@@ -40,7 +40,7 @@ impl<K: Abi, V: Abi> Map<K, V> {
     /// # Errors
     ///
     /// If the map has keys or values of another size.
-    pub fn from_fd(fd: OwnedFd, name: &'static str) -> Result<Self, TableError> {
+    pub(super) fn from_fd(fd: OwnedFd, name: &'static str) -> Result<Self, TableError> {
         let fail = |source| TableError::System { map: name, operation: "open", source };
         let info = sys::map_info(fd.as_fd()).map_err(fail)?;
         if (info.key_size as usize, info.value_size as usize) != (size_of::<K>(), size_of::<V>()) {
@@ -50,7 +50,7 @@ impl<K: Abi, V: Abi> Map<K, V> {
     }
 
     /// Room for so many entries.
-    pub const fn capacity(&self) -> u32 {
+    pub(super) const fn capacity(&self) -> u32 {
         self.capacity
     }
 
@@ -59,7 +59,7 @@ impl<K: Abi, V: Abi> Map<K, V> {
     /// # Errors
     ///
     /// What the kernel says, but for "not there".
-    pub fn get(&self, key: &K) -> Result<Option<V>, TableError> {
+    pub(super) fn get(&self, key: &K) -> Result<Option<V>, TableError> {
         let mut bytes = vec![0; size_of::<V>().next_multiple_of(8)];
         let found = sys::lookup(self.fd(), key.as_bytes(), &mut bytes)
             .map_err(|source| self.error("lookup", source))?;
@@ -71,7 +71,7 @@ impl<K: Abi, V: Abi> Map<K, V> {
     /// # Errors
     ///
     /// What the kernel says.
-    pub fn put(&self, key: &K, value: &V) -> Result<(), TableError> {
+    pub(super) fn put(&self, key: &K, value: &V) -> Result<(), TableError> {
         sys::update(self.fd(), key.as_bytes(), value.as_bytes())
             .map_err(|source| self.error("update", source))
     }
@@ -81,7 +81,7 @@ impl<K: Abi, V: Abi> Map<K, V> {
     /// # Errors
     ///
     /// The number of entries written, and what the kernel says.
-    pub fn put_all(&self, entries: &[(K, V)]) -> Result<(), (usize, TableError)> {
+    pub(super) fn put_all(&self, entries: &[(K, V)]) -> Result<(), (usize, TableError)> {
         let keys: Vec<u8> = entries.iter().flat_map(|(key, _)| key.as_bytes()).copied().collect();
         let values: Vec<u8> =
             entries.iter().flat_map(|(_, value)| value.as_bytes()).copied().collect();
@@ -95,7 +95,7 @@ impl<K: Abi, V: Abi> Map<K, V> {
     /// # Errors
     ///
     /// What the kernel says.
-    pub fn remove(&self, key: &K) -> Result<(), TableError> {
+    pub(super) fn remove(&self, key: &K) -> Result<(), TableError> {
         sys::delete(self.fd(), key.as_bytes())
             .map(drop)
             .map_err(|source| self.error("delete", source))
@@ -106,7 +106,7 @@ impl<K: Abi, V: Abi> Map<K, V> {
     /// # Errors
     ///
     /// What the kernel says.
-    pub fn entries(&self) -> Result<Vec<(K, V)>, TableError> {
+    pub(super) fn entries(&self) -> Result<Vec<(K, V)>, TableError> {
         self.read_batches().map_err(|source| self.error("list", source))
     }
 

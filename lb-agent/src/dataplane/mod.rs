@@ -4,6 +4,8 @@
 //! in memory. Not for: deciding what to write, or in which order.
 
 mod clsact;
+pub mod fake;
+pub mod faulty;
 mod kernel;
 mod map;
 mod pins;
@@ -109,7 +111,7 @@ pub enum Step {
     RemoveFrontend(FrontendAddress),
     /// Waits until no program can still be reading what earlier steps replaced or removed.
     Settle,
-    /// Clears a backend.
+    /// Clears a backend, but keeps note of its generation.
     RemoveBackend(BackendId),
 }
 
@@ -120,6 +122,9 @@ pub struct Snapshot {
     pub frontends: BTreeMap<FrontendAddress, FrontendEntry>,
     /// Live backends by id.
     pub backends: BTreeMap<BackendId, BackendEntry>,
+    /// Generation of the last use of each cleared backend, where the table keeps it: the next use
+    /// must have another, also by another agent.
+    pub retired: BTreeMap<BackendId, u32>,
     /// Slots of each region that a frontend names, by its first chunk.
     pub regions: BTreeMap<u32, (Region, Arc<[u32]>)>,
 }
@@ -138,7 +143,9 @@ pub enum TableError {
         flag: &'static str,
     },
     /// The map is of another version of this program.
-    #[error("map {map} has entries of another size; run `lb-agent cleanup` first")]
+    #[error(
+        "map {map} has entries of another size, left by another version: `lb-agent cleanup` removes it"
+    )]
     Shape {
         /// Name of the map.
         map: &'static str,

@@ -55,18 +55,18 @@ pub enum PinsError {
 
 /// The folder of pins, by its parts.
 #[derive(Clone, Debug)]
-pub struct Pins {
+pub(super) struct Pins {
     /// Pinned maps.
-    pub maps: PathBuf,
+    pub(super) maps: PathBuf,
     /// Pinned programs.
-    pub programs: PathBuf,
+    pub(super) programs: PathBuf,
     /// Pinned links.
-    pub links: PathBuf,
+    pub(super) links: PathBuf,
 }
 
 impl Pins {
     /// Names the parts of a folder.
-    pub fn at(bpffs: &Path) -> Self {
+    pub(super) fn at(bpffs: &Path) -> Self {
         Self {
             maps: bpffs.join("maps"),
             programs: bpffs.join("programs"),
@@ -79,7 +79,7 @@ impl Pins {
     /// # Errors
     ///
     /// If it cannot be made, or holds maps of another version.
-    pub fn prepare(bpffs: &Path) -> Result<Self, PinsError> {
+    pub(super) fn prepare(bpffs: &Path) -> Result<Self, PinsError> {
         let fail = |path: &Path| {
             let path = path.to_owned();
             move |source| PinsError::Folder { path, source }

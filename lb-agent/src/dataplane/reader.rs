@@ -13,7 +13,7 @@ use lb_common::abi::{
 use super::{KernelTables, Snapshot, TableError, Tables as _, map::Map, pins::Pins, sys};
 
 /// How full a map is.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, serde::Serialize)]
 pub struct MapFill {
     /// Its name.
     pub name: &'static str,

@@ -17,7 +17,6 @@ const MAP_CREATE: u32 = 0;
 const MAP_LOOKUP_ELEM: u32 = 1;
 const MAP_UPDATE_ELEM: u32 = 2;
 const MAP_DELETE_ELEM: u32 = 3;
-const MAP_GET_NEXT_KEY: u32 = 4;
 const OBJ_PIN: u32 = 6;
 const OBJ_GET: u32 = 7;
 const MAP_GET_FD_BY_ID: u32 = 14;
@@ -34,7 +33,7 @@ const BEFORE: u32 = 1 << 3;
 /// Where a link attaches a program.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]
-pub enum AttachType {
+pub(super) enum AttachType {
     /// `BPF_CGROUP_INET4_CONNECT`.
     Connect4 = 10,
     /// `BPF_CGROUP_INET6_CONNECT`.
@@ -59,22 +58,22 @@ pub enum AttachType {
 
 /// What the kernel says of a map.
 #[derive(Clone, Copy, Debug)]
-pub struct MapInfo {
+pub(super) struct MapInfo {
     /// Bytes of a key.
-    pub key_size: u32,
+    pub(super) key_size: u32,
     /// Bytes of a value.
-    pub value_size: u32,
+    pub(super) value_size: u32,
     /// Room for so many entries.
-    pub max_entries: u32,
+    pub(super) max_entries: u32,
 }
 
 /// What the kernel says of a link.
 #[derive(Clone, Copy, Debug)]
-pub struct LinkInfo {
+pub(super) struct LinkInfo {
     /// Interface index of a tcx link; zero once the device is gone.
-    pub ifindex: u32,
+    pub(super) ifindex: u32,
     /// Inode of a cgroup link's cgroup; zero once it is gone.
-    pub cgroup: u64,
+    pub(super) cgroup: u64,
 }
 
 #[repr(C, align(8))]
@@ -123,24 +122,24 @@ fn c_path(path: &Path) -> io::Result<CString> {
 }
 
 /// Opens what is pinned at a path.
-pub fn obj_get(path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn obj_get(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
     Attr::new().put_ptr(0, path.as_ptr()).call_for_fd(OBJ_GET)
 }
 
 /// Pins a map, a program or a link at a path.
-pub fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+pub(super) fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
     Attr::new().put_ptr(0, path.as_ptr()).put_fd(8, fd).call(OBJ_PIN).map(drop)
 }
 
 /// Opens a map by its id.
-pub fn map_by_id(id: u32) -> io::Result<OwnedFd> {
+pub(super) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
     Attr::new().put(0, id).call_for_fd(MAP_GET_FD_BY_ID)
 }
 
 /// Creates an array that is not pinned.
-pub fn create_array(name: &str, value_size: u32, max_entries: u32) -> io::Result<OwnedFd> {
+pub(super) fn create_array(name: &str, value_size: u32, max_entries: u32) -> io::Result<OwnedFd> {
     let mut attr = Attr::new()
         .put(0, MAP_TYPE_ARRAY)
         .put(4, size_of::<u32>() as u32)
@@ -153,7 +152,7 @@ pub fn create_array(name: &str, value_size: u32, max_entries: u32) -> io::Result
 }
 
 /// Asks what a map is like.
-pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
+pub(super) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     let info = info(map)?;
     Ok(MapInfo {
         key_size: info.get_u32(8),
@@ -163,7 +162,7 @@ pub fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
 }
 
 /// Asks what a link is attached to.
-pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let info = info(link)?;
     // Behind type, id and program id, aligned to 8: cgroup id; or, for tcx, the interface index.
     let cgroup = u64::from_bytes(&info.0[16..24]).expect("invariant: eight bytes");
@@ -181,27 +180,20 @@ fn info(fd: BorrowedFd<'_>) -> io::Result<Attr> {
 }
 
 /// Writes one entry.
-pub fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+pub(super) fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
     let attr = Attr::new().put_fd(0, map).put_ptr(8, key.as_ptr()).put_ptr(16, value.as_ptr());
     { attr }.call(MAP_UPDATE_ELEM).map(drop)
 }
 
 /// Reads one entry into `value`, which must have room for what the map holds for all CPUs.
-pub fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+pub(super) fn lookup(map: BorrowedFd<'_>, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
     let attr = Attr::new().put_fd(0, map).put_ptr(8, key.as_ptr()).put_ptr(16, value.as_mut_ptr());
     found({ attr }.call(MAP_LOOKUP_ELEM))
 }
 
 /// Deletes one entry; false if there was none.
-pub fn delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
+pub(super) fn delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
     found(Attr::new().put_fd(0, map).put_ptr(8, key.as_ptr()).call(MAP_DELETE_ELEM))
-}
-
-/// The key behind `key`, or the first one; false at the end.
-pub fn next_key(map: BorrowedFd<'_>, key: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
-    let key = key.map_or(std::ptr::null(), <[u8]>::as_ptr);
-    let attr = Attr::new().put_fd(0, map).put_ptr(8, key).put_ptr(16, next.as_mut_ptr());
-    found({ attr }.call(MAP_GET_NEXT_KEY))
 }
 
 fn found(answer: io::Result<i64>) -> io::Result<bool> {
@@ -213,7 +205,7 @@ fn found(answer: io::Result<i64>) -> io::Result<bool> {
 }
 
 /// Writes many entries; the number written, and why it went no further.
-pub fn update_batch(
+pub(super) fn update_batch(
     map: BorrowedFd<'_>,
     keys: &[u8],
     values: &[u8],
@@ -230,7 +222,7 @@ pub fn update_batch(
 
 /// Reads the next entries of a map. `cursor` is eight bytes that the kernel keeps its place in;
 /// `is_first` begins anew. The number read, and whether there are more.
-pub fn lookup_batch(
+pub(super) fn lookup_batch(
     map: BorrowedFd<'_>,
     (cursor, is_first): (&mut [u8], bool),
     keys: &mut [u8],
@@ -253,7 +245,7 @@ pub fn lookup_batch(
 }
 
 /// Attaches a program to a cgroup (by descriptor) in addition to those that are there.
-pub fn link_cgroup(
+pub(super) fn link_cgroup(
     program: BorrowedFd<'_>,
     cgroup: BorrowedFd<'_>,
     attach_type: AttachType,
@@ -265,7 +257,7 @@ pub fn link_cgroup(
 /// Attaches a program to a device by tcx: before all others at ingress, behind them at egress.
 ///
 /// So a CNI's programs see addresses of pods alone, in both directions.
-pub fn link_tcx(
+pub(super) fn link_tcx(
     program: BorrowedFd<'_>,
     ifindex: u32,
     attach_type: AttachType,
@@ -277,12 +269,12 @@ pub fn link_tcx(
 }
 
 /// Replaces the program of a link; no packet misses both.
-pub fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     Attr::new().put_fd(0, link).put_fd(4, program).call(LINK_UPDATE).map(drop)
 }
 
 /// Waits until every program that runs now has ended (an RCU grace period).
-pub fn settle() {
+pub(super) fn settle() {
     const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
     // SAFETY: takes numbers only.
     let answer = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
@@ -293,7 +285,7 @@ pub fn settle() {
 }
 
 /// The cookie of the calling thread's network namespace (Linux 5.14).
-pub fn netns_cookie() -> io::Result<u64> {
+pub(super) fn netns_cookie() -> io::Result<u64> {
     const SO_NETNS_COOKIE: libc::c_int = 71;
     let socket = std::net::UdpSocket::bind(("127.0.0.1", 0))
         .or_else(|_| std::net::UdpSocket::bind(("0.0.0.0", 0)))?;
@@ -313,7 +305,7 @@ pub fn netns_cookie() -> io::Result<u64> {
 }
 
 /// How many values a per-CPU map holds for each key.
-pub fn possible_cpus() -> usize {
+pub(super) fn possible_cpus() -> usize {
     std::fs::read_to_string("/sys/devices/system/cpu/possible")
         .ok()
         .and_then(|list| list.trim().rsplit(['-', ',']).next()?.parse::<usize>().ok())

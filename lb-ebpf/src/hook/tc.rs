@@ -19,7 +19,7 @@ use lb_common::{
 };
 use lb_ebpf::{
     packet::{L4Checksum, Packet},
-    parse::{self, Header, Headers, Parsed},
+    parse::{self, Header, Headers, Next, NoFlow},
     path::{PathResult, Verdict, egress as out, ingress as into},
     tables::{CtRef, Route, Tables},
 };
@@ -70,43 +70,47 @@ pub fn egress(ctx: TcContext) -> i32 {
 /// A function of its own, so that the two families do not share a stack.
 #[inline(never)]
 fn ingress_of<A: Header + Maps + Routing>(skb: &mut Skb) -> i32 {
-    let headers = match headers::<A>(skb) {
-        Ok(headers) => headers,
-        Err(code) => return code,
-    };
-    let tables = BpfTables::new(skb);
-    let verdict = into::ingress(skb, &headers, &tables);
-    act(skb, verdict, Direction::Ingress)
+    A::parse(skb, Direction::Ingress).unwrap_or_else(pass)
 }
 
 /// A function of its own, so that the two families do not share a stack.
 #[inline(never)]
 fn egress_of<A: Header + Maps + Routing>(skb: &mut Skb) -> i32 {
-    let headers = match headers::<A>(skb) {
-        Ok(headers) => headers,
-        Err(code) => return code,
-    };
-    let tables = BpfTables::new(skb);
-    let origin = skb.origin();
-    let verdict = out::egress(skb, &headers, &tables, origin);
-    act(skb, verdict, Direction::Egress)
+    A::parse(skb, Direction::Egress).unwrap_or_else(pass)
 }
 
-/// The headers of a packet that could be ours, or the program's return code.
-#[inline(always)]
-fn headers<A: Header>(skb: &Skb) -> Result<Headers<A>, i32> {
-    match A::parse(skb) {
-        Parsed::Packet(headers) => Ok(headers),
-        Parsed::Fragment => Err(end(Counter::Fragment)),
-        Parsed::Truncated => Err(end(Counter::Truncated)),
-        Parsed::Other => Err(NEXT),
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// Which hook a program is at.
+#[derive(Clone, Copy, Eq, PartialEq)]
 enum Direction {
     Egress,
     Ingress,
+}
+
+impl<A: Address + Maps + Routing> Next<A, Skb> for Direction {
+    type Output = i32;
+
+    #[inline(always)]
+    fn run(self, skb: &mut Skb, headers: &Headers<A>) -> i32 {
+        let tables = BpfTables::new(skb);
+        let verdict = match self {
+            Self::Egress => {
+                let origin = skb.origin();
+                out::egress(skb, headers, &tables, origin)
+            }
+            Self::Ingress => into::ingress(skb, headers, &tables),
+        };
+        act(skb, verdict, self)
+    }
+}
+
+/// Leaves a packet alone that is not one of a flow, and counts it if it could have been.
+#[inline(always)]
+fn pass(reason: NoFlow) -> i32 {
+    match reason {
+        NoFlow::Fragment => end(Counter::Fragment),
+        NoFlow::Other => NEXT,
+        NoFlow::Truncated => end(Counter::Truncated),
+    }
 }
 
 /// Performs a verdict.

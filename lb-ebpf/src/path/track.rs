@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Ports that are tried before SNAT gives up.
-const SNAT_TRIES: u32 = 24;
+const SNAT_TRIES: u32 = 8;
 /// Distance between two ports that are tried.
 const SNAT_STEP: u32 = 61;
 

@@ -22,14 +22,9 @@ pub fn parse_address(text: &str) -> Option<IpAddr> {
     parts.next().is_none().then(|| IpAddr::V4(Ipv4Addr::from(octets)))
 }
 
+/// Digits alone: a sign is refused.
 fn parse_octet(part: &str) -> Option<u8> {
-    if part.is_empty() || !part.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    match part.trim_start_matches('0') {
-        "" => Some(0),
-        digits => digits.parse().ok(),
-    }
+    part.bytes().all(|byte| byte.is_ascii_digit()).then(|| part.parse().ok())?
 }
 
 /// Reads a prefix such as `10.0.0.0/8`; host bits are cleared, whitespace around it is ignored (S9).

@@ -1,0 +1,188 @@
+//! Model, desired tables and reconciler, driven by events: from what changed to what is written.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+
+use super::problems::{Finder, Problems, Told};
+use crate::{
+    dataplane::{BackendId, KernelTables, ServiceId},
+    desired::{Delta, Desired, NodeFacts},
+    instance::Instance,
+    model::{Change, Event, Family, Model, ObjectName},
+    names::{BackendNames, Names, ServiceNames},
+    reconcile::{self, Outcome, Reconciler},
+};
+
+/// The pipeline from events to tables.
+pub(super) struct Engine {
+    model: Model,
+    desired: Desired,
+    reconciler: Reconciler<KernelTables>,
+    names: Names,
+    facts: NodeFacts,
+    listed: bool,
+    failed_at: Option<tokio::time::Instant>,
+    last: Written,
+}
+
+/// What has been written so far, for metrics.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Written {
+    /// Steps performed.
+    pub(super) steps: u64,
+    /// Runs that performed any.
+    pub(super) runs: u64,
+    /// How long the newest of them took.
+    pub(super) duration: Duration,
+}
+
+impl Engine {
+    pub(super) fn open(tables: KernelTables, instance: &Instance) -> anyhow::Result<Self> {
+        let path = instance.names();
+        let names = Names::open(&path).with_context(|| format!("open {}", path.display()))?;
+        Ok(Self {
+            model: Model::default(),
+            desired: Desired::default(),
+            reconciler: Reconciler::new(tables),
+            names,
+            facts: NodeFacts::default(),
+            listed: false,
+            failed_at: None,
+            last: Written::default(),
+        })
+    }
+
+    /// Takes in what a source says, all of it before anything is written.
+    pub(super) fn take(&mut self, events: impl Iterator<Item = Event>, problems: &mut Problems) {
+        let mut changed = BTreeSet::new();
+        let (mut node, mut listed, mut told) = (false, false, Told::default());
+        for event in events {
+            match event {
+                Event::Listed => listed = true,
+                Event::Problem(problem) => told.add(problem),
+                Event::ProblemSolved(key) => told.solved(key),
+                event => match self.model.apply(event) {
+                    Change::Services(names) => changed.extend(names),
+                    Change::Node => node = true,
+                    Change::Nothing => {}
+                },
+            }
+        }
+        told.settle(problems);
+        let delta = self.desired.update(&self.model, &changed);
+        self.write(delta, problems);
+        if node {
+            self.see(self.facts.clone(), problems);
+        }
+        if listed && !self.listed {
+            self.listed = true;
+            tracing::info!(services = self.model.services().count(), "everything is listed");
+            self.run(problems, Reconciler::listed);
+        }
+    }
+
+    /// Takes in facts of the node; the zone is the model's to say.
+    pub(super) fn see(&mut self, facts: NodeFacts, problems: &mut Problems) {
+        let zone = self.model.node().and_then(|node| node.zone.clone());
+        self.facts = NodeFacts { zone, ..facts };
+        let delta = self.desired.set_facts(&self.model, self.facts.clone());
+        self.write(delta, problems);
+    }
+
+    /// When what failed is to be tried again.
+    pub(super) fn retry_at(&self, after: Duration) -> Option<tokio::time::Instant> {
+        self.failed_at.map(|failed_at| failed_at + after)
+    }
+
+    /// Tries again what failed.
+    pub(super) fn retry(&mut self, problems: &mut Problems) {
+        self.run(problems, Reconciler::retry);
+    }
+
+    /// Mends what the kernel holds, where something else has changed it.
+    pub(super) fn resync(&mut self, problems: &mut Problems) {
+        let before = self.last.steps;
+        self.run(problems, Reconciler::resync);
+        let steps = self.last.steps - before;
+        if steps > 0 {
+            tracing::warn!(steps, "the tables differed from what was written, and are mended");
+        }
+    }
+
+    /// Is everything written that was listed?
+    pub(super) fn is_synced(&self) -> bool {
+        self.listed && self.failed_at.is_none() && !self.reconciler.is_pending()
+    }
+
+    /// What has been written so far.
+    pub(super) const fn written(&self) -> Written {
+        self.last
+    }
+
+    fn write(&mut self, delta: Delta, problems: &mut Problems) {
+        for (name, found) in &delta.problems {
+            problems.set(Finder::Rules(name.clone()), found.iter().cloned());
+        }
+        if !delta.ports.is_empty() {
+            self.run(problems, |reconciler| reconciler.apply(delta));
+        }
+    }
+
+    fn run(
+        &mut self,
+        problems: &mut Problems,
+        work: impl FnOnce(&mut Reconciler<KernelTables>) -> Outcome,
+    ) {
+        let begun = Instant::now();
+        let outcome = work(&mut self.reconciler);
+        if outcome.steps > 0 {
+            self.last.steps += outcome.steps as u64;
+            self.last.runs += 1;
+            self.last.duration = begun.elapsed();
+            let (steps, duration) = (outcome.steps, self.last.duration);
+            tracing::debug!(steps, services = outcome.visited, ?duration, "written");
+        }
+        if let Some(error) = &outcome.failure {
+            tracing::warn!(%error, "not everything could be written; it is tried again");
+        }
+        self.failed_at = outcome.failure.map(|_| tokio::time::Instant::now());
+        for (name, found) in outcome.problems {
+            problems.set(Finder::Tables(name), found);
+        }
+        if let Err(error) = self.record_names(&outcome.services) {
+            tracing::error!(%error, "write the names of Services");
+        }
+    }
+
+    fn record_names(&mut self, services: &BTreeSet<ServiceId>) -> io::Result<()> {
+        let reconciler = &self.reconciler;
+        self.names.record(services.iter().map(|id| (*id, reconciler.names(*id).map(names))))
+    }
+}
+
+/// Names as the journal keeps them.
+fn names(known: reconcile::ServiceNames) -> ServiceNames {
+    let ObjectName { namespace, name } = &known.port.service;
+    let mut names = ServiceNames {
+        namespace: namespace.to_string(),
+        name: name.to_string(),
+        port: known.port.port.to_string(),
+        ..ServiceNames::default()
+    };
+    for (BackendId { family, index }, backend) in known.backends {
+        let entry = BackendNames {
+            pod: backend.pod.map(|pod| pod.to_string()).unwrap_or_default(),
+            node: backend.node.as_deref().unwrap_or_default().to_owned(),
+        };
+        match family {
+            Family::V4 => names.v4.insert(index, entry),
+            Family::V6 => names.v6.insert(index, entry),
+        };
+    }
+    names
+}

@@ -1,0 +1,206 @@
+//! The agent at work: everything that runs between its start and the signal that ends it.
+//!
+//! One task owns model, tables and devices; a source and netlink tell it what changed. What comes
+//! close together is taken together. Not for: deciding what the tables hold (`desired`), or how
+//! they are written (`reconcile`, `dataplane`).
+
+mod devices;
+mod engine;
+mod problems;
+mod report;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use ipnet::IpNet;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+use self::{devices::Devices, engine::Engine, problems::Problems, report::Report};
+use crate::{
+    config::{PortRange, Settings, Source},
+    dataplane::{Kernel, KernelOptions},
+    desired::NodeFacts,
+    health::{self, Health, Metrics},
+    instance::{Instance, Lock, Status},
+    model::Event,
+    net::{self, NodeNetwork},
+    source::{self, SourceError, cluster, manifests},
+    telemetry::with_progress,
+};
+
+/// Events that wait for the task that takes them in.
+const QUEUE: usize = 4096;
+/// Between looks at whether the kernel still holds what it should.
+const RESYNC: Duration = Duration::from_secs(60);
+/// Between tries to write what the kernel refused.
+const RETRY: Duration = Duration::from_secs(1);
+/// Between looks at counters and maps.
+const MEASURE: Duration = Duration::from_secs(10);
+
+/// What the agent starts with. It holds the lock for as long as it lives.
+#[derive(Debug)]
+pub struct Start {
+    /// What it was told.
+    pub settings: Settings,
+    /// Its files.
+    pub instance: Instance,
+    /// Its lock.
+    pub lock: Lock,
+    /// What it tells of itself.
+    pub status: Status,
+    /// Cancelled by SIGTERM and SIGINT.
+    pub stop: CancellationToken,
+}
+
+/// Runs until `stop` is cancelled.
+///
+/// # Errors
+///
+/// What the agent can't work without is missing.
+pub async fn agent(start: Start) -> anyhow::Result<()> {
+    let Start { settings, instance, lock: _lock, status, stop } = start;
+    tracing::info!(node = settings.node_name, source = %settings.source, "starting");
+    let (health, metrics) = (Health::default(), Arc::new(Metrics::default()));
+    let _servers = health::serve(settings.healthz, settings.metrics, &health, &metrics);
+    let kernel = Kernel::start(&kernel_options(&settings))?;
+    let following = net::follow(settings.devices.clone());
+    let following = with_progress("listing devices", following).await.context("list devices")?;
+    let source = source::Source::new(source_options(&settings, &instance));
+    let source_health = source.health();
+    let (sender, events) = mpsc::channel(QUEUE);
+    let source = tokio::spawn(source.run(sender, stop.clone()));
+    let report = Report::new(status, &instance, &settings.bpffs, (source_health, health, metrics));
+    let agent = Agent {
+        engine: Engine::open(kernel.tables()?, &instance)?,
+        devices: Devices::new(kernel),
+        problems: Problems::default(),
+        report,
+        settings,
+    };
+    agent.run(events, following.network.clone(), source, stop).await
+}
+
+struct Agent {
+    engine: Engine,
+    devices: Devices,
+    problems: Problems,
+    report: Report,
+    settings: Settings,
+}
+
+impl Agent {
+    async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut network: watch::Receiver<NodeNetwork>,
+        mut source: JoinHandle<Result<(), SourceError>>,
+        stop: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let mut resync = every(RESYNC);
+        let mut measure = every(MEASURE);
+        network.mark_changed();
+        let mut batch = Vec::with_capacity(QUEUE);
+        loop {
+            let retry = self.engine.retry_at(RETRY);
+            tokio::select! {
+                () = stop.cancelled() => break,
+                count = events.recv_many(&mut batch, QUEUE), if !source.is_finished() => {
+                    if count > 0 { self.take(batch.drain(..)) }
+                }
+                ended = &mut source => return ended.context("the source's task")?.context("source"),
+                changed = network.changed() => {
+                    changed.context("follow devices")?;
+                    let newest = network.borrow_and_update().clone();
+                    self.see(&newest);
+                }
+                () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {
+                    self.engine.retry(&mut self.problems);
+                }
+                _ = resync.tick() => {
+                    self.devices.repair(&mut self.problems);
+                    self.engine.resync(&mut self.problems);
+                }
+                _ = measure.tick() => self.report.measure(),
+            }
+            self.report.update(&self.engine, &self.devices, &self.problems);
+        }
+        Ok(())
+    }
+
+    /// Takes in what a source says.
+    fn take(&mut self, events: impl Iterator<Item = Event>) {
+        self.report.queued();
+        self.engine.take(events, &mut self.problems);
+    }
+
+    /// Takes in a new picture of the node's network.
+    fn see(&mut self, network: &NodeNetwork) {
+        self.report.see(network);
+        self.devices.see(network, &mut self.problems);
+        let facts = NodeFacts {
+            name: self.settings.node_name.as_str().into(),
+            zone: None,
+            node_port_addresses: net::nodeports(network, &self.settings.nodeport_addresses),
+            local_addresses: network.addresses.clone(),
+        };
+        self.engine.see(facts, &mut self.problems);
+    }
+}
+
+fn every(period: Duration) -> tokio::time::Interval {
+    let mut interval = interval(period);
+    interval.reset();
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+fn kernel_options(settings: &Settings) -> KernelOptions {
+    KernelOptions {
+        bpffs: settings.bpffs.clone(),
+        cgroup: settings.cgroup.clone(),
+        socket_lb: settings.socket_lb,
+        tc_attach: settings.tc_attach,
+        snat_ports: (settings.snat_ports.first, settings.snat_ports.last),
+        conntrack_max: settings.conntrack_max,
+        max_frontends: settings.max_frontends,
+        max_backends: settings.max_backends,
+    }
+}
+
+fn source_options(settings: &Settings, instance: &Instance) -> source::Options {
+    let node_name = settings.node_name.clone();
+    match settings.source.clone() {
+        Source::Cluster { kubeconfig, master } => {
+            let retry = cluster::Options::RETRY;
+            source::Options::Cluster(cluster::Options { kubeconfig, master, node_name, retry })
+        }
+        Source::Folder { path, service_networks, node_ports } => {
+            source::Options::Manifests(manifests::Options {
+                folder: path,
+                node_name,
+                state_file: Some(instance.allocations()),
+                ranges: ranges(&service_networks, node_ports),
+            })
+        }
+    }
+}
+
+/// The last network named of each family; a family that is not named keeps the usual one.
+fn ranges(networks: &[IpNet], node_ports: PortRange) -> manifests::Ranges {
+    let mut ranges = manifests::Ranges {
+        node_ports: node_ports.first..=node_ports.last,
+        ..manifests::Ranges::default()
+    };
+    for network in networks {
+        match network {
+            IpNet::V4(v4) => ranges.v4 = *v4,
+            IpNet::V6(v6) => ranges.v6 = *v6,
+        }
+    }
+    ranges
+}

@@ -1,0 +1,129 @@
+//! What the agent tells of itself: status file, health and metrics.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use k8s_openapi::jiff::Timestamp;
+
+use super::{
+    devices::Devices,
+    engine::{Engine, Written},
+    problems::Problems,
+};
+use crate::{
+    dataplane::{Reader, TableError},
+    health::{Health, Metrics},
+    instance::{DeviceStatus, Instance, SourceStatus, Status},
+    net::{DeviceFacts, NodeNetwork, Usage},
+    source::SourceHealth,
+};
+
+/// Where the agent's state is shown.
+pub(super) struct Report {
+    status: Status,
+    written: Option<Status>,
+    path: PathBuf,
+    bpffs: PathBuf,
+    network: NodeNetwork,
+    seen: Written,
+    source: Arc<SourceHealth>,
+    health: Health,
+    metrics: Arc<Metrics>,
+}
+
+impl Report {
+    pub(super) fn new(
+        status: Status,
+        instance: &Instance,
+        bpffs: &Path,
+        (source, health, metrics): (Arc<SourceHealth>, Health, Arc<Metrics>),
+    ) -> Self {
+        Self {
+            status,
+            written: None,
+            path: instance.status(),
+            bpffs: bpffs.to_owned(),
+            network: NodeNetwork::default(),
+            seen: Written::default(),
+            source,
+            health,
+            metrics,
+        }
+    }
+
+    /// Something waits to be written.
+    pub(super) fn queued(&self) {
+        self.health.update_queued();
+    }
+
+    /// Takes in a new picture of the node's network.
+    pub(super) fn see(&mut self, network: &NodeNetwork) {
+        self.metrics.set_unsupported_devices(network.unsupported().count());
+        self.network = network.clone();
+    }
+
+    /// Reads counters and maps for the metrics.
+    pub(super) fn measure(&self) {
+        if let Err(error) = self.try_measure() {
+            tracing::warn!(%error, "read the counters");
+        }
+    }
+
+    fn try_measure(&self) -> Result<(), TableError> {
+        let Some(reader) = Reader::open(&self.bpffs) else { return Ok(()) };
+        for (counter, packets) in reader.counters()? {
+            self.metrics.set_packets(counter, packets);
+        }
+        reader.fill()?.iter().for_each(|map| self.metrics.set_map(map));
+        Ok(())
+    }
+
+    /// Shows how things stand, where that changed.
+    pub(super) fn update(&mut self, engine: &Engine, devices: &Devices, problems: &Problems) {
+        let written = engine.written();
+        self.status.synced = engine.is_synced();
+        if self.status.synced {
+            self.health.updated();
+        }
+        if written.runs != self.seen.runs {
+            self.metrics.synced(written.duration, written.steps - self.seen.steps);
+            self.seen = written;
+            self.status.last_sync = Some(Timestamp::now());
+        }
+        self.status.problems = problems.sentences().cloned().collect();
+        self.metrics.set_problems(self.status.problems.len());
+        let health = self.source.look();
+        self.status.source =
+            SourceStatus { from: health.name, listed: health.listed, error: health.last_error };
+        let shown = |device: &DeviceFacts| device_status(device, devices);
+        self.status.devices = self.network.devices.iter().map(shown).collect();
+        self.write();
+    }
+
+    fn write(&mut self) {
+        if self.written.as_ref() == Some(&self.status) {
+            return;
+        }
+        match self.status.write(&self.path) {
+            Ok(()) => self.written = Some(self.status.clone()),
+            Err(error) => tracing::error!(%error, path = %self.path.display(), "write the status"),
+        }
+    }
+}
+
+fn device_status(device: &DeviceFacts, devices: &Devices) -> DeviceStatus {
+    let hooks = ["tc ingress", "tc egress"].map(str::to_owned);
+    let attached = if devices.is_attached(device.ifindex) { hooks.to_vec() } else { Vec::new() };
+    DeviceStatus {
+        name: device.name.clone(),
+        ifindex: device.ifindex,
+        role: device.usage.role_name().to_owned(),
+        attached,
+        reason: match device.usage {
+            Usage::Attach(_) => None,
+            Usage::Skip(reason) => Some(reason.to_string()),
+        },
+    }
+}

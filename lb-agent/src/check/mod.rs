@@ -1,0 +1,103 @@
+//! Can this node run the agent? Each finding says what is there and, where it falls short, the
+//! mend.
+//!
+//! Not for: changing anything.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::config::{BindAddress, DevicePattern, PortRange, SocketLb};
+
+mod kernel;
+mod leftovers;
+mod mounts;
+mod network;
+
+pub use mounts::cgroup2_mount;
+
+/// How much a finding matters.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// As it should be.
+    Ok,
+    /// Works, with the loss that the finding names.
+    Warn,
+    /// The agent can't do its work.
+    Fail,
+}
+
+/// One thing looked at.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct Finding {
+    /// What.
+    pub name: &'static str,
+    /// How it is.
+    pub outcome: Outcome,
+    /// What was seen.
+    pub detail: String,
+    /// What to do about it; empty where all is well.
+    pub mend: String,
+}
+
+impl Finding {
+    fn ok(name: &'static str, detail: impl Into<String>) -> Self {
+        Self { name, outcome: Outcome::Ok, detail: detail.into(), mend: String::new() }
+    }
+
+    fn warn(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { name, outcome: Outcome::Warn, detail: detail.into(), mend: mend.into() }
+    }
+
+    fn fail(name: &'static str, detail: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { name, outcome: Outcome::Fail, detail: detail.into(), mend: mend.into() }
+    }
+}
+
+/// What the agent is to do on this node.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'a> {
+    /// Folder of the pins.
+    pub bpffs: &'a Path,
+    /// The cgroup named by the user; none to find it.
+    pub cgroup: Option<&'a Path>,
+    /// Whose sockets are translated.
+    pub socket_lb: SocketLb,
+    /// Devices named by the user.
+    pub devices: &'a [DevicePattern],
+    /// Where the agent's servers listen.
+    pub servers: [BindAddress; 2],
+    /// Ports for SNAT.
+    pub snat_ports: PortRange,
+}
+
+/// Looks at everything.
+pub fn all(plan: &Plan<'_>) -> Vec<Finding> {
+    let mut findings = needed(plan);
+    findings.extend(kernel::features());
+    findings.extend(network::sysctls());
+    findings.extend(leftovers::findings(plan));
+    findings
+}
+
+/// Looks at what the agent can't start without, and at what it should warn of.
+pub fn needed(plan: &Plan<'_>) -> Vec<Finding> {
+    let mut findings = vec![kernel::privileges(), kernel::version(), mounts::bpffs(plan.bpffs)];
+    findings.push(match plan.socket_lb {
+        SocketLb::Off => without_sockets(),
+        SocketLb::All | SocketLb::Host => mounts::cgroup(plan.cgroup),
+    });
+    findings.push(network::snat_ports(plan.snat_ports));
+    findings.extend(network::devices(plan.devices));
+    findings
+}
+
+/// Such a connection goes by `lo`, where a mended reply would meet strict `rp_filter`.
+fn without_sockets() -> Finding {
+    Finding::warn(
+        "socket-lb",
+        "off: a process of the host can't reach this node's own NodePorts",
+        "set --socket-lb=host where the sockets of pods must be left alone, else all",
+    )
+}

@@ -1,0 +1,233 @@
+//! `lb-agent run`: from flags to checked settings, then the agent itself.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, bail, ensure};
+use clap::{ArgGroup, Args, builder::RangedI64ValueParser};
+use ipnet::IpNet;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    agent::{self, Start},
+    check::{self, Outcome, Plan},
+    config::{
+        BindAddress, DevicePattern, NodePortAddresses, PortRange, Settings, SocketLb, Source,
+        TcAttach,
+    },
+    instance::{Instance, Status},
+};
+
+/// Where Services come from without a cluster and without a flag.
+const MANIFESTS: &str = "/etc/lb/manifests";
+
+/// The variable that tells a process that it runs in a pod.
+const IN_CLUSTER: &str = "KUBERNETES_SERVICE_HOST";
+
+/// Shown below the flags.
+pub(super) const EXAMPLES: &str = "\
+Examples:
+  lb-agent run --manifests ./services             Services from a folder, no cluster needed
+  lb-agent run --kubeconfig /etc/kubernetes/lb    Services from a cluster
+  lb-agent run --config /etc/lb/config.yaml       conntrackMax: 500000 and the like in a file
+  LB_SOCKET_LB=host lb-agent run                  every flag is an LB_ variable, too";
+
+#[derive(Args, Debug)]
+#[command(after_help = EXAMPLES)]
+#[command(group = ArgGroup::new("cluster").args(["kubeconfig", "master"]).multiple(true))]
+pub(super) struct RunArgs {
+    /// Folder of Kubernetes manifests, in place of a cluster [default without a cluster:
+    /// /etc/lb/manifests]
+    #[arg(long, value_name = "DIR", conflicts_with = "cluster")]
+    pub(super) manifests: Option<PathBuf>,
+    /// How to reach the API server [default in a pod: its own account]
+    #[arg(long, value_name = "FILE")]
+    pub(super) kubeconfig: Option<PathBuf>,
+    /// URL of the API server, in place of the one in the kubeconfig
+    #[arg(long, value_name = "URL")]
+    pub(super) master: Option<String>,
+    /// Name of this node's object [default: the hostname in lower case]
+    #[arg(long, value_name = "NAME")]
+    pub(super) hostname_override: Option<String>,
+    #[command(flatten)]
+    pub(super) node: NodeArgs,
+    /// Addresses of this node that answer on node ports: CIDRs, all, localhost, primary
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "all")]
+    pub(super) nodeport_addresses: Vec<NodePortAddresses>,
+    /// Conntrack entries of each family
+    #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = size())]
+    pub(super) conntrack_max: u32,
+    /// Frontends of each family
+    #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = size())]
+    pub(super) max_frontends: u32,
+    /// Backends of each family
+    #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = size())]
+    pub(super) max_backends: u32,
+    /// Networks that a folder's Services get cluster IPs from
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    #[arg(default_value = "10.96.0.0/12,fd00:10:96::/108")]
+    pub(super) service_cluster_ip_range: Vec<IpNet>,
+    /// Ports that a folder's Services get node ports from
+    #[arg(long, value_name = "FIRST-LAST", default_value = "30000-32767")]
+    pub(super) service_node_port_range: PortRange,
+}
+
+/// Flags that `run` and `check` share.
+#[derive(Args, Debug)]
+pub(super) struct NodeArgs {
+    /// YAML file of settings: flags' names in camelCase, or a `KubeProxyConfiguration`
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Use this device: a name or a regular expression; repeatable [default: found by netlink]
+    #[arg(long, value_name = "NAME|REGEX")]
+    pub(super) device: Vec<DevicePattern>,
+    /// The cgroup v2 whose sockets are translated [default: where it is mounted]
+    #[arg(long, value_name = "DIR")]
+    pub(super) cgroup: Option<PathBuf>,
+    /// Whose sockets are translated at connect
+    #[arg(long, value_enum, value_name = "WHOSE", default_value_t = SocketLb::All)]
+    pub(super) socket_lb: SocketLb,
+    /// How packet programs are attached to devices
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = TcAttach::Auto)]
+    pub(super) tc_attach: TcAttach,
+    /// Where /healthz and /livez are served; empty for nowhere
+    #[arg(long, value_name = "IP:PORT", default_value = ":10256")]
+    #[arg(value_parser = BindAddress::parse)]
+    pub(super) healthz_bind_address: BindAddress,
+    /// Where /metrics and /proxyMode are served; empty for nowhere
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:10249")]
+    #[arg(value_parser = BindAddress::parse)]
+    pub(super) metrics_bind_address: BindAddress,
+    /// Ports that a client may get on the way to another node
+    #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535")]
+    pub(super) snat_port_range: PortRange,
+}
+
+fn size() -> RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=1 << 24)
+}
+
+impl NodeArgs {
+    /// What is to be checked.
+    pub(super) fn plan<'a>(&'a self, bpffs: &'a Path) -> Plan<'a> {
+        Plan {
+            bpffs,
+            cgroup: self.cgroup.as_deref(),
+            socket_lb: self.socket_lb,
+            devices: &self.device,
+            servers: [self.healthz_bind_address, self.metrics_bind_address],
+            snat_ports: self.snat_port_range,
+        }
+    }
+}
+
+pub(super) fn run(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<ExitCode> {
+    let (snat, nodes) = (arguments.node.snat_port_range, arguments.service_node_port_range);
+    if snat.overlaps(nodes) {
+        eprintln!("error: --snat-port-range {snat} overlaps --service-node-port-range {nodes}");
+        return Ok(ExitCode::from(2));
+    }
+    refuse_unfit_node(&arguments.node.plan(&bpffs))?;
+    let settings = settings(arguments, bpffs)?;
+    let instance = Instance::of(&settings.bpffs);
+    let lock = instance.lock()?;
+    let status = Status::starting(settings.source.to_string());
+    status.write(&instance.status()).context("write the status file")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(async {
+        let stop = stop_on_signals()?;
+        agent::agent(Start { settings, instance, lock, status, stop }).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Stops at what can't work, and logs what works with a loss.
+fn refuse_unfit_node(plan: &Plan<'_>) -> anyhow::Result<()> {
+    let findings = check::needed(plan);
+    let of = |outcome| findings.iter().filter(move |finding| finding.outcome == outcome);
+    for finding in of(Outcome::Warn) {
+        tracing::warn!("{}: {}", finding.detail, finding.mend);
+    }
+    let failures: Vec<_> =
+        of(Outcome::Fail).map(|finding| format!("{}; {}", finding.detail, finding.mend)).collect();
+    if !failures.is_empty() {
+        bail!("{}", failures.join("\nerror: "));
+    }
+    Ok(())
+}
+
+fn settings(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<Settings> {
+    let source = source(&arguments, std::env::var_os(IN_CLUSTER).is_some())?;
+    let node = arguments.node;
+    Ok(Settings {
+        source,
+        node_name: node_name(arguments.hostname_override)?,
+        devices: node.device,
+        cgroup: match node.socket_lb {
+            SocketLb::Off => None,
+            SocketLb::All | SocketLb::Host => node.cgroup.or_else(check::cgroup2_mount),
+        },
+        bpffs,
+        socket_lb: node.socket_lb,
+        tc_attach: node.tc_attach,
+        healthz: node.healthz_bind_address,
+        metrics: node.metrics_bind_address,
+        nodeport_addresses: arguments.nodeport_addresses,
+        snat_ports: node.snat_port_range,
+        conntrack_max: arguments.conntrack_max,
+        max_frontends: arguments.max_frontends,
+        max_backends: arguments.max_backends,
+    })
+}
+
+fn source(arguments: &RunArgs, in_cluster: bool) -> anyhow::Result<Source> {
+    let RunArgs { manifests, kubeconfig, master, .. } = arguments;
+    let wants_cluster = kubeconfig.is_some() || master.is_some();
+    if wants_cluster || (manifests.is_none() && in_cluster) {
+        if let Some(path) = kubeconfig {
+            let readable = std::fs::read(path);
+            readable.with_context(|| format!("--kubeconfig {}", path.display()))?;
+        }
+        return Ok(Source::Cluster { kubeconfig: kubeconfig.clone(), master: master.clone() });
+    }
+    Ok(Source::Folder {
+        path: manifests.clone().unwrap_or_else(|| MANIFESTS.into()),
+        service_networks: arguments.service_cluster_ip_range.clone(),
+        node_ports: arguments.service_node_port_range,
+    })
+}
+
+/// As the kubelet names nodes: lower case, without space around.
+fn node_name(named: Option<String>) -> anyhow::Result<String> {
+    let name = match named {
+        Some(name) => name,
+        None => {
+            std::fs::read_to_string("/proc/sys/kernel/hostname").context("read the hostname")?
+        }
+    };
+    let name = name.trim().to_lowercase();
+    ensure!(!name.is_empty(), "this node has no name; set --hostname-override");
+    Ok(name)
+}
+
+/// A token that SIGTERM and SIGINT cancel.
+fn stop_on_signals() -> anyhow::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind).context("listen for signals")?;
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            signals.recv().await;
+            tracing::info!("stopping; what is pinned goes on without the agent");
+            stop.cancel();
+        });
+    }
+    Ok(stop)
+}

@@ -1,0 +1,161 @@
+//! `lb-agent status`: what the agent says of itself, and what the pinned maps say.
+
+use std::{collections::BTreeMap, path::Path, process::ExitCode};
+
+use lb_common::abi::Counter;
+use serde::Serialize;
+
+use super::output::{OutputArgs, table};
+use crate::{
+    dataplane::{MapFill, Reader},
+    instance::{DeviceStatus, Instance, Status},
+};
+
+#[derive(Debug, Serialize)]
+struct Report {
+    alive: bool,
+    synced: bool,
+    agent: Option<Status>,
+    problems: Vec<String>,
+    devices: Vec<DeviceStatus>,
+    counters: BTreeMap<&'static str, u64>,
+    maps: Vec<MapFill>,
+}
+
+pub(super) fn status(arguments: OutputArgs, bpffs: &Path) -> anyhow::Result<ExitCode> {
+    let instance = Instance::of(bpffs);
+    let (counters, maps) = match Reader::open(bpffs) {
+        Some(reader) => (reader.counters()?, reader.fill()?),
+        None => (Vec::new(), Vec::new()),
+    };
+    let alive = instance.holder()?.is_some();
+    let report = report(alive, Status::read(&instance.status())?, &counters, maps);
+    arguments.output.print(&report, || text(&report))?;
+    Ok(if report.is_healthy() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A dead agent's last word tells what it was, not that all is in step.
+fn report(
+    alive: bool,
+    status: Option<Status>,
+    counters: &[(Counter, u64)],
+    maps: Vec<MapFill>,
+) -> Report {
+    let last = status.clone();
+    Report {
+        alive,
+        synced: alive && last.as_ref().is_some_and(|last| last.synced),
+        problems: last.as_ref().map(|last| last.problems.clone()).unwrap_or_default(),
+        devices: last.map(|last| last.devices).unwrap_or_default(),
+        agent: status,
+        counters: counters.iter().map(|(counter, count)| (counter.name(), *count)).collect(),
+        maps,
+    }
+}
+
+impl Report {
+    fn is_healthy(&self) -> bool {
+        let source_error = self.agent.as_ref().and_then(|agent| agent.source.error.as_ref());
+        self.alive && self.synced && source_error.is_none()
+    }
+}
+
+fn text(report: &Report) -> String {
+    let mut blocks = vec![summary(report)];
+    if !report.problems.is_empty() {
+        blocks.push(format!("PROBLEMS\n{}", report.problems.join("\n")));
+    }
+    if !report.devices.is_empty() {
+        blocks.push(table(&["DEVICE", "ROLE", "ATTACHED"], report.devices.iter().map(device_row)));
+    }
+    let counters = report.counters.iter().filter(|(_, count)| **count > 0);
+    let counted: Vec<_> =
+        counters.map(|(name, count)| vec![(*name).to_owned(), count.to_string()]).collect();
+    if !counted.is_empty() {
+        blocks.push(table(&["NOT TRANSLATED", "PACKETS"], counted));
+    }
+    if !report.maps.is_empty() {
+        blocks
+            .push(table(&["MAP", "ENTRIES", "CAPACITY", "BYTES"], report.maps.iter().map(map_row)));
+    }
+    blocks.join("\n\n")
+}
+
+fn summary(report: &Report) -> String {
+    let Some(agent) = &report.agent else {
+        let word = if report.alive { "starting" } else { "not running, and never was" };
+        return format!("Agent:   {word}");
+    };
+    let life = if report.alive { "running" } else { "dead; what is pinned goes on" };
+    let sync = match (report.synced, agent.last_sync) {
+        (true, Some(time)) => format!("in step since {time}"),
+        (true, None) => "in step".to_owned(),
+        (false, Some(time)) => format!("behind; last in step {time}"),
+        (false, None) => "never".to_owned(),
+    };
+    let listed = if agent.source.listed { "listed" } else { "not listed yet" };
+    let health = agent.source.error.as_deref().unwrap_or(listed);
+    format!(
+        "Agent:   {life}, pid {}, version {}, started {}\nSource:  {}: {health}\nTables:  {sync}",
+        agent.pid, agent.version, agent.started, agent.source.from
+    )
+}
+
+fn device_row(device: &DeviceStatus) -> Vec<String> {
+    let attached = match &device.reason {
+        Some(reason) => reason.clone(),
+        None => device.attached.join(", "),
+    };
+    vec![device.name.clone(), device.role.clone(), attached]
+}
+
+fn map_row(map: &MapFill) -> Vec<String> {
+    vec![
+        map.name.to_owned(),
+        map.entries.to_string(),
+        map.capacity.to_string(),
+        map.bytes.to_string(),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn synced() -> Status {
+        Status { synced: true, ..Status::starting("folder /x".into()) }
+    }
+
+    #[test]
+    fn a_dead_agents_last_word_is_not_health() {
+        let dead = report(false, Some(synced()), &[], Vec::new());
+        assert!(!dead.alive && !dead.synced && !dead.is_healthy());
+        assert!(text(&dead).contains("dead; what is pinned goes on"), "{}", text(&dead));
+        assert!(report(true, Some(synced()), &[], Vec::new()).is_healthy());
+        assert!(!report(true, None, &[], Vec::new()).is_healthy());
+    }
+
+    #[test]
+    fn a_source_that_is_not_heard_is_unhealthy() {
+        let mut status = synced();
+        status.source.error = Some("connection refused".into());
+        let report = report(true, Some(status), &[], Vec::new());
+        assert!(!report.is_healthy());
+        assert!(text(&report).contains("connection refused"));
+    }
+
+    #[test]
+    fn programs_read_the_promised_fields() {
+        let map = MapFill { name: "SLOTS", entries: 1, capacity: 2, bytes: 3 };
+        let mut status = synced();
+        status.problems.push("Service a/b: bad".into());
+        let report = report(true, Some(status), &[(Counter::NoEndpoint, 4)], vec![map]);
+        let value = serde_json::to_value(&report).unwrap();
+        assert_eq!(value["synced"], true);
+        assert_eq!(value["alive"], true);
+        assert_eq!(value["problems"][0], "Service a/b: bad");
+        assert_eq!(value["counters"]["no_endpoint"], 4);
+        assert_eq!(value["maps"][0]["bytes"], 3);
+        assert!(value["devices"].is_array());
+    }
+}

@@ -1,0 +1,57 @@
+//! Which fields of a `KubeProxyConfiguration` (`kubeproxy.config.k8s.io/v1alpha1`) mean a setting
+//! of this agent.
+
+use serde_json::{Map, Value};
+
+use super::file::{FileSettings, values};
+
+/// `kind` of the object.
+pub(super) const KIND: &str = "KubeProxyConfiguration";
+
+/// Path of a field, and the flag of equal meaning.
+const FIELDS: &[(&str, &str)] = &[
+    ("clientConnection.kubeconfig", "kubeconfig"),
+    ("healthzBindAddress", "healthz-bind-address"),
+    ("hostnameOverride", "hostname-override"),
+    ("logging.format", "log-format"),
+    ("metricsBindAddress", "metrics-bind-address"),
+    ("nodePortAddresses", "nodeport-addresses"),
+];
+
+/// Takes the fields of equal meaning and lists the others that hold something.
+///
+/// An empty text or list means "default" there, so it sets nothing.
+pub(super) fn settings(fields: &Map<String, Value>) -> FileSettings {
+    let flags = FIELDS.iter().filter_map(|(path, flag)| {
+        let values: Vec<_> = values(field(fields, path)?)?;
+        let set: Vec<_> = values.into_iter().filter(|value| !value.is_empty()).collect();
+        (!set.is_empty()).then(|| ((*flag).to_owned(), set))
+    });
+    let mut ignored = Vec::new();
+    for (name, value) in fields {
+        list_ignored(name, value, &mut ignored);
+    }
+    FileSettings { flags: flags.collect(), ignored }
+}
+
+fn field<'a>(fields: &'a Map<String, Value>, path: &str) -> Option<&'a Value> {
+    let (first, rest) = path.split_once('.').unwrap_or((path, ""));
+    let value = fields.get(first)?;
+    if rest.is_empty() { Some(value) } else { field(value.as_object()?, rest) }
+}
+
+fn list_ignored(path: &str, value: &Value, ignored: &mut Vec<String>) {
+    let is_taken = FIELDS.iter().any(|(known, _)| *known == path);
+    match value {
+        _ if is_taken || path == "apiVersion" || path == "kind" => {}
+        Value::Null => {}
+        Value::Array(list) if list.is_empty() => {}
+        Value::String(text) if text.is_empty() => {}
+        Value::Object(fields) => {
+            for (name, value) in fields {
+                list_ignored(&format!("{path}.{name}"), value, ignored);
+            }
+        }
+        _ => ignored.push(path.to_owned()),
+    }
+}

@@ -1,0 +1,140 @@
+//! The addresses of one Service port in one family, and what each does with a client (S5 to S8).
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
+
+use lb_common::abi::{FrontendFlags, FrontendKind};
+
+use crate::{
+    dataplane::FrontendAddress,
+    model::{Family, Service, ServicePort, TrafficPolicy, is_routable},
+};
+
+use super::{FamilyTables, Frontend, ListKind, NodeFacts, endpoints::Candidates};
+
+/// One Service port in one family, on its way to become [`FamilyTables`].
+pub(super) struct Exposure<'a> {
+    pub(super) service: &'a Service,
+    pub(super) port: &'a ServicePort,
+    pub(super) family: Family,
+    pub(super) facts: &'a NodeFacts,
+}
+
+impl Exposure<'_> {
+    /// Works out everything.
+    pub(super) fn tables(&self, candidates: &Candidates<'_>) -> FamilyTables {
+        let nothing = || Arc::<[SocketAddr]>::default();
+        let cluster =
+            if self.uses_cluster() { candidates.cluster_list(self.facts) } else { nothing() };
+        let local = if self.uses_local() { candidates.local_list() } else { nothing() };
+        // Of S5: with policy Local, an endpoint that is somewhere else makes refuse into drop.
+        let local_drops = local.is_empty() && candidates.has_any();
+        let frontends = self.frontends(local_drops);
+        FamilyTables { backends: candidates.backends(), cluster, local, frontends }
+    }
+
+    /// Can clients from outside the cluster reach it (S1.1)?
+    fn is_external(&self) -> bool {
+        self.port.node_port.is_some()
+            || self.of_family(&self.service.load_balancer_ips).next().is_some()
+            || self.of_family(&self.service.external_ips).next().is_some()
+    }
+
+    /// S1.2.
+    fn uses_cluster(&self) -> bool {
+        self.service.internal_policy != TrafficPolicy::Local || self.is_external()
+    }
+
+    /// S1.3.
+    fn uses_local(&self) -> bool {
+        self.service.internal_policy == TrafficPolicy::Local
+            || (self.service.external_policy == TrafficPolicy::Local && self.is_external())
+    }
+
+    /// The first kind listed keeps an address that the Service has twice.
+    fn frontends(&self, local_drops: bool) -> BTreeMap<FrontendAddress, Frontend> {
+        let internal = list_of(self.service.internal_policy);
+        let external = list_of(self.service.external_policy);
+        let entry = |kind, internal, external, host_only| Frontend {
+            kind,
+            flags: flags(internal, external, local_drops).with(host_only),
+            internal,
+            external,
+        };
+        // S6.3, S6.4: clients on this node skip externalTrafficPolicy.
+        let short_circuit = |kind, host_only| entry(kind, ListKind::Cluster, external, host_only);
+        let cluster_ip = entry(FrontendKind::CLUSTER_IP, internal, internal, FrontendFlags::NONE);
+        let balancer = short_circuit(FrontendKind::LOAD_BALANCER, FrontendFlags::NONE);
+        let external_ip = short_circuit(FrontendKind::EXTERNAL_IP, FrontendFlags::NONE);
+        let node_port = short_circuit(FrontendKind::NODE_PORT, FrontendFlags::NONE);
+        let loopback = short_circuit(FrontendKind::NODE_PORT, FrontendFlags::HOST_ONLY);
+
+        let mut frontends = BTreeMap::new();
+        let mut add = |address, frontend| {
+            frontends.entry(address).or_insert(frontend);
+        };
+        self.cluster_ips().for_each(|address| add(address, cluster_ip));
+        self.at_port(&self.service.load_balancer_ips).for_each(|address| add(address, balancer));
+        self.at_port(&self.service.external_ips).for_each(|address| add(address, external_ip));
+        self.node_ports().for_each(|address| add(address, node_port));
+        self.loopback_node_port().into_iter().for_each(|address| add(address, loopback));
+        frontends
+    }
+
+    fn cluster_ips(&self) -> impl Iterator<Item = FrontendAddress> {
+        self.at_port(&self.service.cluster_ips)
+            .filter(|address| !self.facts.local_addresses.contains(&address.ip))
+    }
+
+    fn at_port<'b>(
+        &self,
+        addresses: impl IntoIterator<Item = &'b IpAddr>,
+    ) -> impl Iterator<Item = FrontendAddress> {
+        self.of_family(addresses).map(|ip| self.address(ip, self.port.port.get()))
+    }
+
+    fn node_ports(&self) -> impl Iterator<Item = FrontendAddress> {
+        let addresses = self.of_family(&self.facts.node_port_addresses);
+        let routable = addresses.filter(|ip| is_routable(*ip));
+        routable.filter_map(|ip| Some(self.address(ip, self.port.node_port?.get())))
+    }
+
+    fn loopback_node_port(&self) -> Option<FrontendAddress> {
+        let ip: IpAddr = match self.family {
+            Family::V4 => Ipv4Addr::LOCALHOST.into(),
+            Family::V6 => Ipv6Addr::LOCALHOST.into(),
+        };
+        let node_port = self.port.node_port?.get();
+        self.facts.node_port_addresses.contains(&ip).then(|| self.address(ip, node_port))
+    }
+
+    fn of_family<'b>(
+        &self,
+        addresses: impl IntoIterator<Item = &'b IpAddr>,
+    ) -> impl Iterator<Item = IpAddr> {
+        let family = self.family;
+        addresses.into_iter().copied().filter(move |ip| Family::of(*ip) == family)
+    }
+
+    fn address(&self, ip: IpAddr, port: u16) -> FrontendAddress {
+        FrontendAddress { ip, port, protocol: self.port.protocol }
+    }
+}
+
+fn list_of(policy: TrafficPolicy) -> ListKind {
+    match policy {
+        TrafficPolicy::Cluster => ListKind::Cluster,
+        TrafficPolicy::Local => ListKind::Local,
+    }
+}
+
+fn flags(internal: ListKind, external: ListKind, local_drops: bool) -> FrontendFlags {
+    let drop_if = |list, flag| {
+        if local_drops && list == ListKind::Local { flag } else { FrontendFlags::NONE }
+    };
+    drop_if(internal, FrontendFlags::DROP_INTERNAL)
+        .with(drop_if(external, FrontendFlags::DROP_EXTERNAL))
+}

@@ -1,0 +1,149 @@
+//! Which addresses a Service has, and what clients meet there: S5 to S8, S22.
+
+use lb_common::abi::{FrontendFlags, FrontendKind};
+
+use super::*;
+use crate::model::TrafficPolicy::Local;
+
+/// What a client meets.
+#[derive(Debug, PartialEq)]
+enum Meets {
+    Drop,
+    Endpoint,
+    Reject,
+}
+
+fn meets(case: &Case, list: ListKind, flags: FrontendFlags, drop: FrontendFlags) -> Meets {
+    match (case.tables.list(list).is_empty(), flags.has(drop)) {
+        (false, false) => Meets::Endpoint,
+        (true, false) => Meets::Reject,
+        (true, true) => Meets::Drop,
+        (false, true) => panic!("an endpoint, and drop"),
+    }
+}
+
+/// What clients on this node and clients outside meet at each kind of address.
+fn row(
+    family: Family,
+    internal: TrafficPolicy,
+    external: TrafficPolicy,
+    node: Option<&str>,
+) -> Vec<(Meets, Meets)> {
+    let endpoints = node.map(|node| endpoint(family, 1, node)).into_iter().collect();
+    let case = case(family, &exposed(family, internal, external), endpoints);
+    [(CLUSTER, 1, 80), (OUTSIDE, 5, 80), (OUTSIDE, 6, 80), (NODES, 1, 30080)]
+        .map(|(net, n, port)| {
+            let Frontend { flags, internal, external, .. } = case.frontend(net, n, port);
+            (
+                meets(&case, internal, flags, FrontendFlags::DROP_INTERNAL),
+                meets(&case, external, flags, FrontendFlags::DROP_EXTERNAL),
+            )
+        })
+        .into()
+}
+
+#[test]
+fn s5_the_whole_table_of_no_usable_endpoint() {
+    let same = |meets: fn() -> Meets| (meets(), meets());
+    let (drop, endpoint, reject) = (|| Meets::Drop, || Meets::Endpoint, || Meets::Reject);
+    for family in FAMILIES {
+        for internal in [CLUSTER_POLICY, Local] {
+            for external in [CLUSTER_POLICY, Local] {
+                // No endpoint anywhere: refused, whatever the policies.
+                let nowhere = row(family, internal, external, None);
+                assert!(nowhere.iter().all(|meets| *meets == same(reject)), "{nowhere:?}");
+                let here = row(family, internal, external, Some("here"));
+                assert!(here.iter().all(|meets| *meets == same(endpoint)), "{here:?}");
+                // One on another node.
+                let there = row(family, internal, external, Some("there"));
+                let cluster_ip = if internal == Local { same(drop) } else { same(endpoint) };
+                let outside = if external == Local { drop() } else { endpoint() };
+                assert_eq!(there[0], cluster_ip);
+                for other in &there[1..] {
+                    assert_eq!(
+                        other,
+                        &(endpoint(), if outside == Meets::Drop { drop() } else { endpoint() })
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn s6_3_and_s6_4_clients_on_this_node_skip_the_external_policy() {
+    for family in FAMILIES {
+        let endpoints = vec![endpoint(family, 1, "here"), endpoint(family, 2, "there")];
+        let case = case(family, &exposed(family, CLUSTER_POLICY, Local), endpoints);
+        for (net, n, port) in [(OUTSIDE, 5, 80), (OUTSIDE, 6, 80), (NODES, 1, 30080)] {
+            let frontend = case.frontend(net, n, port);
+            assert_eq!(frontend.internal, ListKind::Cluster);
+            assert_eq!(frontend.external, ListKind::Local, "S6.2");
+        }
+        assert_eq!((case.cluster(), case.local()), (vec![1, 2], vec![1]));
+    }
+}
+
+#[test]
+fn s7_the_internal_policy_is_for_cluster_ips_alone() {
+    for family in FAMILIES {
+        let case = case(family, &exposed(family, Local, CLUSTER_POLICY), Vec::new());
+        let lists = |f: Frontend| (f.internal, f.external);
+        assert_eq!(lists(case.frontend(CLUSTER, 1, 80)), (ListKind::Local, ListKind::Local));
+        for (net, n, port) in [(OUTSIDE, 5, 80), (OUTSIDE, 6, 80), (NODES, 2, 30080)] {
+            let other = case.frontend(net, n, port);
+            assert_eq!(lists(other), (ListKind::Cluster, ListKind::Cluster));
+        }
+    }
+}
+
+#[test]
+fn s8_a_node_port_answers_on_the_nodes_addresses_and_to_the_host_on_loopback() {
+    for (family, loopback, link_local) in
+        [(Family::V4, "127.0.0.1", "169.254.7.7"), (Family::V6, "::1", "fe80::7")]
+    {
+        let (loopback, link_local): (IpAddr, IpAddr) =
+            (loopback.parse().unwrap(), link_local.parse().unwrap());
+        let mut service = service(family, "web", 1);
+        service.ports[0].node_port = Some(30080.try_into().unwrap());
+        let mut facts = facts();
+        facts.node_port_addresses.extend([link_local, loopback]);
+        let tables = tables_of(&service, &[], &facts);
+        let tables = &tables.ports.first_key_value().unwrap().1.families[&family];
+        let flags: BTreeMap<_, _> = tables
+            .frontends
+            .iter()
+            .filter(|(_, frontend)| frontend.kind == FrontendKind::NODE_PORT)
+            .map(|(address, frontend)| (*address, frontend.flags.0))
+            .collect();
+        let wanted = [
+            (tcp(ip(family, NODES, 1), 30080), 0),
+            (tcp(ip(family, NODES, 2), 30080), 0),
+            (tcp(loopback, 30080), FrontendFlags::HOST_ONLY.0),
+        ];
+        assert_eq!(flags, wanted.into());
+    }
+}
+
+#[test]
+fn a_service_of_one_family_has_no_frontends_and_backends_of_the_other() {
+    let mut service = exposed(Family::V4, CLUSTER_POLICY, CLUSTER_POLICY);
+    service.external_ips.push(ip(Family::V6, OUTSIDE, 6));
+    let slices =
+        FAMILIES.map(|family| slice(family, "web-1", "web", vec![endpoint(family, 1, "here")]));
+    let tables = tables_of(&service, &slices, &facts());
+    let port = tables.ports.first_key_value().unwrap().1;
+    assert_eq!(port.families.keys().collect::<Vec<_>>(), [&Family::V4]);
+    assert!(port.backends().all(|(address, _)| address.is_ipv4()));
+}
+
+#[test]
+fn s22_a_cluster_ip_that_a_local_device_holds_is_left_alone() {
+    let service = exposed(Family::V4, CLUSTER_POLICY, CLUSTER_POLICY);
+    let mut facts = facts();
+    facts.local_addresses.insert(ip(Family::V4, CLUSTER, 1));
+    let tables = tables_of(&service, &[], &facts);
+    let port = tables.ports.first_key_value().unwrap().1;
+    assert!(port.frontends().all(|(_, frontend)| frontend.kind != FrontendKind::CLUSTER_IP));
+    assert_eq!(port.frontends().count(), 5);
+}

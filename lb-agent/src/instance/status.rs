@@ -1,0 +1,95 @@
+//! What a running agent tells of itself, for `lb-agent status`.
+
+use std::{io, path::Path};
+
+use k8s_openapi::jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::replace_file;
+
+/// The status file: written by the agent, read by `status`, each time whole.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Process id.
+    pub pid: u32,
+    /// Version of the program.
+    pub version: String,
+    /// When the agent started.
+    pub started: Timestamp,
+    /// Where Services come from, and how that is.
+    pub source: SourceStatus,
+    /// Is everything written that was listed?
+    pub synced: bool,
+    /// When the tables were last brought in step.
+    pub last_sync: Option<Timestamp>,
+    /// What is wrong, one sentence each.
+    pub problems: Vec<String>,
+    /// Devices, with what is attached to them.
+    pub devices: Vec<DeviceStatus>,
+}
+
+/// Health of the source.
+#[derive(Clone, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceStatus {
+    /// URL of the API server, or the folder.
+    pub from: String,
+    /// Has everything been listed once?
+    pub listed: bool,
+    /// Why nothing is heard of it; none while all is well.
+    pub error: Option<String>,
+}
+
+/// One device.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeviceStatus {
+    /// Name.
+    pub name: String,
+    /// Interface index.
+    pub ifindex: u32,
+    /// `uplink`, `pods`, or `none`.
+    pub role: String,
+    /// Hooks that our programs sit at, as `tcx ingress`; empty where nothing is attached.
+    pub attached: Vec<String>,
+    /// Why nothing is attached, where that is so.
+    pub reason: Option<String>,
+}
+
+impl Status {
+    /// The first status of this process.
+    pub fn starting(from: String) -> Self {
+        Self {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started: Timestamp::now(),
+            source: SourceStatus { from, ..SourceStatus::default() },
+            synced: false,
+            last_sync: None,
+            problems: Vec::new(),
+            devices: Vec::new(),
+        }
+    }
+
+    /// Writes it in place of the last one.
+    ///
+    /// # Errors
+    ///
+    /// The folder can't be written.
+    pub fn write(&self, path: &Path) -> io::Result<()> {
+        replace_file(path, &serde_json::to_vec_pretty(self)?)
+    }
+
+    /// Reads the last one; none if there was no agent yet.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read, or is none of ours.
+    pub fn read(path: &Path) -> io::Result<Option<Self>> {
+        match std::fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            bytes => Ok(Some(serde_json::from_slice(&bytes?)?)),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! The kernel side on its own: programs load, maps and links outlive a start, tables read back
+//! what was written.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use lb_agent::{
+    dataplane::{
+        BackendEntry, BackendId, FrontendAddress, FrontendEntry, Kernel, KernelOptions, Reader,
+        ServiceId, SocketLb, Step, Tables as _, TcAttach, cleanup,
+    },
+    model::{Family, Protocol},
+};
+use lb_common::abi::{
+    Abi as _, BackendFlags, Device, DeviceRole, FrontendFlags, FrontendKind, Region,
+};
+use lb_test::{Node, NodeSpec, Topology, require_topology};
+
+fn options(node: &Node, tc_attach: TcAttach) -> KernelOptions {
+    KernelOptions {
+        bpffs: node.bpffs().join("lb"),
+        cgroup: Some(node.cgroup().path().to_owned()),
+        socket_lb: SocketLb::All,
+        tc_attach,
+        snat_ports: (61000, 65535),
+        conntrack_max: 1024,
+        max_frontends: 1024,
+        max_backends: 1024,
+    }
+}
+
+fn steps() -> Vec<Step> {
+    let service = ServiceId(7);
+    let backend = |family, address: &str| {
+        let entry = BackendEntry {
+            address: address.parse().unwrap(),
+            flags: BackendFlags::SERVING.with(BackendFlags::LOCAL),
+            generation: 3,
+            service,
+        };
+        Step::PutBackend(BackendId { family, index: 5 }, entry)
+    };
+    let region = |first_chunk| Region { first_chunk, length: 251 };
+    let frontend = |address: &str, region| {
+        let address: SocketAddr = address.parse().unwrap();
+        let key =
+            FrontendAddress { ip: address.ip(), port: address.port(), protocol: Protocol::Tcp };
+        let entry = FrontendEntry {
+            service,
+            kind: FrontendKind::CLUSTER_IP,
+            flags: FrontendFlags::DROP_EXTERNAL,
+            affinity_timeout: 0,
+            internal: region,
+            external: Region::EMPTY,
+        };
+        Step::PutFrontend(key, entry)
+    };
+    let slots: Arc<[u32]> = vec![5; 251].into();
+    vec![
+        backend(Family::V4, "10.248.1.21:8080"),
+        backend(Family::V6, "[fd00:248:1::21]:8080"),
+        Step::PutRegion(region(0), Arc::clone(&slots)),
+        // In another inner array than the first.
+        Step::PutRegion(region(3 * 4096 + 16), slots),
+        frontend("10.96.100.100:80", region(0)),
+        frontend("[fd00:10:96::64]:80", region(3 * 4096 + 16)),
+    ]
+}
+
+fn starts_twice_and_keeps_its_tables(tc_attach: TcAttach) {
+    let topology = Topology::builder().node(NodeSpec::new("node1")).build().unwrap();
+    let node = topology.node("node1");
+    let options = options(node, tc_attach);
+    let uplink = node.enter(|| nix::net::if_::if_nametoindex("eth0").unwrap()).unwrap();
+    let device = Device { role: DeviceRole::UPLINK, ..Device::zeroed() };
+    let start = || {
+        node.enter(|| {
+            let mut kernel = Kernel::start(&options).unwrap();
+            kernel.attach_device((uplink, "eth0"), &device).unwrap();
+            kernel.tables().unwrap()
+        })
+        .unwrap()
+    };
+    start().perform(&steps()).unwrap();
+    let links = Reader::open(&options.bpffs).unwrap().links();
+    let written = start().snapshot().unwrap();
+    assert_eq!(written.frontends.len(), 2);
+    assert_eq!(written.backends.len(), 2);
+    assert_eq!(written.regions.len(), 2);
+    assert!(written.regions.values().all(|(_, slots)| slots.iter().all(|slot| *slot == 5)));
+    let reader = Reader::open(&options.bpffs).unwrap();
+    assert_eq!(reader.links(), links, "the second start exchanged what the first one attached");
+    assert_eq!(reader.devices().unwrap(), [(uplink, device)]);
+    let removed = node.enter(|| cleanup(&options.bpffs).unwrap()).unwrap();
+    assert!(removed.len() > 20, "{removed:?}");
+    assert!(Reader::open(&options.bpffs).is_none());
+}
+
+#[test]
+fn starts_twice_and_keeps_its_tables_by_tcx() {
+    require_topology!();
+    starts_twice_and_keeps_its_tables(TcAttach::Auto);
+}
+
+#[test]
+fn starts_twice_and_keeps_its_tables_by_clsact() {
+    require_topology!();
+    starts_twice_and_keeps_its_tables(TcAttach::Clsact);
+}
