@@ -6,7 +6,7 @@ use lb_common::conntrack::UDP_TIMEOUT;
 use proptest::prelude::*;
 
 use crate::{
-    cases::{self, Bench, Device, Fate, Hook, Host, Kind, Net, frame::Frame},
+    cases::{self, Bench, Device, Fate, Hook, Host, Kind, Net, SNAT_RANGE, frame::Frame},
     fake::FakeBench,
 };
 
@@ -123,5 +123,30 @@ fn a_silent_datagram_flow_chooses_again_and_a_connection_does_not() {
         let mut net = Net::new(&mut bench, kind);
         let expected = if net.is_tcp() { pod_a } else { pod_b };
         net.expect(hook, &net.later(client, vip), Fate::Next, [client, expected]);
+    }
+}
+
+#[test]
+fn a_flow_that_only_asks_keeps_its_port() {
+    for kind in Kind::ALL {
+        let mut bench = FakeBench::new();
+        let mut net = Net::new(&mut bench, kind);
+        let (client, vip, id) = (net.client(), net.vip(1), net.backend(Host::Remote));
+        net.frontend(vip, &[id]);
+        let (hook, sent) = (Hook::Ingress(Device::Uplink), Fate::Sent(Device::Uplink));
+        let node = net.pass(hook, &net.first(client, vip), sent).src;
+        for _ in 0..3 {
+            bench.pass_time(UDP_TIMEOUT - 1);
+            let mut net = Net::new(&mut bench, kind);
+            let became = net.pass(hook, &net.later(client, vip), sent);
+            assert_eq!(became.src, node);
+        }
+        let mut net = Net::new(&mut bench, kind);
+        for port in 1024..1024 + 2 * SNAT_RANGE.1 {
+            let other = net.at(Host::Client, port);
+            if let Ok(became) = net.try_pass(hook, &net.first(other, vip), sent) {
+                assert_ne!(became.src, node, "{kind:?}: two flows share a port");
+            }
+        }
     }
 }
