@@ -20,6 +20,7 @@ pub mod cgroup;
 pub mod host;
 pub mod netns;
 pub mod process;
+pub mod prog;
 pub mod programs;
 pub mod require;
 pub mod run;
