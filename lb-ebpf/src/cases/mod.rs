@@ -47,6 +47,7 @@ macro_rules! each_case {
             snat::a_time_to_live_that_ends_here_is_counted,
             snat::ports_run_out_and_are_never_shared,
             snat::two_frontends_with_one_backend_keep_a_client_s_flows_apart,
+            snat::two_frontends_with_one_backend_keep_a_process_s_flows_apart,
             untouched::a_frontend_for_the_host_is_no_matter_of_packets,
             untouched::a_slot_without_a_backend_is_counted,
             untouched::fragments_are_counted,

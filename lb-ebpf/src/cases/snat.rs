@@ -67,6 +67,29 @@ pub fn two_frontends_with_one_backend_keep_a_client_s_flows_apart(net: &mut Net<
     net.expect(IN, &net.later(client, one), Fate::Next, [client, pod]);
 }
 
+/// The same for a process of the node: its own address stays, and the reply finds it.
+pub fn two_frontends_with_one_backend_keep_a_process_s_flows_apart(net: &mut Net<'_>) {
+    let id = net.backend(Host::PodA);
+    let (process, pod) = (net.at(Host::Node, 40000), net.target(Host::PodA));
+    let [one, two] = [1, 2].map(|number| net.vip(number));
+    net.frontend(one, &[id]);
+    net.frontend(two, &[id]);
+    let (hook, sent) = (Hook::HostEgress(Device::Uplink), Fate::Sent(Device::PodA));
+    net.expect(hook, &net.first(process, one), sent, [process, pod]);
+    let request = net.first(process, two);
+    let became = net.pass(hook, &request, sent);
+    let node = source_of(net, &became);
+    assert_eq!(became, Frame { src: node, dst: pod, ..request });
+    let (back, delivered) = (Hook::Ingress(Device::PodA), Fate::Sent(Device::Uplink));
+    for (to, vip) in [(process, one), (node, two)] {
+        let reply = net.later(pod, to);
+        let became = net.pass(back, &reply, delivered);
+        let macs = became.macs;
+        assert_eq!(became, Frame { src: vip, dst: process, macs, ..reply });
+        net.expect(hook, &net.later(process, vip), sent, [to, pod]);
+    }
+}
+
 /// A flow without a port is dropped and counted, and takes none from another flow.
 pub fn ports_run_out_and_are_never_shared(net: &mut Net<'_>) {
     let id = net.backend(Host::Remote);
