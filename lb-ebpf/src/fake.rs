@@ -104,6 +104,7 @@ struct FakeTables<A> {
     scratch: Entry<A>,
     device: Device,
     now: Cell<u32>,
+    snat_range: (u16, u16),
 }
 
 impl<A: FromIp> FakeTables<A> {
@@ -116,6 +117,7 @@ impl<A: FromIp> FakeTables<A> {
             scratch: Box::new(UnsafeCell::new(CtEntry::zeroed())),
             device: Device::Uplink,
             now: Cell::new(1000),
+            snat_range: SNAT_RANGE,
         }
     }
 
@@ -217,7 +219,8 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
     }
 
     fn snat_range(&self) -> (u32, u32) {
-        (SNAT_RANGE.0.into(), SNAT_RANGE.1.into())
+        let (first, count) = self.snat_range;
+        (first.into(), count.into())
     }
 }
 
@@ -230,6 +233,11 @@ pub(crate) struct FakeBench {
 impl FakeBench {
     pub(crate) fn new() -> Self {
         Self { v4: FakeTables::new(), v6: FakeTables::new() }
+    }
+
+    /// Sets first port and number of ports of the SNAT range.
+    pub(crate) fn set_snat_range(&mut self, range: (u16, u16)) {
+        (self.v4.snat_range, self.v6.snat_range) = (range, range);
     }
 
     /// Lets time pass, in units of 2^30 ns.

@@ -1,6 +1,9 @@
 //! Runs every case on fakes, and what only fakes can show: chance, time, and any bytes at all.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
 use lb_common::conntrack::UDP_TIMEOUT;
 use proptest::prelude::*;
@@ -148,5 +151,28 @@ fn a_flow_that_only_asks_keeps_its_port() {
                 assert_ne!(became.src, node, "{kind:?}: two flows share a port");
             }
         }
+    }
+}
+
+#[test]
+fn ports_are_of_the_range_however_small_it_is() {
+    for (kind, count) in
+        Kind::ALL.into_iter().flat_map(|kind| [1, 2, 60, 61, 62].map(|n| (kind, n)))
+    {
+        let mut bench = FakeBench::new();
+        let range = u16::MAX - count + 1..=u16::MAX;
+        bench.set_snat_range((*range.start(), count));
+        let mut net = Net::new(&mut bench, kind);
+        let (vip, id) = (net.vip(1), net.backend(Host::Remote));
+        net.frontend(vip, &[id]);
+        let (hook, sent) = (Hook::Ingress(Device::Uplink), Fate::Sent(Device::Uplink));
+        let mut ports = BTreeSet::new();
+        for port in 1024..1024 + 4 * count {
+            let client = net.at(Host::Client, port);
+            let became = net.try_pass(hook, &net.first(client, vip), sent);
+            ports.extend(became.map(|frame| frame.src.port()));
+        }
+        assert!(ports.iter().all(|port| range.contains(port)), "{kind:?}: {ports:?} of {range:?}");
+        assert!(ports.len() * 2 > usize::from(count), "{kind:?}: {ports:?} of {range:?}");
     }
 }

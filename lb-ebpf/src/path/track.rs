@@ -14,7 +14,7 @@ use crate::{
 
 /// Ports that are tried before SNAT gives up.
 const SNAT_TRIES: u32 = 8;
-/// Distance between two ports that are tried.
+/// Distance between two ports that are tried, in a range that is larger.
 const SNAT_STEP: u32 = 61;
 
 /// Where the translation of a destination happens.
@@ -104,6 +104,7 @@ fn claim_port<A: Address>(
     back: CtRef<A>,
 ) -> Result<BePort, Counter> {
     let (first, count) = tables.snat_range();
+    let step = if count > SNAT_STEP { SNAT_STEP } else { 1 };
     let mut offset = flow::slot(flow::hash(&headers.flow), count);
     for _ in 0..SNAT_TRIES {
         #[allow(clippy::cast_possible_truncation, reason = "the agent checks the range")]
@@ -117,7 +118,7 @@ fn claim_port<A: Address>(
             }
             _ => {}
         }
-        offset += SNAT_STEP;
+        offset += step;
         if offset >= count {
             offset -= count;
         }
