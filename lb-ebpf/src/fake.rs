@@ -16,7 +16,9 @@ use lb_common::{
 };
 
 use crate::{
-    cases::{BackendSpec, Bench, Device, Fate, FrontendSpec, Hook, Host, Outcome, SNAT_RANGE},
+    cases::{
+        BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Host, Outcome, SNAT_RANGE,
+    },
     packet::{L4Checksum, Packet},
     parse::{self, Header, Headers, Next, NoFlow},
     path::{
@@ -288,7 +290,10 @@ fn judge_by<A: FromIp + Header>(
     match verdict {
         Ok(Verdict::Answer(counter)) => (Fate::Sent(device), Some(counter)),
         Ok(Verdict::Continue | Verdict::Pass) => (Fate::Next, None),
-        Ok(Verdict::Deliver(index)) => (sent(index), None),
+        Ok(Verdict::Deliver(index)) => {
+            packet.0[..6].copy_from_slice(&DEVICE_MAC);
+            (sent(index), None)
+        }
         Ok(Verdict::Redirect(route)) => (sent(route.device), None),
         Err(counter) if counter.kind() == CounterKind::Pass => (Fate::Next, Some(counter)),
         Err(counter) => (Fate::Dropped, Some(counter)),

@@ -48,12 +48,7 @@ pub fn a_host_process_reaches_a_backend_and_gets_its_answer(net: &mut Net<'_>) {
         let (vip, target) = (net.vip(number), net.target(host));
         net.frontend(vip, &[id]);
         net.expect(hook, &net.first(node, vip), Fate::Sent(device), [node, target]);
-        let delivered =
-            if device == Device::Uplink { Fate::Next } else { Fate::Sent(Device::Uplink) };
-        let reply = net.later(target, node);
-        let became = net.pass(Hook::Ingress(device), &reply, delivered);
-        let macs = became.macs;
-        assert_eq!(became, Frame { src: vip, dst: node, macs, ..reply });
+        net.expect_delivery(device, &net.later(target, node), [vip, node]);
         net.expect(hook, &net.later(node, vip), Fate::Sent(device), [node, target]);
     }
 }

@@ -134,6 +134,9 @@ impl Device {
     pub const ALL: [Self; 3] = [Self::PodA, Self::PodB, Self::Uplink];
 }
 
+/// Link-layer address of every device of the node.
+pub const DEVICE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
+
 /// Where a packet is judged.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Hook {

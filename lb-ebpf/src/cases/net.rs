@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use lb_common::abi::{BackendFlags, Counter, FrontendFlags, L4Proto};
 
 use super::{
-    BackendSpec, Bench, Fate, FrontendSpec, Hook, Host, Kind, Outcome,
+    BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Host, Kind, Outcome,
     frame::{Frame, Transport},
 };
 
@@ -144,6 +144,20 @@ impl<'a> Net<'a> {
         let [src, dst] = ends;
         let became = self.pass(hook, frame, fate);
         assert_eq!(became, Frame { src, dst, ttl: frame.ttl - 1, ..frame.clone() });
+    }
+
+    /// Passes a reply to a process of the node and expects it, delivered as if by the uplink.
+    #[track_caller]
+    pub fn expect_delivery(&mut self, at: Device, frame: &Frame, ends: [SocketAddr; 2]) {
+        let ([src, dst], mut macs) = (ends, frame.macs);
+        let mut fate = Fate::Next;
+        if at != Device::Uplink {
+            fate = Fate::Sent(Device::Uplink);
+            // Or the stack would take it for somebody else's.
+            macs[0] = DEVICE_MAC;
+        }
+        let became = self.pass(Hook::Ingress(at), frame, fate);
+        assert_eq!(became, Frame { macs, src, dst, ..frame.clone() });
     }
 
     /// Passes a packet and expects it to be dropped and counted.

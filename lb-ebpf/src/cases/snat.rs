@@ -80,12 +80,8 @@ pub fn two_frontends_with_one_backend_keep_a_process_s_flows_apart(net: &mut Net
     let became = net.pass(hook, &request, sent);
     let node = source_of(net, &became);
     assert_eq!(became, Frame { src: node, dst: pod, ..request });
-    let (back, delivered) = (Hook::Ingress(Device::PodA), Fate::Sent(Device::Uplink));
     for (to, vip) in [(process, one), (node, two)] {
-        let reply = net.later(pod, to);
-        let became = net.pass(back, &reply, delivered);
-        let macs = became.macs;
-        assert_eq!(became, Frame { src: vip, dst: process, macs, ..reply });
+        net.expect_delivery(Device::PodA, &net.later(pod, to), [vip, process]);
         net.expect(hook, &net.later(process, vip), sent, [to, pod]);
     }
 }

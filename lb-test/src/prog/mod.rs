@@ -12,7 +12,9 @@ use anyhow::{Context, Result};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use lb_agent::dataplane::{Kernel, KernelOptions, Reader, SocketLb, TcAttach};
 use lb_common::abi::{Counter, Device as DeviceEntry, DeviceRole, Ipv4, Ipv6};
-use lb_ebpf::cases::{BackendSpec, Bench, Device, Fate, FrontendSpec, Hook, Outcome, SNAT_RANGE};
+use lb_ebpf::cases::{
+    BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Outcome, SNAT_RANGE,
+};
 use nix::net::if_::if_nametoindex;
 
 use crate::{NodeSpec, PodSpec, Topology, topology::Node};
@@ -140,7 +142,7 @@ fn load(node: &Node) -> Result<(Kernel, [u32; Device::ALL.len()])> {
             source_v4: Ipv4::from(node.addresses().v4),
             source_v6: Ipv6::from(node.addresses().v6),
             role,
-            mac: [2, 0, 0, 0, 0, 3],
+            mac: DEVICE_MAC,
             pad: [0; 2],
         };
         let index = if_nametoindex(name).with_context(|| format!("device {name}"))?;
