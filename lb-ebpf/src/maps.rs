@@ -84,7 +84,7 @@ macro_rules! maps {
 
             #[inline(always)]
             fn backend(id: u32) -> Option<Backend<Self>> {
-                $backends.get(id).copied().filter(|backend| backend.generation != 0)
+                $backends.get(id).copied().filter(Backend::is_live)
             }
 
             #[inline(always)]

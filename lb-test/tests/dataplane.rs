@@ -1,5 +1,6 @@
 //! The kernel side on its own: programs load, maps and links outlive a start, tables read back
 //! what was written.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -90,6 +91,11 @@ fn starts_twice_and_keeps_its_tables(tc_attach: TcAttach) {
     let reader = Reader::open(&options.bpffs).unwrap();
     assert_eq!(reader.links(), links, "the second start exchanged what the first one attached");
     assert_eq!(reader.devices().unwrap(), [(uplink, device)]);
+    let cleared = BackendId { family: Family::V6, index: 5 };
+    start().perform(&[Step::RemoveBackend(cleared)]).unwrap();
+    let after = start().snapshot().unwrap();
+    assert_eq!(after.backends.len(), 1);
+    assert_eq!(after.retired.get(&cleared), Some(&3), "the next use goes on from here");
     let removed = node.enter(|| cleanup(&options.bpffs).unwrap()).unwrap();
     assert!(removed.len() > 20, "{removed:?}");
     assert!(Reader::open(&options.bpffs).is_none());

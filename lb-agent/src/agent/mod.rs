@@ -36,7 +36,7 @@ use crate::{
 /// Events that wait for the task that takes them in.
 const QUEUE: usize = 4096;
 /// Between looks at whether the kernel still holds what it should.
-const RESYNC: Duration = Duration::from_secs(60);
+const RESYNC: Duration = Duration::from_mins(1);
 /// Between tries to write what the kernel refused.
 const RETRY: Duration = Duration::from_secs(1);
 /// Between looks at counters and maps.

@@ -75,7 +75,9 @@ impl Told {
             if solved {
                 problems.set(Finder::Source(key), found);
             } else {
-                found.iter().for_each(|problem| problems.add(Finder::Source(key.clone()), problem));
+                for problem in &found {
+                    problems.add(Finder::Source(key.clone()), problem);
+                }
             }
         }
     }
@@ -115,7 +117,9 @@ mod tests {
             if solved {
                 told.solved(problem("").key);
             }
-            messages.iter().for_each(|message| told.add(problem(message)));
+            for message in messages {
+                told.add(problem(message));
+            }
             told.settle(problems);
         };
         tell(&mut problems, false, &["one"]);

@@ -1,12 +1,14 @@
 //! The tables in memory, for tests: every step is checked against what a program could see.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+mod meaning;
 
-use lb_common::abi::{
-    BackendFlags, CHUNKS_PER_ARRAY, FrontendFlags, FrontendKind, Region, SLOTS_PER_CHUNK, maps,
-};
+use std::{collections::BTreeMap, sync::Arc};
+
+use lb_common::abi::{FrontendFlags, Region, SLOTS_PER_CHUNK, maps};
 
 use crate::model::Family;
+
+pub use meaning::{FrontendMeaning, Meaning};
 
 use super::{
     BackendEntry, BackendId, FrontendAddress, FrontendEntry, PerformError, ServiceId, Snapshot,
@@ -25,6 +27,10 @@ pub struct FakeTables {
     regions: BTreeMap<u32, Slots>,
     /// Regions that a frontend names, or named since the last grace period.
     lingering: BTreeMap<u32, Family>,
+    /// How often each region is named.
+    named: BTreeMap<u32, usize>,
+    /// Regions that frontends ceased to name since the last grace period.
+    let_go: Vec<u32>,
     generations: BTreeMap<BackendId, u32>,
     capacity: Capacity,
     checks: Checks,
@@ -45,7 +51,7 @@ pub struct Capacity {
 pub enum Checks {
     /// Everything: its cost follows the size of the tables.
     Everything,
-    /// What the step touches.
+    /// What the step alone can break, but for the slots of the regions that a frontend names.
     TheStep,
 }
 
@@ -63,6 +69,8 @@ impl FakeTables {
             backends: BTreeMap::new(),
             regions: BTreeMap::new(),
             lingering: BTreeMap::new(),
+            named: BTreeMap::new(),
+            let_go: Vec::new(),
             generations: BTreeMap::new(),
             capacity,
             checks,
@@ -82,7 +90,9 @@ impl FakeTables {
 
     /// Loses a frontend, as if a foreign hand had removed it.
     pub fn lose_frontend(&mut self, address: &FrontendAddress) {
-        self.frontends.remove(address);
+        if let Some(old) = self.frontends.remove(address) {
+            self.let_regions_go(address, &old);
+        }
     }
 
     /// Changes every slot of a region, as if a foreign hand had written it.
@@ -91,40 +101,6 @@ impl FakeTables {
             let first = slots.iter().min().copied().unwrap_or(0);
             *slots = vec![first; slots.len()].into();
         }
-    }
-
-    /// What the tables mean, without ids.
-    pub fn meaning(&self) -> Meaning {
-        let frontends = self.frontends.iter();
-        let mut backends: Vec<_> =
-            self.backends.values().map(|entry| (entry.address, entry.flags)).collect();
-        backends.sort_unstable_by_key(|(address, flags)| (*address, flags.0));
-        Meaning {
-            frontends: frontends
-                .map(|(at, entry)| (*at, self.frontend_meaning(at, entry)))
-                .collect(),
-            backends,
-        }
-    }
-
-    fn frontend_meaning(&self, at: &FrontendAddress, entry: &FrontendEntry) -> FrontendMeaning {
-        FrontendMeaning {
-            kind: entry.kind,
-            flags: entry.flags,
-            affinity_timeout: entry.affinity_timeout,
-            internal: self.addresses(Family::of(at.ip), entry.internal),
-            external: self.addresses(Family::of(at.ip), entry.external),
-        }
-    }
-
-    fn addresses(&self, family: Family, region: Region) -> Vec<SocketAddr> {
-        if region.length == 0 {
-            return Vec::new();
-        }
-        let slots = self.regions.get(&region.first_chunk).map(|(_, slots)| slots);
-        let backend = |index: &u32| self.backends.get(&BackendId { family, index: *index });
-        let indices = slots.into_iter().flat_map(|slots| slots.iter());
-        indices.filter_map(backend).map(|entry| entry.address).collect()
     }
 
     /// Checks everything a program could follow.
@@ -169,6 +145,9 @@ impl FakeTables {
         if *written != region {
             return Err(format!("{region:?} is named, {written:?} was written"));
         }
+        if self.checks == Checks::TheStep {
+            return Ok(());
+        }
         let mut indices: Vec<u32> = slots.to_vec();
         indices.sort_unstable();
         indices.dedup();
@@ -196,7 +175,7 @@ impl FakeTables {
             Step::PutBackend(id, entry) => self.put_backend(*id, *entry)?,
             Step::PutRegion(region, slots) => self.put_region(*region, slots),
             Step::PutFrontend(address, entry) => self.put_frontend(*address, *entry)?,
-            Step::RemoveFrontend(address) => self.remove_frontend(address),
+            Step::RemoveFrontend(address) => self.lose_frontend(address),
             Step::Settle => self.settle(),
             Step::RemoveBackend(id) => self.remove_backend(*id),
         }
@@ -228,10 +207,11 @@ impl FakeTables {
     fn put_region(&mut self, region: Region, slots: &Arc<[u32]>) {
         assert_eq!(slots.len(), region.length as usize, "{region:?}");
         let chunks = chunks(region);
-        let near = chunks.start.saturating_sub(CHUNKS_PER_ARRAY)..chunks.end;
-        let overlapping: Vec<u32> = self
-            .regions
-            .range(near)
+        // What is there does not overlap: of those before, only the last can reach in.
+        let before = self.regions.range(..chunks.start).next_back();
+        let overlapping: Vec<u32> = before
+            .into_iter()
+            .chain(self.regions.range(chunks.clone()))
             .filter(|(_, (old, _))| chunks.start < self::chunks(*old).end)
             .map(|(first, _)| *first)
             .collect();
@@ -253,18 +233,36 @@ impl FakeTables {
             return Err(full(maps::FRONTENDS_V4, capacity, "max-frontends"));
         }
         self.check_frontend(&address, &entry).unwrap_or_else(|error| panic!("{error}"));
-        self.lingering.extend(named(&address, &entry));
-        self.frontends.insert(address, entry);
+        self.name_regions(&address, &entry);
+        if let Some(old) = self.frontends.insert(address, entry) {
+            self.let_regions_go(&address, &old);
+        }
         Ok(())
     }
 
-    fn remove_frontend(&mut self, address: &FrontendAddress) {
-        self.frontends.remove(address);
+    fn settle(&mut self) {
+        for first in std::mem::take(&mut self.let_go) {
+            if !self.named.contains_key(&first) {
+                self.lingering.remove(&first);
+            }
+        }
     }
 
-    fn settle(&mut self) {
-        let frontends = self.frontends.iter();
-        self.lingering = frontends.flat_map(|(address, entry)| named(address, entry)).collect();
+    fn name_regions(&mut self, at: &FrontendAddress, entry: &FrontendEntry) {
+        for (first, family) in named(at, entry) {
+            *self.named.entry(first).or_default() += 1;
+            self.lingering.insert(first, family);
+        }
+    }
+
+    fn let_regions_go(&mut self, at: &FrontendAddress, entry: &FrontendEntry) {
+        for (first, _) in named(at, entry) {
+            self.let_go.push(first);
+            self.named.entry(first).and_modify(|count| *count -= 1);
+            if self.named.get(&first) == Some(&0) {
+                self.named.remove(&first);
+            }
+        }
     }
 
     fn remove_backend(&mut self, id: BackendId) {
@@ -283,30 +281,6 @@ impl FakeTables {
             assert!(!names_it, "region {first} may be read and names {id:?}");
         }
     }
-}
-
-/// The tables without ids: what a client would see.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Meaning {
-    /// Frontends.
-    pub frontends: BTreeMap<FrontendAddress, FrontendMeaning>,
-    /// Addresses and flags of all backends, in ascending order.
-    pub backends: Vec<(SocketAddr, BackendFlags)>,
-}
-
-/// One frontend without ids.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct FrontendMeaning {
-    /// What kind of address it is.
-    pub kind: FrontendKind,
-    /// Refuse or drop, and for whom.
-    pub flags: FrontendFlags,
-    /// Affinity timeout in seconds.
-    pub affinity_timeout: u32,
-    /// The backend of each slot for clients on this node.
-    pub internal: Vec<SocketAddr>,
-    /// The backend of each slot for clients from outside.
-    pub external: Vec<SocketAddr>,
 }
 
 /// First chunks of the regions that a frontend names, with their family.

@@ -96,8 +96,8 @@ impl Reader {
         let backends_v6 = self.entries::<u32, Backend<Ipv6>>(maps::BACKENDS_V6)?;
         let flows_v4 = self.entries::<CtKey<Ipv4>, CtEntry<Ipv4>>(maps::CONNTRACK_V4)?.len();
         let flows_v6 = self.entries::<CtKey<Ipv6>, CtEntry<Ipv6>>(maps::CONNTRACK_V6)?.len();
-        let live_v4 = backends_v4.iter().filter(|(_, backend)| backend.generation != 0).count();
-        let live_v6 = backends_v6.iter().filter(|(_, backend)| backend.generation != 0).count();
+        let live_v4 = backends_v4.iter().filter(|(_, backend)| backend.is_live()).count();
+        let live_v6 = backends_v6.iter().filter(|(_, backend)| backend.is_live()).count();
         [
             (maps::FRONTENDS_V4, frontends_v4),
             (maps::FRONTENDS_V6, frontends_v6),

@@ -2,6 +2,7 @@
 //!
 //! The only unsafe code of the agent. Layouts follow `union bpf_attr` of `include/uapi/linux/bpf.h`.
 #![allow(unsafe_code, reason = "system calls")]
+#![allow(clippy::cast_possible_truncation, reason = "sizes of types and of small buffers")]
 
 use std::{
     ffi::CString,
@@ -139,11 +140,11 @@ pub(super) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
 }
 
 /// Creates an array that is not pinned.
-pub(super) fn create_array(name: &str, value_size: u32, max_entries: u32) -> io::Result<OwnedFd> {
+pub(super) fn create_array<V: Abi>(name: &str, max_entries: u32) -> io::Result<OwnedFd> {
     let mut attr = Attr::new()
         .put(0, MAP_TYPE_ARRAY)
         .put(4, size_of::<u32>() as u32)
-        .put(8, value_size)
+        .put(8, size_of::<V>() as u32)
         .put(12, max_entries);
     for (index, byte) in name.bytes().take(15).enumerate() {
         attr = attr.put(28 + index, byte);

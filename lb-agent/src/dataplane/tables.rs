@@ -1,7 +1,7 @@
 //! [`Tables`] on the pinned maps.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     net::{IpAddr, SocketAddr},
     os::fd::AsFd,
     path::Path,
@@ -44,17 +44,29 @@ impl<A: Address + Into<IpAddr>> FamilyMaps<A> {
     }
 
     fn read_backends(&self, snapshot: &mut Snapshot, family: Family) -> Result<(), TableError> {
-        let live = self.backends.entries()?.into_iter().filter(|(_, b)| b.generation != 0);
-        for (index, backend) in live {
+        for (index, backend) in self.backends.entries()? {
+            let id = BackendId { family, index };
+            if !backend.is_live() {
+                if backend.generation != 0 {
+                    snapshot.retired.insert(id, backend.generation);
+                }
+                continue;
+            }
             let entry = BackendEntry {
                 address: SocketAddr::new(backend.address.into(), backend.port.get()),
                 flags: backend.flags,
                 generation: backend.generation,
                 service: ServiceId(backend.service),
             };
-            snapshot.backends.insert(BackendId { family, index }, entry);
+            snapshot.backends.insert(id, entry);
         }
         Ok(())
+    }
+
+    /// Clears a backend but for its generation, which the next use of the id goes on from.
+    fn retire(&self, index: u32) -> Result<(), TableError> {
+        let generation = self.backends.get(&index)?.map_or(0, |backend| backend.generation);
+        self.backends.put(&index, &Backend { generation, ..Backend::zeroed() })
     }
 }
 
@@ -111,8 +123,8 @@ impl KernelTables {
                 IpAddr::V6(ip) => self.v6.frontends.remove(&frontend_key(Ipv6::from(ip), address)),
             },
             Step::RemoveBackend(id) => match id.family {
-                Family::V4 => self.v4.backends.put(&id.index, &Backend::zeroed()),
-                Family::V6 => self.v6.backends.put(&id.index, &Backend::zeroed()),
+                Family::V4 => self.v4.retire(id.index),
+                Family::V6 => self.v6.retire(id.index),
             },
             _ => Ok(()),
         }
@@ -167,9 +179,8 @@ impl Tables for KernelTables {
         self.v6.read_backends(&mut snapshot, Family::V6)?;
         let named = snapshot.frontends.values().flat_map(|entry| [entry.internal, entry.external]);
         for region in named.filter(|region| region.length > 0) {
-            if !snapshot.regions.contains_key(&region.first_chunk) {
-                let slots = self.slots.get(region)?;
-                snapshot.regions.insert(region.first_chunk, (region, slots));
+            if let Entry::Vacant(place) = snapshot.regions.entry(region.first_chunk) {
+                place.insert((region, self.slots.get(region)?));
             }
         }
         Ok(snapshot)
@@ -242,7 +253,7 @@ impl Slots {
             |operation| move |source| TableError::System { map: maps::SLOTS, operation, source };
         if index >= MAX_CHUNK_ARRAYS {
             let capacity = MAX_CHUNK_ARRAYS * CHUNKS_PER_ARRAY;
-            return Err(TableError::Full { map: maps::SLOTS, capacity, flag: "max-backends" });
+            return Err(TableError::Full { map: maps::SLOTS, capacity, flag: "" });
         }
         if let Some(id) = self.outer.get(&index)? {
             return Map::from_fd(sys::map_by_id(id).map_err(fail("open"))?, maps::SLOTS);
@@ -250,7 +261,7 @@ impl Slots {
         if missing == Missing::Fail {
             return Err(fail("lookup")(std::io::ErrorKind::NotFound.into()));
         }
-        let fd = sys::create_array("SLOTS.inner", size_of::<Chunk>() as u32, CHUNKS_PER_ARRAY)
+        let fd = sys::create_array::<Chunk>("SLOTS.inner", CHUNKS_PER_ARRAY)
             .map_err(fail("create"))?;
         let value = std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd()).cast_unsigned();
         self.outer.put(&index, &value)?;

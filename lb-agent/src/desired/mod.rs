@@ -20,7 +20,7 @@ use std::{
     sync::Arc,
 };
 
-use lb_common::abi::FrontendKind;
+use lb_common::abi::{FrontendFlags, FrontendKind};
 
 use crate::{
     dataplane::FrontendAddress,
@@ -165,10 +165,13 @@ impl Desired {
             return Vec::new();
         };
         let mut problems = tables.problems.clone();
-        // A NodePort clashes on every address of the node: one problem says it.
+        // A NodePort clashes on every address of the node: one problem says it, and names an
+        // address that others can reach.
         let mut told = BTreeSet::new();
         for (key, port) in &tables.ports {
-            for (address, frontend, winner) in self.lost(key, port) {
+            let mut lost: Vec<_> = self.lost(key, port).collect();
+            lost.sort_by_key(|(_, frontend, _)| frontend.flags.has(FrontendFlags::HOST_ONLY));
+            for (address, frontend, winner) in lost {
                 let field = field(model, key, frontend.kind);
                 if told.insert((field.clone(), winner)) {
                     problems.push(clash(name, field, address, winner));

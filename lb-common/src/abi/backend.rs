@@ -1,6 +1,6 @@
 //! One endpoint that a frontend may choose.
 
-use super::{BePort, layout::abi};
+use super::{Address, BePort, layout::abi};
 
 abi! {
     /// An endpoint of one Service port. 16 bytes for IPv4, 28 for IPv6.
@@ -14,10 +14,19 @@ abi! {
         pub port: BePort,
         /// See [`BackendFlags`].
         pub flags: BackendFlags,
-        /// Which use of this id it is; never zero for a live entry.
+        /// Which use of this id it is; it stays when the entry is cleared.
         pub generation: u32,
-        /// The Service port it belongs to.
+        /// The Service port it belongs to; zero in an entry that is not live.
         pub service: u32,
+    }
+}
+
+impl<A: Address> Backend<A> {
+    /// Is the entry in use?
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_live(&self) -> bool {
+        self.service != 0
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
         fake::{Capacity, Checks, FakeTables},
         faulty::Faulty,
     },
-    desired::{Desired, NodeFacts, fixture::*},
+    desired::{Desired, fixture::*},
     model::{Endpoint, EndpointSlice, Event, Family, Model, Protocol, Service, TrafficPolicy},
 };
 

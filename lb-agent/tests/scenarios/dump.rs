@@ -1,0 +1,114 @@
+//! Tables as lines that each stand alone, so that a difference is lines that came and went.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
+
+use lb_agent::{
+    dataplane::{BackendId, FrontendAddress, FrontendEntry, ServiceId, Snapshot, Tables},
+    model::{Family, ObjectName, Problem},
+    reconcile::{Reconciler, ServiceNames},
+};
+use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind, Region};
+
+/// What the agent complains of.
+#[derive(Default)]
+pub(crate) struct Problems {
+    /// From the rules.
+    pub(crate) clash: BTreeMap<ObjectName, Vec<Problem>>,
+    /// From the tables.
+    pub(crate) room: BTreeMap<ObjectName, Vec<Problem>>,
+}
+
+/// Everything, one line a fact.
+pub(crate) fn lines<T: Tables>(
+    reconciler: &mut Reconciler<T>,
+    problems: &Problems,
+) -> BTreeSet<String> {
+    let snapshot = reconciler.tables().snapshot().unwrap();
+    let mut lines = BTreeSet::new();
+    for (address, entry) in &snapshot.frontends {
+        let name = name(&names(reconciler, entry.service));
+        lines.extend(frontend(&snapshot, &name, address, entry));
+    }
+    let ids: BTreeSet<ServiceId> = snapshot.backends.values().map(|entry| entry.service).collect();
+    for id in ids {
+        lines.extend(backends(&snapshot, &names(reconciler, id)));
+    }
+    let problems = problems.clash.values().chain(problems.room.values());
+    lines.extend(problems.flatten().map(|problem| format!("problem: {problem}")));
+    lines
+}
+
+/// All lines.
+pub(crate) fn whole(lines: &BTreeSet<String>) -> String {
+    lines.iter().flat_map(|line| [line, "\n"]).collect()
+}
+
+/// The lines that went (`-`) and came (`+`).
+pub(crate) fn difference(before: &BTreeSet<String>, after: &BTreeSet<String>) -> String {
+    let mut text = String::new();
+    for line in before.symmetric_difference(after) {
+        let sign = if before.contains(line) { '-' } else { '+' };
+        writeln!(text, "{sign} {line}").unwrap();
+    }
+    if text.is_empty() { "nothing changes\n".to_owned() } else { text }
+}
+
+fn names<T: Tables>(reconciler: &Reconciler<T>, id: ServiceId) -> ServiceNames {
+    reconciler.names(id).unwrap_or_else(|| panic!("{id:?} has no names"))
+}
+
+fn name(names: &ServiceNames) -> String {
+    let port = &names.port;
+    format!("{}:{}", port.service, port.port)
+}
+
+fn frontend(
+    snapshot: &Snapshot,
+    name: &str,
+    at: &FrontendAddress,
+    entry: &FrontendEntry,
+) -> [String; 2] {
+    let kind = match entry.kind {
+        FrontendKind::CLUSTER_IP => "ClusterIP",
+        FrontendKind::EXTERNAL_IP => "ExternalIP",
+        FrontendKind::LOAD_BALANCER => "LoadBalancer",
+        _ => "NodePort",
+    };
+    let affinity = match entry.affinity_timeout {
+        0 => String::new(),
+        seconds => format!(", affinity {seconds} s"),
+    };
+    let host = if entry.flags.has(FrontendFlags::HOST_ONLY) { ", host only" } else { "" };
+    let line = |side, region, drop| {
+        let leads_to = leads_to(snapshot, Family::of(at.ip), region, entry.flags.has(drop));
+        format!("{name} {at} ({kind}{affinity}{host}) from {side}: {leads_to}")
+    };
+    [
+        line("inside", entry.internal, FrontendFlags::DROP_INTERNAL),
+        line("outside", entry.external, FrontendFlags::DROP_EXTERNAL),
+    ]
+}
+
+fn leads_to(snapshot: &Snapshot, family: Family, region: Region, drops: bool) -> String {
+    if region.length == 0 {
+        return if drops { "drop" } else { "reject" }.to_owned();
+    }
+    let (_, slots) = &snapshot.regions[&region.first_chunk];
+    let backend = |index: &u32| snapshot.backends[&BackendId { family, index: *index }].address;
+    let addresses: BTreeSet<_> = slots.iter().map(backend).collect();
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+fn backends(snapshot: &Snapshot, names: &ServiceNames) -> Vec<String> {
+    let line = |(id, backend): (&BackendId, &lb_agent::reconcile::BackendName)| {
+        let local =
+            if snapshot.backends[id].flags.has(BackendFlags::LOCAL) { ", local" } else { "" };
+        let pod = backend.pod.as_ref().map_or("no pod".to_owned(), ToString::to_string);
+        let node = backend.node.as_deref().unwrap_or("no node");
+        format!("{} backend {} is {pod} on {node}{local}", name(names), backend.address)
+    };
+    names.backends.iter().map(line).collect()
+}
