@@ -127,7 +127,8 @@ impl<A: FromIp> FakeTables<A> {
         let Some(address) = A::from_ip(backend.address.ip()) else { return };
         let BackendSpec { flags, generation, .. } = *backend;
         let port = BePort::new(backend.address.port());
-        self.backends.insert(id, Backend { address, port, flags, generation, service: 7 });
+        let service = if generation == 0 { 0 } else { 7 };
+        self.backends.insert(id, Backend { address, port, flags, generation, service });
     }
 
     fn put_region(&mut self, ids: &[u32]) -> Region {
@@ -191,7 +192,7 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
     }
 
     fn backend(&self, id: u32) -> Option<Backend<A>> {
-        self.backends.get(&id).copied().filter(|backend| backend.generation != 0)
+        self.backends.get(&id).copied().filter(Backend::is_live)
     }
 
     fn device(&self) -> u32 {
