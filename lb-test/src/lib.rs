@@ -21,6 +21,7 @@ pub mod host;
 pub mod kubernetes;
 pub mod netns;
 pub mod process;
+pub mod prog;
 pub mod programs;
 pub mod require;
 pub mod run;
