@@ -25,6 +25,7 @@ use crate::{
         PathResult, Verdict,
         egress::{Origin, egress},
         ingress::ingress,
+        redirect::{self, Redirect},
     },
     tables::{CtRef, Neighbour, Route, Tables},
 };
@@ -273,7 +274,7 @@ impl Bench for FakeBench {
 }
 
 /// What the programs at TC do, without the kernel.
-fn judge_by<A: FromIp + Header>(
+fn judge_by<A: FromIp + Redirect>(
     tables: &mut FakeTables<A>,
     hook: Hook,
     packet: &mut Buffer,
@@ -284,7 +285,8 @@ fn judge_by<A: FromIp + Header>(
         Ok(verdict) => verdict,
         Err(NoFlow::Fragment) => Err(Counter::Fragment),
         Err(NoFlow::Truncated) => Err(Counter::Truncated),
-        Err(NoFlow::Other) => Ok(Verdict::Pass),
+        Err(NoFlow::Other) if matches!(hook, Hook::Ingress(_)) => Ok(Verdict::Pass),
+        Err(NoFlow::Other) => redirect::leave(packet, tables).map(|()| Verdict::Pass),
     };
     let by = |index| Device::ALL.into_iter().find(|device| *device as u32 == index);
     let sent = |index| by(index).map_or(Fate::Dropped, Fate::Sent);

@@ -53,6 +53,7 @@ macro_rules! each_case {
             untouched::fragments_are_counted,
             untouched::other_protocols,
             untouched::packets_of_no_service,
+            untouched::redirects_that_quote_a_translated_flow_are_dropped,
             untouched::truncated_headers_are_counted,
         }
     };

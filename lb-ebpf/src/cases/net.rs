@@ -163,7 +163,13 @@ impl<'a> Net<'a> {
     /// Passes a packet and expects it to be dropped and counted.
     #[track_caller]
     pub fn expect_drop(&mut self, hook: Hook, frame: &Frame, counter: Counter) {
-        let outcome = self.bench.judge(hook, &frame.encode(), Fate::Dropped);
+        self.expect_bytes_drop(hook, &frame.encode(), counter);
+    }
+
+    /// Passes bytes and expects them to be dropped and counted.
+    #[track_caller]
+    pub fn expect_bytes_drop(&mut self, hook: Hook, bytes: &[u8], counter: Counter) {
+        let outcome = self.bench.judge(hook, bytes, Fate::Dropped);
         assert_eq!((outcome.fate, &outcome.counted[..]), (Fate::Dropped, &[counter][..]));
     }
 

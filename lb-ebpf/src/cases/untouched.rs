@@ -2,7 +2,7 @@
 
 use lb_common::abi::{BackendFlags, Counter, FrontendFlags};
 
-use super::{Device, Hook, Host, Net};
+use super::{Device, Fate, Hook, Host, Net};
 
 const HOOKS: [Hook; 4] = [
     Hook::Ingress(Device::Uplink),
@@ -105,4 +105,43 @@ pub fn a_slot_without_a_backend_is_counted(net: &mut Net<'_>) {
         let frame = net.first(client, vip);
         net.expect_drop(Hook::Ingress(Device::Uplink), &frame, Counter::DanglingSlot);
     }
+}
+
+/// The node tells a pod on a bridge to send to the backend directly: of a translated flow, that is
+/// dropped and counted; of any other, it is the network's business.
+pub fn redirects_that_quote_a_translated_flow_are_dropped(net: &mut Net<'_>) {
+    serve(net);
+    let (pod, vip, backend) = (net.at(Host::PodB, 40000), net.vip(1), net.target(Host::PodA));
+    let out = Hook::HostEgress(Device::PodB);
+    let translated = net.first(pod, backend).encode();
+    for with_link_layer in [false, true] {
+        let bytes = redirect(net, &translated[IP..], with_link_layer);
+        net.expect_untouched(out, &bytes, &[]);
+    }
+    net.expect(Hook::Ingress(Device::PodB), &net.first(pod, vip), Fate::Next, [pod, backend]);
+    for with_link_layer in [false, true] {
+        let bytes = redirect(net, &translated[IP..], with_link_layer);
+        net.expect_bytes_drop(out, &bytes, Counter::IcmpRedirect);
+        net.expect_untouched(Hook::Ingress(Device::PodB), &bytes, &[]);
+    }
+    let other = net.first(pod, net.at(Host::Remote, 9)).encode();
+    net.expect_untouched(out, &redirect(net, &other[IP..], true), &[]);
+}
+
+/// An ICMP redirect (RFC 792; RFC 4861, 4.5) that quotes `packet`. Nobody looks at its checksum.
+fn redirect(net: &Net<'_>, packet: &[u8], with_link_layer: bool) -> Vec<u8> {
+    let frame = net.first(net.at(Host::Node, 1), net.at(Host::PodB, 1));
+    let mut bytes = frame.encode()[..IP + frame.ip_header_length()].to_vec();
+    if net.kind.is_v4 {
+        bytes[IP + 9] = 1;
+        bytes.extend([5, 1, 0, 0, 0, 0, 0, 0]);
+    } else {
+        bytes[IP + 6] = 58;
+        bytes.extend([137, 0, 0, 0, 0, 0, 0, 0]);
+        bytes.extend([0; 32]);
+        bytes.extend([2, 1, 2, 0, 0, 0, 0, 1].iter().filter(|_| with_link_layer));
+        bytes.extend([4, 0, 0, 0, 0, 0, 0, 0]);
+    }
+    bytes.extend(packet);
+    bytes
 }

@@ -20,7 +20,10 @@ use lb_common::{
 use lb_ebpf::{
     packet::{L4Checksum, Packet},
     parse::{self, Header, Headers, Next, NoFlow},
-    path::{PathResult, Verdict, egress as out, ingress as into},
+    path::{
+        PathResult, Verdict, egress as out, ingress as into,
+        redirect::{self, Redirect},
+    },
     tables::{CtRef, Route, Tables},
 };
 
@@ -75,8 +78,20 @@ fn ingress_of<A: Header + Maps + Routing>(skb: &mut Skb) -> i32 {
 
 /// A function of its own, so that the two families do not share a stack.
 #[inline(never)]
-fn egress_of<A: Header + Maps + Routing>(skb: &mut Skb) -> i32 {
-    A::parse(skb, Direction::Egress).unwrap_or_else(pass)
+fn egress_of<A: Redirect + Maps + Routing>(skb: &mut Skb) -> i32 {
+    match A::parse(skb, Direction::Egress) {
+        Ok(code) => code,
+        Err(NoFlow::Other) => leave::<A>(skb),
+        Err(reason) => pass(reason),
+    }
+}
+
+#[inline(always)]
+fn leave<A: Redirect + Maps + Routing>(skb: &mut Skb) -> i32 {
+    match redirect::leave(skb, &BpfTables::<A>::new(skb)) {
+        Ok(()) => NEXT,
+        Err(counter) => end(counter),
+    }
 }
 
 /// Which hook a program is at.

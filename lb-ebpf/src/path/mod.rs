@@ -3,6 +3,7 @@
 pub mod egress;
 pub mod first;
 pub mod ingress;
+pub mod redirect;
 pub mod refuse;
 mod track;
 
