@@ -20,7 +20,7 @@ use crate::{
         BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Host, Outcome, SNAT_RANGE,
     },
     packet::{L4Checksum, Packet},
-    parse::{self, Header, Headers, Next, NoFlow},
+    parse::{self, Headers, Next, NoFlow},
     path::{
         PathResult, Verdict,
         egress::{Origin, egress},
