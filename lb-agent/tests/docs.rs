@@ -3,6 +3,8 @@
 //!
 //! `UPDATE=1` writes the generated documents anew.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where it panics")]
+
 use std::{
     collections::BTreeMap,
     fmt::Write as _,
@@ -60,8 +62,16 @@ fn drop_reasons() -> String {
     );
     let kinds = [
         (CounterKind::Drop, "Dropped", "The packet is gone, without an answer."),
-        (CounterKind::Reject, "Refused", "The client is told at once: TCP reset, or ICMP port unreachable."),
-        (CounterKind::Pass, "Passed on", "Left as it was, though it may have been meant for a Service."),
+        (
+            CounterKind::Reject,
+            "Refused",
+            "The client is told at once: TCP reset, or ICMP port unreachable.",
+        ),
+        (
+            CounterKind::Pass,
+            "Passed on",
+            "Left as it was, though it may have been meant for a Service.",
+        ),
     ];
     for (kind, title, meaning) in kinds {
         write!(text, "\n## {title}\n\n{meaning}\n\n| reason | when |\n|---|---|\n").unwrap();
@@ -130,7 +140,8 @@ fn every_command_and_flag_of_the_agent_that_is_shown_exists() {
             let Some(help) = words.next().and_then(|command| help.get(command)) else { continue };
             for flag in words.filter(|word| word.starts_with("--")) {
                 let flag = flag.split(['=', ',', ';', ')', ']', '.']).next().unwrap();
-                let exists = help.contains(&format!("{flag} ")) || help.contains(&format!("{flag}\n"));
+                let exists =
+                    help.contains(&format!("{flag} ")) || help.contains(&format!("{flag}\n"));
                 assert!(exists, "{}: lb-agent has no {flag} there", document.display());
             }
         }
