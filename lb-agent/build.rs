@@ -14,7 +14,12 @@ fn main() -> Result<()> {
         // SAFETY: a build script has one thread.
         unsafe { env::set_var("RUSTC_BOOTSTRAP", "aya_ebpf") };
     }
-    let ebpf = Package { name: "lb-ebpf", root_dir: "../lb-ebpf", ..Default::default() };
+    let ebpf = Package {
+        name: "lb-ebpf",
+        root_dir: "../lb-ebpf",
+        features: &["kernel"],
+        ..Default::default()
+    };
     build_ebpf([ebpf], Toolchain::Custom(&toolchain))
 }
 

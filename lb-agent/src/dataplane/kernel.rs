@@ -285,9 +285,13 @@ impl Kernel {
     }
 }
 
+/// The object that holds all programs, as the compiler made it.
+pub fn object() -> &'static [u8] {
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb"))
+}
+
 /// Loads the object, with the maps of the folder where they are pinned already.
 fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelError> {
-    let object = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb"));
     let netns = sys::netns_cookie().map_err(KernelError::NetnsCookie)?;
     let mark = mark(netns);
     let host_only = u32::from(options.socket_lb == SocketLb::Host);
@@ -311,7 +315,7 @@ fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelError> {
     for name in maps::ALL {
         loader.map_pin_path(name, pins.maps.join(name));
     }
-    Ok(loader.load(object)?)
+    Ok(loader.load(object())?)
 }
 
 /// A mark for packets of this node, not zero, in 16 bits; nodes on one kernel have different ones.

@@ -23,7 +23,7 @@ use std::{
 use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind, Region, maps};
 
 use crate::model::{Family, Protocol};
-pub use kernel::{Kernel, KernelError, KernelOptions, SocketLb, TcAttach};
+pub use kernel::{Kernel, KernelError, KernelOptions, SocketLb, TcAttach, object};
 pub use pins::{CleanupError, cleanup};
 pub use reader::{MapFill, Reader};
 pub use tables::KernelTables;

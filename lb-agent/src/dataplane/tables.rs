@@ -261,8 +261,8 @@ impl Slots {
         if missing == Missing::Fail {
             return Err(fail("lookup")(std::io::ErrorKind::NotFound.into()));
         }
-        let fd = sys::create_array::<Chunk>("SLOTS.inner", CHUNKS_PER_ARRAY)
-            .map_err(fail("create"))?;
+        let fd =
+            sys::create_array::<Chunk>("SLOTS.inner", CHUNKS_PER_ARRAY).map_err(fail("create"))?;
         let value = std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd()).cast_unsigned();
         self.outer.put(&index, &value)?;
         Map::from_fd(fd, maps::SLOTS)

@@ -49,7 +49,8 @@ fn translated<A: Address>(entry: &CtEntry<A>, flow: &CtKey<A>) -> CtKey<A> {
     }
 }
 
-/// Notes a packet in its flow; the end of a connection is noted in both directions.
+/// Notes a packet in its flow, at once; in the other direction's entry when it ends the connection
+/// or time has passed, so that a flow that only asks does not lose its way back to another one.
 #[inline(always)]
 fn note<A: Address>(
     tables: &impl Tables<A>,
@@ -57,14 +58,13 @@ fn note<A: Address>(
     entry_ref: CtRef<A>,
     entry: &CtEntry<A>,
 ) {
-    let state = CtState::from_u8(entry.state);
-    let next = state.next(headers.flags);
+    let next = CtState::from_u8(entry.state).next(headers.flags) as u8;
     let now = tables.now();
-    entry_ref.touch(next as u8, now);
-    if headers.flags.closes()
+    entry_ref.touch(next, now);
+    if (entry.last_seen != now || headers.flags.closes())
         && let Some(peer) = tables.conntrack(&entry.peer(headers.flow.protocol))
     {
-        peer.touch(next as u8, now);
+        peer.touch(next.max(peer.get().state), now);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Turns a packet into its own refusal: a TCP reset, or an ICMP port unreachable.
 
 use lb_common::{
-    abi::{Address, BePort, Counter, CtKey, Ipv4, L4Proto},
+    abi::{Address, Counter, CtKey, Ipv4, L4Proto},
     checksum::fold,
     conntrack::TcpFlags,
 };

@@ -6,7 +6,7 @@ use lb_common::{
     flow,
 };
 
-use super::first::Choice;
+use super::first::{Choice, Client};
 use crate::{
     parse::Headers,
     tables::{CtRef, Tables},
@@ -14,7 +14,7 @@ use crate::{
 
 /// Ports that are tried before SNAT gives up.
 const SNAT_TRIES: u32 = 8;
-/// Distance between two ports that are tried.
+/// Distance between two ports that are tried, in a range that is larger.
 const SNAT_STEP: u32 = 61;
 
 /// Where the translation of a destination happens.
@@ -52,7 +52,7 @@ pub(super) fn dnat<A: Address>(
 }
 
 /// Claims a source port and remembers a translation of both ends; returns the flow towards the
-/// backend.
+/// backend. A host process keeps its address, which is this node's already.
 ///
 /// # Errors
 ///
@@ -62,16 +62,22 @@ pub(super) fn snat<A: Address>(
     headers: &Headers<A>,
     tables: &impl Tables<A>,
     choice: &Choice<A>,
+    client: Client,
 ) -> Result<CtKey<A>, Counter> {
     let backend = &choice.backend;
-    let route = tables.route(headers.flow.src, backend.address).ok_or(Counter::NoRoute)?;
-    let src = tables.source_at(route.device).ok_or(Counter::NoSourceAddress)?;
+    let mut ends = CtKey { dst: backend.address, dst_port: backend.port, ..headers.flow };
+    let (mut forward, mut reply, mut device) =
+        (CtAction::FORWARD_FROM_HOST, CtAction::REPLY_TO_HOST, tables.device());
+    if client != Client::Host {
+        let route = tables.route(headers.flow.src, backend.address).ok_or(Counter::NoRoute)?;
+        ends.src = tables.source_at(route.device).ok_or(Counter::NoSourceAddress)?;
+        (forward, reply, device) = (CtAction::FORWARD_SNAT, CtAction::REPLY_SNAT, 0);
+    }
     let now = tables.now();
-    let mut ends = CtKey { src, dst: backend.address, dst_port: backend.port, ..headers.flow };
     let scratch = tables.scratch().ok_or(Counter::RewriteFailed)?;
-    scratch.set(entry(&headers.flow.reversed(), choice, CtAction::REPLY_SNAT, now));
+    scratch.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, now) });
     ends.src_port = claim_port(headers, tables, &ends, scratch)?;
-    scratch.set(entry(&ends, choice, CtAction::FORWARD_SNAT, now));
+    scratch.set(entry(&ends, choice, forward, now));
     tables.track(&headers.flow, scratch);
     Ok(ends)
 }
@@ -98,6 +104,7 @@ fn claim_port<A: Address>(
     back: CtRef<A>,
 ) -> Result<BePort, Counter> {
     let (first, count) = tables.snat_range();
+    let step = if count > SNAT_STEP { SNAT_STEP } else { 1 };
     let mut offset = flow::slot(flow::hash(&headers.flow), count);
     for _ in 0..SNAT_TRIES {
         #[allow(clippy::cast_possible_truncation, reason = "the agent checks the range")]
@@ -111,7 +118,7 @@ fn claim_port<A: Address>(
             }
             _ => {}
         }
-        offset += SNAT_STEP;
+        offset += step;
         if offset >= count {
             offset -= count;
         }

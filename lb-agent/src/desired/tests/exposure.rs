@@ -145,5 +145,5 @@ fn s22_a_cluster_ip_that_a_local_device_holds_is_left_alone() {
     let tables = tables_of(&service, &[], &facts);
     let port = tables.ports.first_key_value().unwrap().1;
     assert!(port.frontends().all(|(_, frontend)| frontend.kind != FrontendKind::CLUSTER_IP));
-    assert_eq!(port.frontends().count(), 5);
+    assert_eq!(port.frontends().count(), 4);
 }

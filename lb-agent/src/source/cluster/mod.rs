@@ -7,12 +7,16 @@ mod backoff;
 mod client;
 mod failure;
 mod known;
+mod object;
 mod watch;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
-use kube::{Api, Client};
+use kube::{
+    Api, Client, Resource,
+    core::{ApiResource, DynamicObject},
+};
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +24,7 @@ use self::{
     backoff::Backoff,
     failure::Failures,
     known::Known,
+    object::{Read, reads},
     watch::{Change, Update, Watch},
 };
 use super::{
@@ -27,7 +32,7 @@ use super::{
     emit::{Emitter, Stopped},
     standing::Standing,
 };
-use crate::model::{Event, ObjectName, ProblemKey};
+use crate::model::{Event, ObjectName, Problem, ProblemKey};
 
 /// Updates that wait while the listener is busy.
 const UPDATES_WAITING: usize = 256;
@@ -145,28 +150,22 @@ fn watches(client: &Client, options: &Options, updates: &mpsc::Sender<Update>) -
     let backoff = || Backoff::new(options.retry.0, options.retry.1);
     let not_ours = format!("!{},!{}", convert::SERVICE_PROXY_NAME, convert::HEADLESS);
     let mut set = JoinSet::new();
-    let services = Watch::<core::Service>::new(Kind::Service, Api::all(client.clone()))
-        .labels(&not_ours)
-        .converts(|service| {
-            let converted = convert::service(service);
-            (converted.object.map(Event::ServiceApplied), converted.problems)
-        });
-    set.spawn(services.run(updates.clone(), backoff()));
-    let slices = Watch::<discovery::EndpointSlice>::new(Kind::Slice, Api::all(client.clone()))
-        .labels(&not_ours)
-        .converts(|slice| {
-            let converted = convert::slice(slice);
-            (converted.object.map(Event::SliceApplied), converted.problems)
-        });
-    set.spawn(slices.run(updates.clone(), backoff()));
-    let node = Watch::<core::Node>::new(Kind::Node, Api::all(client.clone()))
-        .fields(&format!("metadata.name={}", options.node_name))
-        .converts(|node| {
-            let converted = convert::node(node);
-            (converted.object.map(Event::NodeApplied), converted.problems)
-        });
-    set.spawn(node.run(updates.clone(), backoff()));
+    let convert = reads(Kind::Service, convert::service, Event::ServiceApplied);
+    let services = Watch::new(Kind::Service, api::<core::Service>(client), convert);
+    set.spawn(services.labels(&not_ours).run(updates.clone(), backoff()));
+    let convert = reads(Kind::Slice, convert::slice, Event::SliceApplied);
+    let slices = Watch::new(Kind::Slice, api::<discovery::EndpointSlice>(client), convert);
+    set.spawn(slices.labels(&not_ours).run(updates.clone(), backoff()));
+    let convert = reads(Kind::Node, convert::node, Event::NodeApplied);
+    let node = Watch::new(Kind::Node, api::<core::Node>(client), convert);
+    let own = format!("metadata.name={}", options.node_name);
+    set.spawn(node.fields(&own).run(updates.clone(), backoff()));
     set
+}
+
+/// Objects of the kind `K`, not yet read as such.
+fn api<K: Resource<DynamicType = ()>>(client: &Client) -> Api<DynamicObject> {
+    Api::all_with(client.clone(), &ApiResource::erase::<K>(&()))
 }
 
 /// Turns what the watches hear into events, one at a time.
@@ -198,8 +197,8 @@ impl Teller {
             self.tell_failures().await?;
         }
         match change {
-            Change::Applied { name, event, problems } => {
-                self.applied(kind, name, event, problems).await
+            Change::Applied { name, read, problems } => {
+                self.applied(kind, name, read, problems).await
             }
             Change::Deleted(name) => self.deleted(kind, name).await,
             Change::ListBegun => {
@@ -215,21 +214,20 @@ impl Teller {
         &mut self,
         kind: Kind,
         name: ObjectName,
-        event: Option<Event>,
-        problems: Vec<crate::model::Problem>,
+        read: Read,
+        problems: Vec<Problem>,
     ) -> Result<(), Stopped> {
         let told = self.standing.set(&key(kind, &name), problems);
         self.known.heard_of(kind, &name);
-        match event {
-            Some(event) => {
+        match read {
+            Read::Applied(event) => {
                 self.known.insert(kind, name);
                 self.emitter.send(event).await?;
             }
-            None => {
-                if self.known.remove(kind, &name) {
-                    self.emitter.send(kind.deleted(name)).await?;
-                }
+            Read::Ignored if self.known.remove(kind, &name) => {
+                self.emitter.send(kind.deleted(name)).await?;
             }
+            Read::Ignored | Read::Unreadable => {}
         }
         self.emitter.send_all(told).await
     }

@@ -9,17 +9,22 @@ use std::{fmt::Debug, pin::pin, time::Duration};
 
 use futures::{Stream, TryStreamExt};
 use kube::{
-    Api, Resource, ResourceExt,
+    Api, ResourceExt,
     api::{ListParams, WatchEvent, WatchParams},
+    core::DynamicObject,
 };
-use serde::de::DeserializeOwned;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, timeout},
 };
 
-use super::{Kind, backoff::Backoff, failure::Failure};
-use crate::model::{Event, ObjectName, Problem};
+use super::{
+    Kind,
+    backoff::Backoff,
+    failure::Failure,
+    object::{Convert, Read, name},
+};
+use crate::model::{ObjectName, Problem};
 
 /// Objects of one page of a list.
 const PAGE: u32 = 500;
@@ -43,8 +48,8 @@ pub(super) struct Update {
 
 #[derive(Debug)]
 pub(super) enum Change {
-    /// An object is there; no event if it is not one to program.
-    Applied { name: ObjectName, event: Option<Event>, problems: Vec<Problem> },
+    /// An object is there.
+    Applied { name: ObjectName, read: Read, problems: Vec<Problem> },
     /// The server answered.
     Contact,
     /// An object is gone.
@@ -57,15 +62,13 @@ pub(super) enum Change {
     Listed,
 }
 
-type Convert<K> = fn(&K) -> (Option<Event>, Vec<Problem>);
-
 /// A watch of one kind.
-pub(super) struct Watch<K> {
+pub(super) struct Watch {
     kind: Kind,
-    api: Api<K>,
+    api: Api<DynamicObject>,
     labels: Option<String>,
     fields: Option<String>,
-    convert: Convert<K>,
+    convert: Convert,
     streamed_list: bool,
 }
 
@@ -77,12 +80,8 @@ enum End {
     Stopped,
 }
 
-impl<K> Watch<K>
-where
-    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
-{
-    pub(super) fn new(kind: Kind, api: Api<K>) -> Self {
-        let convert: Convert<K> = |_| (None, Vec::new());
+impl Watch {
+    pub(super) fn new(kind: Kind, api: Api<DynamicObject>, convert: Convert) -> Self {
         Self { kind, api, labels: None, fields: None, convert, streamed_list: true }
     }
 
@@ -92,10 +91,6 @@ where
 
     pub(super) fn fields(self, selector: &str) -> Self {
         Self { fields: Some(selector.to_owned()), ..self }
-    }
-
-    pub(super) fn converts(self, convert: Convert<K>) -> Self {
-        Self { convert, ..self }
     }
 
     /// Runs until nobody listens.
@@ -143,7 +138,7 @@ where
                 Ok(list) => list,
                 Err(error) => return End::Failed(None, Failure::new(self.kind, "list", &error)),
             };
-            for object in &list.items {
+            for object in list.items {
                 if self.send(updates, self.applied(object)).await.is_none() {
                     return End::Stopped;
                 }
@@ -201,7 +196,7 @@ where
     async fn follow(
         &self,
         updates: &mpsc::Sender<Update>,
-        stream: impl Stream<Item = kube::Result<WatchEvent<K>>>,
+        stream: impl Stream<Item = kube::Result<WatchEvent<DynamicObject>>>,
         mut version: Option<String>,
     ) -> End {
         let mut stream = pin!(stream);
@@ -225,14 +220,14 @@ where
     async fn hear(
         &self,
         updates: &mpsc::Sender<Update>,
-        event: WatchEvent<K>,
+        event: WatchEvent<DynamicObject>,
         version: &mut Option<String>,
     ) -> Result<(), End> {
         let is_list = version.is_none();
         let change = match event {
             WatchEvent::Added(object) | WatchEvent::Modified(object) => {
                 renew(version, object.resource_version());
-                self.applied(&object)
+                self.applied(object)
             }
             WatchEvent::Deleted(object) => {
                 renew(version, object.resource_version());
@@ -276,19 +271,15 @@ where
         }
     }
 
-    fn applied(&self, object: &K) -> Change {
-        let (event, problems) = (self.convert)(object);
-        Change::Applied { name: name(object), event, problems }
+    fn applied(&self, object: DynamicObject) -> Change {
+        let name = name(&object);
+        let (read, problems) = (self.convert)(object);
+        Change::Applied { name, read, problems }
     }
 
     async fn send(&self, updates: &mpsc::Sender<Update>, change: Change) -> Option<()> {
         updates.send(Update { kind: self.kind, change }).await.ok()
     }
-}
-
-fn name<K: ResourceExt>(object: &K) -> ObjectName {
-    let namespace = object.meta().namespace.as_deref().unwrap_or_default();
-    ObjectName::new(namespace, object.meta().name.as_deref().unwrap_or_default())
 }
 
 /// During a streamed list the versions of single objects say nothing about the whole.

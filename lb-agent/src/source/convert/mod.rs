@@ -12,6 +12,9 @@ mod slice;
 
 use std::sync::Arc;
 
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
 use crate::model::{ObjectName, Problem, ProblemKey};
 
 pub(crate) use self::{
@@ -42,6 +45,29 @@ pub struct Converted<T> {
     pub object: Option<T>,
     /// What is wrong with it.
     pub problems: Vec<Problem>,
+}
+
+/// Reads a document as one of Kubernetes' own types.
+///
+/// # Errors
+///
+/// The first field that does not fit.
+pub(crate) fn typed<T: DeserializeOwned>(
+    key: ProblemKey,
+    mut document: Value,
+) -> Result<T, Problem> {
+    // Conditions say something of Pods alone, and some writers leave the times of others null.
+    if key.kind != "Pod"
+        && let Some(Value::Object(status)) = document.get_mut("status")
+    {
+        status.remove("conditions");
+    }
+    serde_path_to_error::deserialize(document).map_err(|error| Problem {
+        field: error.path().to_string(),
+        message: error.inner().to_string(),
+        mend: format!("write the field as the {} API has it; its last good state stays", key.kind),
+        key,
+    })
 }
 
 impl<T> Converted<T> {

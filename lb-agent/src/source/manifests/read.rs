@@ -148,10 +148,5 @@ fn object(key: &ObjectKey, document: Value) -> Result<Object, Problem> {
 }
 
 fn typed<T: DeserializeOwned>(key: &ObjectKey, document: Value) -> Result<T, Problem> {
-    serde_path_to_error::deserialize(document).map_err(|error| Problem {
-        key: ProblemKey { kind: key.kind, name: key.name.to_string().into() },
-        field: error.path().to_string(),
-        message: error.inner().to_string(),
-        mend: format!("write the field as the {} API has it; its last good state stays", key.kind),
-    })
+    convert::typed(ProblemKey { kind: key.kind, name: key.name.to_string().into() }, document)
 }

@@ -1,0 +1,155 @@
+//! Flows of which only the destination is translated, and when they choose again.
+
+use lb_common::abi::BackendFlags;
+
+use super::{
+    Device, Fate, Hook, Host, Net,
+    frame::{Frame, Transport},
+    net::FIN_ACK,
+};
+
+const IN: Hook = Hook::Ingress(Device::Uplink);
+const OUT: Hook = Hook::Egress(Device::Uplink);
+
+/// S6: the backend on this node sees the client's address; the client sees its Service's.
+pub fn a_local_backend_sees_the_client_and_answers_as_its_service(net: &mut Net<'_>) {
+    let id = net.backend(Host::PodA);
+    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
+    net.frontend(vip, &[id]);
+    for _ in 0..2 {
+        net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod]);
+        net.expect(OUT, &net.later(pod, client), Fate::Next, [vip, client]);
+        net.expect(IN, &net.later(client, vip), Fate::Next, [client, pod]);
+    }
+    // At the pod's own device the reply is one of pod and client.
+    let reply = net.later(pod, client).encode();
+    net.expect_untouched(Hook::Ingress(Device::PodA), &reply, &[]);
+}
+
+/// The CNI routes it, and brings the reply back to the pod's device.
+pub fn a_pod_reaches_a_remote_backend_without_snat(net: &mut Net<'_>) {
+    let id = net.backend(Host::Remote);
+    let (pod, vip, remote) = (net.at(Host::PodA, 40000), net.vip(1), net.target(Host::Remote));
+    net.frontend(vip, &[id]);
+    let (request, reply) = (net.first(pod, vip), net.later(remote, pod));
+    net.expect(Hook::Ingress(Device::PodA), &request, Fate::Next, [pod, remote]);
+    net.expect_untouched(IN, &reply.encode(), &[]);
+    net.expect(Hook::Egress(Device::PodA), &reply, Fate::Next, [vip, pod]);
+}
+
+/// Without the socket path; the reply comes in by the device that the request left by.
+pub fn a_host_process_reaches_a_backend_and_gets_its_answer(net: &mut Net<'_>) {
+    let (local, remote) = (net.backend(Host::PodA), net.backend(Host::Remote));
+    let node = net.at(Host::Node, 40000);
+    let hook = Hook::HostEgress(Device::Uplink);
+    for (number, id, host, device) in
+        [(1, local, Host::PodA, Device::PodA), (2, remote, Host::Remote, Device::Uplink)]
+    {
+        let (vip, target) = (net.vip(number), net.target(host));
+        net.frontend(vip, &[id]);
+        net.expect(hook, &net.first(node, vip), Fate::Sent(device), [node, target]);
+        net.expect_delivery(device, &net.later(target, node), [vip, node]);
+        net.expect(hook, &net.later(node, vip), Fate::Sent(device), [node, target]);
+    }
+}
+
+/// S11: a client that goes on sending gets a backend that serves.
+pub fn a_datagram_leaves_a_backend_that_no_longer_serves(net: &mut Net<'_>) {
+    if net.is_tcp() {
+        return;
+    }
+    let (a, b) = (net.backend(Host::PodA), net.backend(Host::PodB));
+    let (client, vip) = (net.client(), net.vip(1));
+    net.frontend(vip, &[a]);
+    net.expect(IN, &net.first(client, vip), Fate::Next, [client, net.target(Host::PodA)]);
+    net.frontend(vip, &[b]);
+    let (pod_a, pod_b) = (net.target(Host::PodA), net.target(Host::PodB));
+    net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod_a]);
+    net.backend_with(Host::PodA, BackendFlags::NONE, 1);
+    net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod_b]);
+    net.expect(OUT, &net.later(pod_b, client), Fate::Next, [vip, client]);
+}
+
+/// A backend id that was given to another endpoint is no reason to go there.
+pub fn a_datagram_leaves_a_backend_whose_id_has_a_new_owner(net: &mut Net<'_>) {
+    if net.is_tcp() {
+        return;
+    }
+    let (a, b) = (net.backend(Host::PodA), net.backend(Host::PodB));
+    let (client, vip) = (net.client(), net.vip(1));
+    net.frontend(vip, &[a]);
+    net.expect(IN, &net.first(client, vip), Fate::Next, [client, net.target(Host::PodA)]);
+    net.frontend(vip, &[b]);
+    net.backend_with(Host::PodA, BackendFlags::SERVING, 2);
+    net.expect(IN, &net.first(client, vip), Fate::Next, [client, net.target(Host::PodB)]);
+}
+
+/// S12: a connection goes on to its pod until the pod itself ends.
+pub fn a_tcp_connection_stays_with_a_removed_backend(net: &mut Net<'_>) {
+    if !net.is_tcp() {
+        return;
+    }
+    let (a, b) = (net.backend(Host::PodA), net.backend(Host::PodB));
+    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
+    net.frontend(vip, &[a]);
+    net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod]);
+    net.frontend(vip, &[b]);
+    net.backend_with(Host::PodA, BackendFlags::NONE, 0);
+    net.expect(IN, &net.later(client, vip), Fate::Next, [client, pod]);
+    net.expect(OUT, &net.later(pod, client), Fate::Next, [vip, client]);
+    // A SYN that is sent again belongs to the same connection.
+    net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod]);
+}
+
+/// A client that uses its port again gets a backend of now, whichever end closed before.
+pub fn a_closed_connection_lets_its_port_begin_another(net: &mut Net<'_>) {
+    if !net.is_tcp() {
+        return;
+    }
+    let (a, b) = (net.backend(Host::PodA), net.backend(Host::PodB));
+    let (client, vip) = (net.client(), net.vip(1));
+    let (pod_a, pod_b) = (net.target(Host::PodA), net.target(Host::PodB));
+    net.frontend(vip, &[a]);
+    net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod_a]);
+    net.expect(IN, &net.segment(client, vip, FIN_ACK), Fate::Next, [client, pod_a]);
+    // What follows a FIN still belongs to the connection.
+    net.expect(OUT, &net.later(pod_a, client), Fate::Next, [vip, client]);
+    net.expect(IN, &net.later(client, vip), Fate::Next, [client, pod_a]);
+    net.frontend(vip, &[b]);
+    net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod_b]);
+    net.expect(OUT, &net.segment(pod_b, client, FIN_ACK), Fate::Next, [vip, client]);
+    net.frontend(vip, &[a]);
+    net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod_a]);
+}
+
+/// The transport header is found behind them.
+pub fn options_of_the_header_stay(net: &mut Net<'_>) {
+    if !net.kind.is_v4 {
+        return;
+    }
+    let id = net.backend(Host::PodA);
+    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
+    net.frontend(vip, &[id]);
+    for length in [4, 40] {
+        let options = vec![1; length];
+        let request = Frame { options: options.clone(), ..net.first(client, vip) };
+        net.expect(IN, &request, Fate::Next, [client, pod]);
+        let reply = Frame { options, ..net.later(pod, client) };
+        net.expect(OUT, &reply, Fate::Next, [vip, client]);
+    }
+}
+
+/// RFC 768: zero means that the sender made none, so there is none to repair.
+pub fn udp_without_a_checksum_stays_without(net: &mut Net<'_>) {
+    if net.is_tcp() || !net.kind.is_v4 {
+        return;
+    }
+    let id = net.backend(Host::PodA);
+    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
+    net.frontend(vip, &[id]);
+    let transport = Transport::UdpWithoutChecksum;
+    let request = Frame { transport, ..net.first(client, vip) };
+    net.expect(IN, &request, Fate::Next, [client, pod]);
+    let reply = Frame { transport, ..net.first(pod, client) };
+    net.expect(OUT, &reply, Fate::Next, [vip, client]);
+}

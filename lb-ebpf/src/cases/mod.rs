@@ -1,0 +1,213 @@
+//! What must become of packets, told once for every place that can judge it.
+//!
+//! ```text
+//! case ─► Net (addresses, what is expected) ─► Bench ─┬─ fakes on the host (tests of this crate)
+//!                                                     └─ programs in a kernel (lb-test)
+//! ```
+//!
+//! A case is a function that sets up Services, passes frames by a hook, and compares all of what
+//! comes out: verdict, bytes, counters. Each runs for IPv4 and IPv6, TCP and UDP.
+#![allow(clippy::missing_panics_doc, reason = "a case fails by panicking")]
+
+pub mod flows;
+pub mod frame;
+mod net;
+pub mod refusals;
+pub mod snat;
+pub mod untouched;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use lb_common::abi::{BackendFlags, Counter, FrontendFlags, L4Proto};
+
+pub use net::Net;
+
+/// Calls a macro with `module::name,` of all cases, to make a test of each.
+#[macro_export]
+macro_rules! each_case {
+    ($call:ident) => {
+        $call! {
+            flows::a_closed_connection_lets_its_port_begin_another,
+            flows::a_datagram_leaves_a_backend_that_no_longer_serves,
+            flows::a_datagram_leaves_a_backend_whose_id_has_a_new_owner,
+            flows::a_host_process_reaches_a_backend_and_gets_its_answer,
+            flows::a_local_backend_sees_the_client_and_answers_as_its_service,
+            flows::a_pod_reaches_a_remote_backend_without_snat,
+            flows::a_tcp_connection_stays_with_a_removed_backend,
+            flows::options_of_the_header_stay,
+            flows::udp_without_a_checksum_stays_without,
+            refusals::a_reset_is_not_answered,
+            refusals::a_segment_of_no_connection_is_reset,
+            refusals::nothing_is_remembered_of_a_refusal,
+            refusals::without_endpoints_a_client_is_refused,
+            refusals::without_endpoints_a_host_process_is_refused,
+            refusals::without_local_endpoints_the_policy_s_clients_are_dropped,
+            snat::a_pod_reaches_itself_through_its_service,
+            snat::a_remote_backend_answers_through_this_node,
+            snat::a_time_to_live_that_ends_here_is_counted,
+            snat::ports_run_out_and_are_never_shared,
+            snat::two_frontends_with_one_backend_keep_a_client_s_flows_apart,
+            snat::two_frontends_with_one_backend_keep_a_process_s_flows_apart,
+            untouched::a_frontend_for_the_host_is_no_matter_of_packets,
+            untouched::a_slot_without_a_backend_is_counted,
+            untouched::fragments_are_counted,
+            untouched::other_protocols,
+            untouched::packets_of_no_service,
+            untouched::truncated_headers_are_counted,
+        }
+    };
+}
+
+/// An address family and a protocol: each case runs for all four.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Kind {
+    /// IPv4 instead of IPv6.
+    pub is_v4: bool,
+    /// TCP or UDP.
+    pub protocol: L4Proto,
+}
+
+impl Kind {
+    /// All four.
+    pub const ALL: [Self; 4] = [
+        Self { is_v4: true, protocol: L4Proto::TCP },
+        Self { is_v4: true, protocol: L4Proto::UDP },
+        Self { is_v4: false, protocol: L4Proto::TCP },
+        Self { is_v4: false, protocol: L4Proto::UDP },
+    ];
+}
+
+/// Runs a case for all kinds on one bench; its failure is preceded by the kind that failed.
+pub fn run(case: fn(&mut Net<'_>), bench: &mut dyn Bench) {
+    for kind in Kind::ALL {
+        eprintln!("{kind:?}");
+        case(&mut Net::new(bench, kind));
+    }
+}
+
+/// A node's addresses and those around it, the same on every bench.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Host {
+    /// Outside the cluster, behind the uplink.
+    Client,
+    /// The node that judges.
+    Node,
+    /// A pod of this node.
+    PodA,
+    /// Another one.
+    PodB,
+    /// A pod of another node, behind the uplink.
+    Remote,
+}
+
+impl Host {
+    /// Its address.
+    pub const fn address(self, is_v4: bool) -> IpAddr {
+        let (v4, [second, third, last]) = match self {
+            Self::Client => (Ipv4Addr::new(172, 21, 0, 2), [0x21, 0, 2]),
+            Self::Node => (Ipv4Addr::new(172, 20, 0, 11), [0x20, 0, 0x11]),
+            Self::PodA => (Ipv4Addr::new(10, 248, 1, 21), [0x248, 1, 0x21]),
+            Self::PodB => (Ipv4Addr::new(10, 248, 1, 22), [0x248, 1, 0x22]),
+            Self::Remote => (Ipv4Addr::new(10, 248, 2, 50), [0x248, 2, 0x50]),
+        };
+        if is_v4 {
+            IpAddr::V4(v4)
+        } else {
+            IpAddr::V6(Ipv6Addr::new(0xfd00, second, third, 0, 0, 0, 0, last))
+        }
+    }
+}
+
+/// A device of the node.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Device {
+    /// To pod A.
+    PodA,
+    /// To pod B.
+    PodB,
+    /// To everything else.
+    Uplink,
+}
+
+impl Device {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::PodA, Self::PodB, Self::Uplink];
+}
+
+/// Link-layer address of every device of the node.
+pub const DEVICE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 3];
+
+/// Where a packet is judged.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Hook {
+    /// It leaves by a device, having come in by another.
+    Egress(Device),
+    /// A process of the node sends it, and it leaves by a device.
+    HostEgress(Device),
+    /// It comes in by a device.
+    Ingress(Device),
+}
+
+/// What the node does with a packet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Fate {
+    /// It is gone.
+    Dropped,
+    /// It goes on to the stack, or out.
+    Next,
+    /// It is sent by a device, or delivered as if it had come by it.
+    Sent(Device),
+}
+
+/// All of what comes of a packet.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Outcome {
+    /// What is done with it.
+    pub fate: Fate,
+    /// What it has become.
+    pub bytes: Vec<u8>,
+    /// The counters that moved, by one.
+    pub counted: Vec<Counter>,
+}
+
+/// One backend.
+#[derive(Clone, Copy, Debug)]
+pub struct BackendSpec {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// Local, serving.
+    pub flags: BackendFlags,
+    /// Which use of its id it is; zero clears it.
+    pub generation: u32,
+}
+
+/// One frontend and the backends that it chooses from.
+#[derive(Clone, Copy, Debug)]
+pub struct FrontendSpec<'a> {
+    /// Address and port.
+    pub address: SocketAddr,
+    /// TCP or UDP.
+    pub protocol: L4Proto,
+    /// What it says to those whom it has no backend for, and whom it is for.
+    pub flags: FrontendFlags,
+    /// Ids for clients on this node, at most 16.
+    pub internal: &'a [u32],
+    /// Ids for clients from outside, at most 16.
+    pub external: &'a [u32],
+}
+
+/// First port and number of ports of the SNAT range on every bench.
+pub const SNAT_RANGE: (u16, u16) = (61000, 64);
+
+/// A node that judges packets: the paths over fakes, or the programs in a kernel.
+pub trait Bench {
+    /// Writes a backend of the family of its address.
+    fn put_backend(&mut self, id: u32, backend: &BackendSpec);
+
+    /// Writes a frontend.
+    fn put_frontend(&mut self, frontend: &FrontendSpec<'_>);
+
+    /// Judges one packet. A bench that does not see the device of [`Fate::Sent`] takes
+    /// `expected`'s.
+    fn judge(&mut self, hook: Hook, bytes: &[u8], expected: Fate) -> Outcome;
+}

@@ -1,0 +1,209 @@
+//! One case's view of its bench: addresses of one kind, and expectations in a line each.
+
+use std::net::SocketAddr;
+
+use lb_common::abi::{BackendFlags, Counter, FrontendFlags, L4Proto};
+
+use super::{
+    BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Host, Kind, Outcome,
+    frame::{Frame, Transport},
+};
+
+/// TCP flags of the segments that cases send.
+pub(super) const SYN: u8 = 0x02;
+pub(super) const ACK: u8 = 0x10;
+pub(super) const FIN_ACK: u8 = 0x11;
+pub(super) const RST: u8 = 0x04;
+pub(super) const RST_ACK: u8 = 0x14;
+const SEQUENCE: u32 = 0xffff_fff0;
+const ACKNOWLEDGEMENT: u32 = 0x1234_5678;
+/// Port of all backends.
+pub(super) const TARGET_PORT: u16 = 8080;
+
+/// A bench, for one kind.
+pub struct Net<'a> {
+    bench: &'a mut dyn Bench,
+    /// Which family and protocol.
+    pub kind: Kind,
+}
+
+impl<'a> Net<'a> {
+    /// Looks at a bench as one kind.
+    pub fn new(bench: &'a mut dyn Bench, kind: Kind) -> Self {
+        Self { bench, kind }
+    }
+
+    /// Is the kind a TCP one?
+    pub fn is_tcp(&self) -> bool {
+        self.kind.protocol == L4Proto::TCP
+    }
+
+    /// An address of the kind's family with a port.
+    pub fn at(&self, host: Host, port: u16) -> SocketAddr {
+        SocketAddr::new(host.address(self.kind.is_v4), port)
+    }
+
+    /// A client outside, from its usual port.
+    pub fn client(&self) -> SocketAddr {
+        self.at(Host::Client, 40000)
+    }
+
+    /// A frontend's address.
+    pub fn vip(&self, number: u8) -> SocketAddr {
+        let address = if self.kind.is_v4 {
+            [10, 96, 100, number].into()
+        } else {
+            [0xfd00, 0x96, 0, 0, 0, 0, 0, u16::from(number)].into()
+        };
+        SocketAddr::new(address, 80)
+    }
+
+    /// Where the backend on a host answers.
+    pub fn target(&self, host: Host) -> SocketAddr {
+        self.at(host, TARGET_PORT)
+    }
+
+    /// Writes the backend on a host, serving, in its first generation; its id.
+    pub fn backend(&mut self, host: Host) -> u32 {
+        self.backend_with(host, BackendFlags::SERVING, 1)
+    }
+
+    /// Writes the backend on a host; its id.
+    pub fn backend_with(&mut self, host: Host, flags: BackendFlags, generation: u32) -> u32 {
+        let id = 1 + host as u32;
+        let is_local = matches!(host, Host::PodA | Host::PodB);
+        let flags = if is_local { flags.with(BackendFlags::LOCAL) } else { flags };
+        let address = self.target(host);
+        self.bench.put_backend(id, &BackendSpec { address, flags, generation });
+        id
+    }
+
+    /// Writes a frontend that chooses from the same backends for everybody.
+    pub fn frontend(&mut self, address: SocketAddr, backends: &[u32]) {
+        self.frontend_with(address, FrontendFlags::NONE, [backends, backends]);
+    }
+
+    /// Writes a frontend with backends for clients on this node and from outside.
+    pub fn frontend_with(
+        &mut self,
+        address: SocketAddr,
+        flags: FrontendFlags,
+        [internal, external]: [&[u32]; 2],
+    ) {
+        let protocol = self.kind.protocol;
+        self.bench.put_frontend(&FrontendSpec { address, protocol, flags, internal, external });
+    }
+
+    /// The first packet of a flow: a SYN, or a datagram.
+    pub fn first(&self, src: SocketAddr, dst: SocketAddr) -> Frame {
+        self.segment(src, dst, SYN)
+    }
+
+    /// A later packet of a flow: an ACK, or a datagram.
+    pub fn later(&self, src: SocketAddr, dst: SocketAddr) -> Frame {
+        self.segment(src, dst, ACK)
+    }
+
+    /// A packet with these TCP flags; a datagram for UDP.
+    pub fn segment(&self, src: SocketAddr, dst: SocketAddr, flags: u8) -> Frame {
+        let transport = if self.is_tcp() {
+            Transport::Tcp { sequence: SEQUENCE, acknowledgement: ACKNOWLEDGEMENT, flags }
+        } else {
+            Transport::Udp
+        };
+        Frame {
+            macs: [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]],
+            src,
+            dst,
+            ttl: 61,
+            options: Vec::new(),
+            transport,
+            payload: b"thirteen byte".to_vec(),
+        }
+    }
+
+    /// Passes a packet and expects its fate, no counter, and a correct frame.
+    #[track_caller]
+    pub fn pass(&mut self, hook: Hook, frame: &Frame, fate: Fate) -> Frame {
+        let outcome = self.bench.judge(hook, &frame.encode(), fate);
+        assert_eq!((outcome.fate, &outcome.counted[..]), (fate, &[][..]), "{frame:?}");
+        decode(&outcome)
+    }
+
+    /// Passes a packet and expects it with other ends, and nothing else changed.
+    #[track_caller]
+    pub fn expect(&mut self, hook: Hook, frame: &Frame, fate: Fate, ends: [SocketAddr; 2]) {
+        let [src, dst] = ends;
+        let became = self.pass(hook, frame, fate);
+        assert_eq!(became, Frame { src, dst, ..frame.clone() });
+    }
+
+    /// The same where this node forwards in place of its stack, which costs a hop.
+    #[track_caller]
+    pub fn expect_hop(&mut self, hook: Hook, frame: &Frame, fate: Fate, ends: [SocketAddr; 2]) {
+        let [src, dst] = ends;
+        let became = self.pass(hook, frame, fate);
+        assert_eq!(became, Frame { src, dst, ttl: frame.ttl - 1, ..frame.clone() });
+    }
+
+    /// Passes a reply to a process of the node and expects it, delivered as if by the uplink.
+    #[track_caller]
+    pub fn expect_delivery(&mut self, at: Device, frame: &Frame, ends: [SocketAddr; 2]) {
+        let ([src, dst], mut macs) = (ends, frame.macs);
+        let mut fate = Fate::Next;
+        if at != Device::Uplink {
+            fate = Fate::Sent(Device::Uplink);
+            // Or the stack would take it for somebody else's.
+            macs[0] = DEVICE_MAC;
+        }
+        let became = self.pass(Hook::Ingress(at), frame, fate);
+        assert_eq!(became, Frame { macs, src, dst, ..frame.clone() });
+    }
+
+    /// Passes a packet and expects it to be dropped and counted.
+    #[track_caller]
+    pub fn expect_drop(&mut self, hook: Hook, frame: &Frame, counter: Counter) {
+        let outcome = self.bench.judge(hook, &frame.encode(), Fate::Dropped);
+        assert_eq!((outcome.fate, &outcome.counted[..]), (Fate::Dropped, &[counter][..]));
+    }
+
+    /// Passes a packet that may be translated or dropped for lack of a port.
+    pub(crate) fn try_pass(
+        &mut self,
+        hook: Hook,
+        frame: &Frame,
+        fate: Fate,
+    ) -> Result<Frame, Counter> {
+        let outcome = self.bench.judge(hook, &frame.encode(), fate);
+        match outcome.counted[..] {
+            [] => Ok(decode(&outcome)),
+            [counter, ..] => Err(counter),
+        }
+    }
+
+    /// Passes a packet and expects its refusal, sent back to where it came from.
+    #[track_caller]
+    pub fn expect_refusal(&mut self, hook: Hook, frame: &Frame) -> Frame {
+        let (Hook::Egress(device) | Hook::HostEgress(device) | Hook::Ingress(device)) = hook;
+        let fate = Fate::Sent(device);
+        let outcome = self.bench.judge(hook, &frame.encode(), fate);
+        assert_eq!((outcome.fate, &outcome.counted[..]), (fate, &[Counter::NoEndpoint][..]));
+        decode(&outcome)
+    }
+
+    /// Passes bytes and expects them back, on their way; some may be counted.
+    #[track_caller]
+    pub fn expect_untouched(&mut self, hook: Hook, bytes: &[u8], counted: &[Counter]) {
+        let outcome = self.bench.judge(hook, bytes, Fate::Next);
+        assert_eq!((outcome.fate, &outcome.counted[..]), (Fate::Next, counted), "{bytes:02x?}");
+        assert_eq!(outcome.bytes, bytes);
+    }
+}
+
+#[track_caller]
+fn decode(outcome: &Outcome) -> Frame {
+    match Frame::decode(&outcome.bytes) {
+        Ok(frame) => frame,
+        Err(error) => panic!("{error} in {outcome:02x?}"),
+    }
+}

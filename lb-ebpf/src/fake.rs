@@ -1,0 +1,320 @@
+//! A node without a kernel: packets as byte buffers, tables in memory, routes by heart.
+
+use std::{
+    cell::{Cell, RefCell, UnsafeCell},
+    collections::HashMap,
+    net::IpAddr,
+    ptr::NonNull,
+};
+
+use lb_common::{
+    abi::{
+        Abi, Address, Backend, BePort, Counter, CounterKind, CtEntry, CtKey, Frontend, FrontendKey,
+        FrontendKind, Ipv4, Ipv6, L4Proto, Region,
+    },
+    checksum::Difference,
+};
+
+use crate::{
+    cases::{
+        BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Host, Outcome, SNAT_RANGE,
+    },
+    packet::{L4Checksum, Packet},
+    parse::{self, Header, Headers, Next, NoFlow},
+    path::{
+        PathResult, Verdict,
+        egress::{Origin, egress},
+        ingress::ingress,
+    },
+    tables::{CtRef, Neighbour, Route, Tables},
+};
+
+/// A frame that can be rewritten.
+struct Buffer(Vec<u8>);
+
+impl Buffer {
+    fn change_checksum(&mut self, checksum: &L4Checksum, change: Difference) -> Option<()> {
+        let old = self.read::<u16>(checksum.offset)?;
+        let is_udp = checksum.protocol == L4Proto::UDP;
+        if is_udp && old == 0 {
+            return Some(());
+        }
+        let new = change.apply(old);
+        let new = if is_udp && new == 0 { 0xffff } else { new };
+        self.write(checksum.offset, &new).ok()
+    }
+}
+
+impl Packet for Buffer {
+    fn read<T: Abi>(&self, offset: usize) -> Option<T> {
+        T::from_bytes(self.0.get(offset..offset + size_of::<T>())?)
+    }
+
+    fn write<T: Abi>(&mut self, offset: usize, value: &T) -> Result<(), Counter> {
+        let place = self.0.get_mut(offset..offset + size_of::<T>());
+        place.ok_or(Counter::RewriteFailed)?.copy_from_slice(value.as_bytes());
+        Ok(())
+    }
+
+    fn write_addresses<A: Address>(
+        &mut self,
+        offset: usize,
+        source_and_destination: [A; 2],
+    ) -> Result<(), Counter> {
+        self.write(offset, &source_and_destination)
+    }
+
+    fn repair_l4_checksum(&mut self, checksum: L4Checksum) -> Result<(), Counter> {
+        [checksum.addresses, checksum.ports]
+            .into_iter()
+            .try_for_each(|change| self.change_checksum(&checksum, change))
+            .ok_or(Counter::RewriteFailed)
+    }
+
+    fn resize(&mut self, length: usize) -> Result<(), Counter> {
+        self.0.resize(length, 0);
+        Ok(())
+    }
+}
+
+/// An address of a family that the specifications of cases hold.
+trait FromIp: Address + Into<IpAddr> {
+    fn from_ip(ip: IpAddr) -> Option<Self>;
+}
+
+impl FromIp for Ipv4 {
+    fn from_ip(ip: IpAddr) -> Option<Self> {
+        if let IpAddr::V4(ip) = ip { Some(ip.into()) } else { None }
+    }
+}
+
+impl FromIp for Ipv6 {
+    fn from_ip(ip: IpAddr) -> Option<Self> {
+        if let IpAddr::V6(ip) = ip { Some(ip.into()) } else { None }
+    }
+}
+
+/// A conntrack entry that stays where it is.
+type Entry<A> = Box<UnsafeCell<CtEntry<A>>>;
+
+/// The tables of one family, and the device that the packet is at.
+struct FakeTables<A> {
+    backends: HashMap<u32, Backend<A>>,
+    frontends: HashMap<Vec<u8>, Frontend>,
+    regions: HashMap<u32, Vec<u32>>,
+    conntrack: RefCell<HashMap<Vec<u8>, Entry<A>>>,
+    scratch: Entry<A>,
+    device: Device,
+    now: Cell<u32>,
+    snat_range: (u16, u16),
+}
+
+impl<A: FromIp> FakeTables<A> {
+    fn new() -> Self {
+        Self {
+            backends: HashMap::new(),
+            frontends: HashMap::new(),
+            regions: HashMap::new(),
+            conntrack: RefCell::default(),
+            scratch: Box::new(UnsafeCell::new(CtEntry::zeroed())),
+            device: Device::Uplink,
+            now: Cell::new(1000),
+            snat_range: SNAT_RANGE,
+        }
+    }
+
+    fn put_backend(&mut self, id: u32, backend: &BackendSpec) {
+        let Some(address) = A::from_ip(backend.address.ip()) else { return };
+        let BackendSpec { flags, generation, .. } = *backend;
+        let port = BePort::new(backend.address.port());
+        let service = if generation == 0 { 0 } else { 7 };
+        self.backends.insert(id, Backend { address, port, flags, generation, service });
+    }
+
+    fn put_region(&mut self, ids: &[u32]) -> Region {
+        let first_chunk = u32::try_from(self.regions.len()).expect("few regions");
+        self.regions.insert(first_chunk, ids.to_vec());
+        Region { first_chunk, length: u32::try_from(ids.len()).expect("few ids") }
+    }
+
+    fn put_frontend(&mut self, spec: &FrontendSpec<'_>) {
+        let Some(address) = A::from_ip(spec.address.ip()) else { return };
+        let key = FrontendKey::new(address, BePort::new(spec.address.port()), spec.protocol);
+        let frontend = Frontend {
+            service: 7,
+            flags: spec.flags,
+            kind: FrontendKind::CLUSTER_IP,
+            affinity_timeout: 0,
+            internal: self.put_region(spec.internal),
+            external: self.put_region(spec.external),
+        };
+        self.frontends.insert(key.as_bytes().to_vec(), frontend);
+    }
+
+    fn reference(entry: &Entry<A>) -> CtRef<A> {
+        let place = NonNull::new(entry.get()).expect("a box is not null");
+        // SAFETY: entries are boxed, and live as long as the tables.
+        unsafe { CtRef::new(place) }
+    }
+}
+
+impl<A: FromIp> Tables<A> for FakeTables<A> {
+    fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>> {
+        self.conntrack.borrow().get(flow.as_bytes()).map(Self::reference)
+    }
+
+    fn track(&self, flow: &CtKey<A>, entry: CtRef<A>) {
+        let mut conntrack = self.conntrack.borrow_mut();
+        let place = conntrack.entry(flow.as_bytes().to_vec());
+        Self::reference(place.or_insert_with(|| Box::new(UnsafeCell::new(entry.get()))))
+            .set(entry.get());
+    }
+
+    fn claim(&self, flow: &CtKey<A>, entry: CtRef<A>) -> bool {
+        let is_free = self.conntrack(flow).is_none();
+        if is_free {
+            self.track(flow, entry);
+        }
+        is_free
+    }
+
+    fn scratch(&self) -> Option<CtRef<A>> {
+        Some(Self::reference(&self.scratch))
+    }
+
+    fn frontend(&self, key: &FrontendKey<A>) -> Option<Frontend> {
+        self.frontends.get(key.as_bytes()).copied()
+    }
+
+    fn slot(&self, region: Region, slot: u32) -> Option<u32> {
+        let slots = self.regions.get(&region.first_chunk)?;
+        slots.get(slot as usize).copied().filter(|id| *id != 0)
+    }
+
+    fn backend(&self, id: u32) -> Option<Backend<A>> {
+        self.backends.get(&id).copied().filter(Backend::is_live)
+    }
+
+    fn device(&self) -> u32 {
+        self.device as u32
+    }
+
+    fn is_uplink(&self) -> bool {
+        self.device == Device::Uplink
+    }
+
+    fn source_at(&self, _device: u32) -> Option<A> {
+        A::from_ip(Host::Node.address(A::HEADER == Ipv4::HEADER))
+    }
+
+    fn route(&self, _src: A, dst: A) -> Option<Route<A>> {
+        let is_at = |host: Host| dst.into() == host.address(A::HEADER == Ipv4::HEADER);
+        let device = match dst {
+            _ if is_at(Host::PodA) => Device::PodA,
+            _ if is_at(Host::PodB) => Device::PodB,
+            _ => Device::Uplink,
+        };
+        Some(Route { device: device as u32, neighbour: Neighbour::Same(dst) })
+    }
+
+    fn now(&self) -> u32 {
+        self.now.get()
+    }
+
+    fn snat_range(&self) -> (u32, u32) {
+        let (first, count) = self.snat_range;
+        (first.into(), count.into())
+    }
+}
+
+/// Judges packets by the paths over these fakes.
+pub(crate) struct FakeBench {
+    v4: FakeTables<Ipv4>,
+    v6: FakeTables<Ipv6>,
+}
+
+impl FakeBench {
+    pub(crate) fn new() -> Self {
+        Self { v4: FakeTables::new(), v6: FakeTables::new() }
+    }
+
+    /// Sets first port and number of ports of the SNAT range.
+    pub(crate) fn set_snat_range(&mut self, range: (u16, u16)) {
+        (self.v4.snat_range, self.v6.snat_range) = (range, range);
+    }
+
+    /// Lets time pass, in units of 2^30 ns.
+    pub(crate) fn pass_time(&mut self, ticks: u32) {
+        *self.v4.now.get_mut() += ticks;
+        *self.v6.now.get_mut() += ticks;
+    }
+}
+
+impl Bench for FakeBench {
+    fn put_backend(&mut self, id: u32, backend: &BackendSpec) {
+        self.v4.put_backend(id, backend);
+        self.v6.put_backend(id, backend);
+    }
+
+    fn put_frontend(&mut self, frontend: &FrontendSpec<'_>) {
+        self.v4.put_frontend(frontend);
+        self.v6.put_frontend(frontend);
+    }
+
+    fn judge(&mut self, hook: Hook, bytes: &[u8], _expected: Fate) -> Outcome {
+        let mut packet = Buffer(bytes.to_vec());
+        let (fate, counter) = match parse::ethertype(&packet) {
+            Ipv4::ETHERTYPE => judge_by(&mut self.v4, hook, &mut packet),
+            Ipv6::ETHERTYPE => judge_by(&mut self.v6, hook, &mut packet),
+            _ => (Fate::Next, None),
+        };
+        Outcome { fate, bytes: packet.0, counted: Vec::from_iter(counter) }
+    }
+}
+
+/// What the programs at TC do, without the kernel.
+fn judge_by<A: FromIp + Header>(
+    tables: &mut FakeTables<A>,
+    hook: Hook,
+    packet: &mut Buffer,
+) -> (Fate, Option<Counter>) {
+    let (Hook::Egress(device) | Hook::HostEgress(device) | Hook::Ingress(device)) = hook;
+    tables.device = device;
+    let verdict = match A::parse(packet, Path { hook, tables }) {
+        Ok(verdict) => verdict,
+        Err(NoFlow::Fragment) => Err(Counter::Fragment),
+        Err(NoFlow::Truncated) => Err(Counter::Truncated),
+        Err(NoFlow::Other) => Ok(Verdict::Pass),
+    };
+    let by = |index| Device::ALL.into_iter().find(|device| *device as u32 == index);
+    let sent = |index| by(index).map_or(Fate::Dropped, Fate::Sent);
+    match verdict {
+        Ok(Verdict::Answer(counter)) => (Fate::Sent(device), Some(counter)),
+        Ok(Verdict::Continue | Verdict::Pass) => (Fate::Next, None),
+        Ok(Verdict::Deliver(index)) => {
+            packet.0[..6].copy_from_slice(&DEVICE_MAC);
+            (sent(index), None)
+        }
+        Ok(Verdict::Redirect(route)) => (sent(route.device), None),
+        Err(counter) if counter.kind() == CounterKind::Pass => (Fate::Next, Some(counter)),
+        Err(counter) => (Fate::Dropped, Some(counter)),
+    }
+}
+
+/// The path that a hook leads to.
+struct Path<'a, A> {
+    hook: Hook,
+    tables: &'a FakeTables<A>,
+}
+
+impl<A: FromIp> Next<A, Buffer> for Path<'_, A> {
+    type Output = PathResult<A>;
+
+    fn run(self, packet: &mut Buffer, headers: &Headers<A>) -> PathResult<A> {
+        match self.hook {
+            Hook::Egress(_) => egress(packet, headers, self.tables, Origin::Forwarded),
+            Hook::HostEgress(_) => egress(packet, headers, self.tables, Origin::Host),
+            Hook::Ingress(_) => ingress(packet, headers, self.tables),
+        }
+    }
+}

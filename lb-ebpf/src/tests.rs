@@ -1,0 +1,178 @@
+//! Runs every case on fakes, and what only fakes can show: chance, time, and any bytes at all.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use lb_common::conntrack::UDP_TIMEOUT;
+use proptest::prelude::*;
+
+use crate::{
+    cases::{self, Bench, Device, Fate, Hook, Host, Kind, Net, SNAT_RANGE, frame::Frame},
+    fake::FakeBench,
+};
+
+macro_rules! on_fakes {
+    ($($module:ident::$name:ident,)+) => {
+        $(#[test]
+        fn $name() {
+            run(cases::$module::$name);
+        })+
+    };
+}
+crate::each_case!(on_fakes);
+
+fn run(case: fn(&mut Net<'_>)) {
+    cases::run(case, &mut FakeBench::new());
+}
+
+/// Not the frontend's address, or the client would be the Service itself.
+fn is_client(frame: &Frame, vip: SocketAddr) -> bool {
+    frame.src.ip() != vip.ip() && !frame.src.ip().is_unspecified()
+}
+
+fn kinds() -> impl Strategy<Value = Kind> {
+    proptest::sample::select(&Kind::ALL[..])
+}
+
+/// A client's address of a family, made from 16 bytes.
+fn address(kind: Kind, bits: u128) -> IpAddr {
+    let low = u32::try_from(bits & 0xffff_ffff).expect("32 bits");
+    if kind.is_v4 { Ipv4Addr::from_bits(low).into() } else { Ipv6Addr::from_bits(bits).into() }
+}
+
+proptest! {
+    #[test]
+    fn forward_and_reply_give_any_client_its_own_flow_back(
+        kind in kinds(), bits: u128, port: u16, is_remote: bool, payload: Vec<u8>, ttl in 2..=255_u8,
+    ) {
+        let mut bench = FakeBench::new();
+        let mut net = Net::new(&mut bench, kind);
+        let host = if is_remote { Host::Remote } else { Host::PodA };
+        let (vip, id) = (net.vip(1), net.backend(host));
+        net.frontend(vip, &[id]);
+        let client = SocketAddr::new(address(kind, bits), port);
+        let request = Frame { payload: payload.clone(), ttl, ..net.first(client, vip) };
+        prop_assume!(is_client(&request, vip));
+        let (input, output, fate) = if is_remote {
+            let uplink = Hook::Ingress(Device::Uplink);
+            (uplink, uplink, Fate::Sent(Device::Uplink))
+        } else {
+            (Hook::Ingress(Device::Uplink), Hook::Egress(Device::Uplink), Fate::Next)
+        };
+        let became = net.pass(input, &request, fate);
+        let ttl = ttl - u8::from(is_remote);
+        prop_assert_eq!(became.dst, net.target(host));
+        prop_assert_eq!(&became, &Frame { src: became.src, dst: became.dst, ttl, ..request });
+        let reply = Frame { payload, ..net.later(became.dst, became.src) };
+        let (answered, returned) = (reply.ttl - u8::from(is_remote), net.pass(output, &reply, fate));
+        prop_assert_eq!(returned, Frame { src: vip, dst: client, ttl: answered, ..reply });
+    }
+
+    #[test]
+    fn bytes_of_any_kind_are_left_alone(
+        kind in kinds(), mut bytes in proptest::collection::vec(any::<u8>(), 0..128), is_ip: bool,
+    ) {
+        let mut bench = FakeBench::new();
+        let mut net = Net::new(&mut bench, kind);
+        let id = net.backend(Host::PodA);
+        net.frontend(net.vip(1), &[id]);
+        if is_ip && bytes.len() > 14 {
+            bytes[12..14].copy_from_slice(if kind.is_v4 { &[0x08, 0] } else { &[0x86, 0xdd] });
+        }
+        for hook in [Hook::Ingress(Device::Uplink), Hook::HostEgress(Device::Uplink)] {
+            let outcome = bench.judge(hook, &bytes, Fate::Next);
+            prop_assert_eq!(outcome.fate, Fate::Next);
+            prop_assert_eq!(&outcome.bytes, &bytes);
+        }
+    }
+
+    #[test]
+    fn a_damaged_packet_for_a_service_harms_nothing(
+        kind in kinds(), places in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
+        length: proptest::sample::Index, is_served: bool,
+    ) {
+        let mut bench = FakeBench::new();
+        let mut net = Net::new(&mut bench, kind);
+        let (vip, id) = (net.vip(1), net.backend(Host::Remote));
+        net.frontend(vip, if is_served { std::slice::from_ref(&id) } else { &[] });
+        let mut bytes = net.first(net.client(), vip).encode();
+        for (place, byte) in places {
+            let place = place.index(bytes.len());
+            bytes[place] = byte;
+        }
+        bytes.truncate(length.index(bytes.len()) + 1);
+        let outcome = bench.judge(Hook::Ingress(Device::Uplink), &bytes, Fate::Next);
+        if outcome.fate == Fate::Next {
+            prop_assert_eq!(outcome.bytes, bytes);
+        }
+    }
+}
+
+#[test]
+fn a_silent_datagram_flow_chooses_again_and_a_connection_does_not() {
+    for kind in Kind::ALL {
+        let mut bench = FakeBench::new();
+        let mut net = Net::new(&mut bench, kind);
+        let (a, b) = (net.backend(Host::PodA), net.backend(Host::PodB));
+        let (client, vip) = (net.client(), net.vip(1));
+        let (pod_a, pod_b) = (net.target(Host::PodA), net.target(Host::PodB));
+        net.frontend(vip, &[a]);
+        let hook = Hook::Ingress(Device::Uplink);
+        net.expect(hook, &net.first(client, vip), Fate::Next, [client, pod_a]);
+        net.frontend(vip, &[b]);
+        bench.pass_time(UDP_TIMEOUT + 1);
+        let mut net = Net::new(&mut bench, kind);
+        let expected = if net.is_tcp() { pod_a } else { pod_b };
+        net.expect(hook, &net.later(client, vip), Fate::Next, [client, expected]);
+    }
+}
+
+#[test]
+fn a_flow_that_only_asks_keeps_its_port() {
+    for kind in Kind::ALL {
+        let mut bench = FakeBench::new();
+        let mut net = Net::new(&mut bench, kind);
+        let (client, vip, id) = (net.client(), net.vip(1), net.backend(Host::Remote));
+        net.frontend(vip, &[id]);
+        let (hook, sent) = (Hook::Ingress(Device::Uplink), Fate::Sent(Device::Uplink));
+        let node = net.pass(hook, &net.first(client, vip), sent).src;
+        for _ in 0..3 {
+            bench.pass_time(UDP_TIMEOUT - 1);
+            let mut net = Net::new(&mut bench, kind);
+            let became = net.pass(hook, &net.later(client, vip), sent);
+            assert_eq!(became.src, node);
+        }
+        let mut net = Net::new(&mut bench, kind);
+        for port in 1024..1024 + 2 * SNAT_RANGE.1 {
+            let other = net.at(Host::Client, port);
+            if let Ok(became) = net.try_pass(hook, &net.first(other, vip), sent) {
+                assert_ne!(became.src, node, "{kind:?}: two flows share a port");
+            }
+        }
+    }
+}
+
+#[test]
+fn ports_are_of_the_range_however_small_it_is() {
+    for (kind, count) in
+        Kind::ALL.into_iter().flat_map(|kind| [1, 2, 60, 61, 62].map(|n| (kind, n)))
+    {
+        let mut bench = FakeBench::new();
+        let range = u16::MAX - count + 1..=u16::MAX;
+        bench.set_snat_range((*range.start(), count));
+        let mut net = Net::new(&mut bench, kind);
+        let (vip, id) = (net.vip(1), net.backend(Host::Remote));
+        net.frontend(vip, &[id]);
+        let (hook, sent) = (Hook::Ingress(Device::Uplink), Fate::Sent(Device::Uplink));
+        let mut ports = BTreeSet::new();
+        for port in 1024..1024 + 4 * count {
+            let client = net.at(Host::Client, port);
+            let became = net.try_pass(hook, &net.first(client, vip), sent);
+            ports.extend(became.map(|frame| frame.src.port()));
+        }
+        assert!(ports.iter().all(|port| range.contains(port)), "{kind:?}: {ports:?} of {range:?}");
+        assert!(ports.len() * 2 > usize::from(count), "{kind:?}: {ports:?} of {range:?}");
+    }
+}

@@ -1,0 +1,167 @@
+//! The packet programs as they are, loaded in a node of a topology and run on single packets.
+//!
+//! `BPF_PROG_TEST_RUN` gives a program a packet at a device and returns verdict and packet. Where
+//! a redirected packet would go is not among what it returns: tests on nodes show that.
+
+pub mod size;
+mod tables;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use lb_agent::dataplane::{Kernel, KernelOptions, Reader, SocketLb, TcAttach};
+use lb_common::abi::{Counter, Device as DeviceEntry, DeviceRole, Ipv4, Ipv6};
+use lb_ebpf::cases::{
+    BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Outcome, SNAT_RANGE,
+};
+use nix::net::if_::if_nametoindex;
+
+use crate::{NodeSpec, PodSpec, Topology, topology::Node};
+use tables::Filled;
+
+const NODE: &str = "node1";
+/// Room for what a program makes of a packet.
+const LARGEST: usize = 4096;
+/// Offsets in `struct __sk_buff` of `include/uapi/linux/bpf.h`.
+const INGRESS_IFINDEX: usize = 36;
+const IFINDEX: usize = 40;
+const CONTEXT: usize = 44;
+/// Verdicts of `include/uapi/linux/pkt_cls.h`.
+const NEXT: i32 = -1;
+const SHOT: i32 = 2;
+const REDIRECT: i32 = 7;
+
+/// A node with the programs loaded and attached, and Services in its tables.
+pub struct KernelBench {
+    topology: Topology,
+    bpffs: PathBuf,
+    tables: Filled,
+    ingress: SchedClassifier,
+    egress: SchedClassifier,
+    devices: [u32; Device::ALL.len()],
+}
+
+impl KernelBench {
+    /// Makes the node and loads the programs.
+    ///
+    /// # Errors
+    /// When the machine refuses, the verifier included.
+    pub fn start() -> Result<Self> {
+        let builder = Topology::builder().node(NodeSpec::new(NODE)).client("client");
+        let builder = builder.pod(PodSpec::routed("a", NODE).at(21));
+        let topology = builder.pod(PodSpec::routed("b", NODE).at(22)).build()?;
+        let node = topology.node(NODE);
+        let bpffs = node.bpffs().join("lb");
+        let (kernel, devices) = node.netns().enter(|| load(node))??;
+        let program = |name| SchedClassifier::from_pin(bpffs.join("programs").join(name));
+        let (ingress, egress) = (program("lb_tc_ingress")?, program("lb_tc_egress")?);
+        let tables = Filled::new(kernel.tables()?);
+        Ok(Self { topology, bpffs, tables, ingress, egress, devices })
+    }
+
+    /// The folder of pins.
+    pub fn bpffs(&self) -> &Path {
+        &self.bpffs
+    }
+
+    fn counters(&self) -> Result<Vec<(Counter, u64)>> {
+        let reader = Reader::open(&self.bpffs).context("no pinned maps")?;
+        Ok(reader.counters()?)
+    }
+
+    /// Runs the program of a hook; its verdict and what the packet has become.
+    fn run(&self, hook: Hook, bytes: &[u8]) -> Result<(i32, Vec<u8>)> {
+        let index = |device: Device| self.devices[device as usize];
+        let (program, from, at) = match hook {
+            Hook::Egress(device) => (&self.egress, index(Device::PodB), index(device)),
+            Hook::HostEgress(device) => (&self.egress, 0, index(device)),
+            Hook::Ingress(device) => (&self.ingress, index(device), index(device)),
+        };
+        let mut context = [0; CONTEXT];
+        context[INGRESS_IFINDEX..IFINDEX].copy_from_slice(&from.to_ne_bytes());
+        context[IFINDEX..CONTEXT].copy_from_slice(&at.to_ne_bytes());
+        let mut output = vec![0; LARGEST];
+        let result = self.topology.node(NODE).netns().enter(|| {
+            program.test_run(TestRunOptions {
+                data_in: Some(bytes),
+                data_out: Some(&mut output),
+                ctx_in: Some(&context),
+                ..TestRunOptions::new()
+            })
+        })??;
+        output.truncate(result.data_size_out as usize);
+        Ok((result.return_value.cast_signed(), output))
+    }
+
+    fn outcome(&mut self, hook: Hook, bytes: &[u8], expected: Fate) -> Result<Outcome> {
+        let before = self.counters()?;
+        let (verdict, bytes) = self.run(hook, bytes)?;
+        let after = self.counters()?;
+        let moved = before
+            .iter()
+            .zip(&after)
+            .flat_map(|(&(counter, old), &(_, new))| (old..new).map(move |_| counter));
+        let fate = match (verdict, expected) {
+            (NEXT, _) => Fate::Next,
+            (SHOT, _) => Fate::Dropped,
+            (REDIRECT, Fate::Sent(device)) => Fate::Sent(device),
+            (REDIRECT, _) => Fate::Sent(Device::Uplink),
+            (other, _) => anyhow::bail!("verdict {other} at {hook:?}"),
+        };
+        Ok(Outcome { fate, bytes, counted: moved.collect() })
+    }
+}
+
+/// A case ends with its first failure, so what the kernel refuses ends it too.
+impl Bench for KernelBench {
+    fn put_backend(&mut self, id: u32, backend: &BackendSpec) {
+        self.tables.put_backend(id, backend).expect("a table with room for each backend");
+    }
+
+    fn put_frontend(&mut self, frontend: &FrontendSpec<'_>) {
+        self.tables.put_frontend(frontend).expect("a table with room for each frontend");
+    }
+
+    fn judge(&mut self, hook: Hook, bytes: &[u8], expected: Fate) -> Outcome {
+        self.outcome(hook, bytes, expected).expect("a program that can be run")
+    }
+}
+
+/// Loads the programs on a node and attaches them to its devices; run inside its namespace.
+fn load(node: &Node) -> Result<(Kernel, [u32; Device::ALL.len()])> {
+    let mut kernel = Kernel::start(&options(node))?;
+    let mut indices = [0; Device::ALL.len()];
+    for device in Device::ALL {
+        let (name, role) = match device {
+            Device::PodA => ("veth-a", DeviceRole::PODS),
+            Device::PodB => ("veth-b", DeviceRole::PODS),
+            Device::Uplink => ("eth0", DeviceRole::UPLINK),
+        };
+        let entry = DeviceEntry {
+            source_v4: Ipv4::from(node.addresses().v4),
+            source_v6: Ipv6::from(node.addresses().v6),
+            role,
+            mac: DEVICE_MAC,
+            pad: [0; 2],
+        };
+        let index = if_nametoindex(name).with_context(|| format!("device {name}"))?;
+        kernel.attach_device((index, name), &entry)?;
+        indices[device as usize] = index;
+    }
+    Ok((kernel, indices))
+}
+
+/// Small tables, so that a bench is made quickly.
+pub fn options(node: &Node) -> KernelOptions {
+    KernelOptions {
+        bpffs: node.bpffs().join("lb"),
+        cgroup: Some(node.cgroup().path().to_owned()),
+        socket_lb: SocketLb::All,
+        tc_attach: TcAttach::Auto,
+        snat_ports: (SNAT_RANGE.0, SNAT_RANGE.0 + SNAT_RANGE.1 - 1),
+        conntrack_max: 16384,
+        max_frontends: 256,
+        max_backends: 256,
+    }
+}

@@ -1,0 +1,69 @@
+//! Writes the Services of cases as the agent writes those of a cluster.
+
+use lb_agent::dataplane::{
+    BackendEntry, BackendId, FrontendAddress, FrontendEntry, KernelTables, PerformError, ServiceId,
+    Step, Tables as _,
+};
+use lb_agent::model::{Family, Protocol};
+use lb_common::abi::{FrontendKind, L4Proto, Region};
+use lb_ebpf::cases::{BackendSpec, FrontendSpec};
+
+const SERVICE: ServiceId = ServiceId(7);
+
+/// The tables, and the first chunk that no region has.
+pub(super) struct Filled {
+    tables: KernelTables,
+    next_chunk: u32,
+}
+
+impl Filled {
+    pub(super) fn new(tables: KernelTables) -> Self {
+        Self { tables, next_chunk: 0 }
+    }
+
+    pub(super) fn put_backend(
+        &mut self,
+        index: u32,
+        backend: &BackendSpec,
+    ) -> Result<(), PerformError> {
+        let &BackendSpec { address, flags, generation } = backend;
+        let family = if address.is_ipv4() { Family::V4 } else { Family::V6 };
+        let id = BackendId { family, index };
+        let entry = BackendEntry { address, flags, generation, service: SERVICE };
+        let put = Step::PutBackend(id, entry);
+        let step = if generation == 0 { Step::RemoveBackend(id) } else { put };
+        self.tables.perform(&[step])
+    }
+
+    pub(super) fn put_frontend(&mut self, frontend: &FrontendSpec<'_>) -> Result<(), PerformError> {
+        let address = FrontendAddress {
+            ip: frontend.address.ip(),
+            port: frontend.address.port(),
+            protocol: match frontend.protocol {
+                L4Proto::TCP => Protocol::Tcp,
+                _ => Protocol::Udp,
+            },
+        };
+        let entry = FrontendEntry {
+            service: SERVICE,
+            kind: FrontendKind::CLUSTER_IP,
+            flags: frontend.flags,
+            affinity_timeout: 0,
+            internal: self.put_region(frontend.internal)?,
+            external: self.put_region(frontend.external)?,
+        };
+        self.tables.perform(&[Step::PutFrontend(address, entry)])
+    }
+
+    /// Writes the slots of at most one chunk.
+    fn put_region(&mut self, ids: &[u32]) -> Result<Region, PerformError> {
+        let length = u32::try_from(ids.len()).unwrap_or_default();
+        if length == 0 {
+            return Ok(Region::EMPTY);
+        }
+        let region = Region { first_chunk: self.next_chunk, length };
+        self.next_chunk += 1;
+        self.tables.perform(&[Step::PutRegion(region, ids.into())])?;
+        Ok(region)
+    }
+}

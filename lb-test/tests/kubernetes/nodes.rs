@@ -1,0 +1,168 @@
+//! Agents on nodes follow an API server, and clients get their answers while it comes and goes.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use anyhow::ensure;
+use lb_test::kubernetes::{ControlPlane, Objects, run_inside};
+use lb_test::programs::{curl, json_lines, nginx, start_probe};
+use lb_test::{
+    Agent, AgentOptions, Family, Host, NodeSpec, PodSpec, Process, SocketLb, Topology, eventually,
+    require_kubernetes,
+};
+
+use crate::manifests::{NODE, pod_on};
+
+const SERVICE: &str = "apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec:
+  type: NodePort
+  selector: {app: web}
+  ipFamilyPolicy: RequireDualStack
+  clusterIP: 10.96.100.100
+  clusterIPs: [10.96.100.100, 'fd00:10:96::6464']
+  ports: [{name: http, port: 80, targetPort: 8080, nodePort: 30080}]
+";
+const ADDRESSES: [&str; 2] = ["10.96.100.100:80", "[fd00:10:96::6464]:80"];
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Two nodes with an agent each, three web servers, and the control plane beside them.
+struct Cluster {
+    plane: ControlPlane,
+    _agents: Vec<Agent>,
+    _servers: Vec<Process>,
+    topology: Topology,
+}
+
+impl Cluster {
+    fn start(path: SocketLb) -> Self {
+        let builder = Topology::builder().node(NodeSpec::new("node-1"));
+        let builder = builder.node(NodeSpec::new("node-2")).client("client");
+        let builder = builder.pod(PodSpec::routed("web-1", "node-1").at(21));
+        let builder = builder.pod(PodSpec::routed("web-2", "node-2").at(50));
+        let builder = builder.pod(PodSpec::bridged("web-3", "node-1").at(20));
+        let topology = builder.pod(PodSpec::routed("shell", "node-1")).build().unwrap();
+        let servers = ["web-1", "web-2", "web-3"].map(|name| nginx(topology.pod(name), &[8080]));
+        let plane = ControlPlane::start(topology.fabric()).unwrap();
+        let started = topology.nodes().iter().map(|node| {
+            let options = AgentOptions::kubeconfig(plane.kubeconfig()).socket_lb(path);
+            Agent::start_synced(node, options).unwrap()
+        });
+        let agents = started.collect();
+        let servers = servers.into_iter().map(Result::unwrap).collect();
+        Self { plane, _agents: agents, _servers: servers, topology }
+    }
+
+    fn with_objects(&self, work: impl AsyncFnOnce(&Objects) + Send) {
+        let work = async || work(&self.plane.objects("default").await.unwrap()).await;
+        run_inside(self.plane.host(), work).unwrap();
+    }
+
+    /// Applies a Pod as its kubelet reports it.
+    async fn add(&self, objects: &Objects, name: &str) {
+        let pod = self.topology.pod(name);
+        let ips = Family::BOTH.map(|family| pod.ip(family).to_string());
+        let manifest = pod_on(pod.node(), name, "web", &ips.each_ref().map(String::as_str), true);
+        objects.apply(&manifest).await.unwrap();
+    }
+
+    /// Waits until exactly the `expected` Pods answer pod, node and client, over both families.
+    fn assert_answers(&self, expected: &[&str]) {
+        let shell: &Host = self.topology.pod("shell");
+        let node: &Host = self.topology.node("node-2");
+        for address in ADDRESSES {
+            assert_all_answer(shell, address, expected);
+            assert_all_answer(node, address, expected);
+        }
+        for family in Family::BOTH {
+            let address = node.socket(family, 30080).to_string();
+            assert_all_answer(self.topology.client("client"), &address, expected);
+        }
+    }
+}
+
+#[track_caller]
+fn assert_all_answer(from: &Host, address: &str, expected: &[&str]) {
+    let expected: BTreeSet<String> = expected.iter().map(|name| format!("{name}\n")).collect();
+    let url = format!("http://{address}/");
+    eventually(PATIENCE, &format!("answers to {} at {url}", from.name()), || {
+        let answers: Result<BTreeSet<_>, _> = (0..24).map(|_| curl(from, &url, &[])).collect();
+        let answers = answers?;
+        ensure!(answers == expected, "answers are {answers:?}");
+        Ok(())
+    });
+}
+
+impl Cluster {
+    /// Starts one where `web-1` and `web-2` are ready, and waits until both answer.
+    fn serving(path: SocketLb) -> Self {
+        let cluster = Self::start(path);
+        cluster.with_objects(async |objects| {
+            objects.apply(NODE).await.unwrap();
+            objects.apply(&NODE.replace("node-1", "node-2")).await.unwrap();
+            objects.apply(SERVICE).await.unwrap();
+            cluster.add(objects, "web-1").await;
+            cluster.add(objects, "web-2").await;
+        });
+        cluster.assert_answers(&["web-1", "web-2"]);
+        cluster
+    }
+
+    /// Puts `web-3` in the place of `web-1`, and waits until it answers.
+    fn replace_a_pod(&self) {
+        self.with_objects(async |objects| {
+            self.add(objects, "web-3").await;
+            objects.finish_pod("web-1").await.unwrap();
+        });
+        self.assert_answers(&["web-2", "web-3"]);
+    }
+}
+
+fn serves_through_a_restart(path: SocketLb) {
+    let mut cluster = Cluster::serving(path);
+    // Longer than the test; it ends with it.
+    let arguments = ["tcp-get", ADDRESSES[0], "--seconds", "600", "--interval", "5"];
+    let traffic = start_probe(cluster.topology.pod("shell"), "traffic", &arguments).unwrap();
+    cluster.plane.kill_api().unwrap();
+    cluster.assert_answers(&["web-1", "web-2"]);
+    cluster.plane.restart_api().unwrap();
+    cluster.replace_a_pod();
+    assert_nothing_lost(&traffic.log());
+}
+
+#[track_caller]
+fn assert_nothing_lost(log: &str) {
+    // The last line may be half written.
+    let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let lines = json_lines(whole).unwrap();
+    let failures: Vec<_> = lines.iter().filter(|line| line["event"] == "failure").collect();
+    let answers = lines.iter().filter(|line| line["event"] == "answer").count();
+    assert!(failures.is_empty() && answers > 100, "{answers} answers, {failures:?}");
+}
+
+#[test]
+fn nodes_follow_an_api_server_by_the_socket_path() {
+    require_kubernetes!();
+    Cluster::serving(SocketLb::All).replace_a_pod();
+}
+
+#[test]
+fn nodes_follow_an_api_server_by_the_packet_path() {
+    require_kubernetes!();
+    Cluster::serving(SocketLb::Off).replace_a_pod();
+}
+
+#[test]
+#[ignore = "slow: two starts of the API server"]
+fn nothing_is_lost_by_the_socket_path_while_the_api_server_restarts() {
+    require_kubernetes!();
+    serves_through_a_restart(SocketLb::All);
+}
+
+#[test]
+#[ignore = "slow: two starts of the API server"]
+fn nothing_is_lost_by_the_packet_path_while_the_api_server_restarts() {
+    require_kubernetes!();
+    serves_through_a_restart(SocketLb::Off);
+}
