@@ -1,0 +1,162 @@
+//! The documents against the code: generated tables are fresh; tests, flags, tasks and counters
+//! that are named exist.
+//!
+//! `UPDATE=1` writes the generated documents anew.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where it panics")]
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use lb_common::abi::{Counter, CounterKind};
+
+const DROP_REASONS: &str = "docs/drop-reasons.md";
+const COMMANDS: [&str; 5] = ["check", "cleanup", "run", "services", "status"];
+
+fn top() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(top().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Path and text of every document at the top and below `docs` and `deploy`.
+fn documents() -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![top().join("docs"), top().join("deploy")];
+    let mut paths: Vec<PathBuf> =
+        fs::read_dir(top()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    while let Some(folder) = folders.pop() {
+        let Ok(entries) = fs::read_dir(folder) else { continue };
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            if path.is_dir() { folders.push(path) } else { paths.push(path) }
+        }
+    }
+    for path in paths.into_iter().filter(|path| path.extension().is_some_and(|end| end == "md")) {
+        let text = fs::read_to_string(&path).unwrap();
+        found.push((path, text));
+    }
+    assert!(found.len() > 5, "the documents have moved");
+    found
+}
+
+/// Whatever follows `prefix` on its line, up to the end of an inline code or a comment.
+fn after<'a>(text: &'a str, prefix: &str) -> Vec<&'a str> {
+    let lines = text.lines().flat_map(|line| line.split(prefix).skip(1));
+    lines.map(|rest| rest.split(['`', '#', '|', '"']).next().unwrap_or_default()).collect()
+}
+
+fn drop_reasons() -> String {
+    let mut text = String::from(
+        "# Drop reasons\n\n\
+         Written by `UPDATE=1 cargo test -p lb-agent --test docs` from `lb-common/src/abi/counter.rs`.\n\n\
+         What the packet path counts, packet by packet. `lb-agent status` shows those that are not\n\
+         zero, `lb_packets_total{reason, kind}` all of them. What to do about each stands in\n\
+         [operations.md](operations.md#packets-that-are-not-translated).\n",
+    );
+    let kinds = [
+        (CounterKind::Drop, "Dropped", "The packet is gone, without an answer."),
+        (
+            CounterKind::Reject,
+            "Refused",
+            "The client is told at once: TCP reset, or ICMP port unreachable.",
+        ),
+        (
+            CounterKind::Pass,
+            "Passed on",
+            "Left as it was, though it may have been meant for a Service.",
+        ),
+    ];
+    for (kind, title, meaning) in kinds {
+        write!(text, "\n## {title}\n\n{meaning}\n\n| reason | when |\n|---|---|\n").unwrap();
+        for counter in Counter::ALL.iter().filter(|counter| counter.kind() == kind) {
+            writeln!(text, "| `{}` | {} |", counter.name(), counter.description().trim()).unwrap();
+        }
+    }
+    text
+}
+
+#[test]
+fn the_list_of_drop_reasons_is_fresh() {
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(top().join(DROP_REASONS), drop_reasons()).unwrap();
+    }
+    let hint = "run: UPDATE=1 cargo test -p lb-agent --test docs";
+    assert_eq!(read(DROP_REASONS), drop_reasons(), "{DROP_REASONS} is out of date; {hint}");
+}
+
+#[test]
+fn operations_say_what_to_do_about_each_counter() {
+    let manual = read("docs/operations.md");
+    let missing: Vec<_> = Counter::ALL
+        .iter()
+        .map(|counter| counter.name())
+        .filter(|name| !manual.contains(&format!("| `{name}` |")))
+        .collect();
+    assert!(missing.is_empty(), "docs/operations.md says nothing of {missing:?}");
+}
+
+#[test]
+fn every_invariant_names_a_test_that_exists() {
+    let architecture = read("ARCHITECTURE.md");
+    let section = architecture.split("\n## Invariants").nth(1).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    for line in section.lines().filter(|line| line.starts_with("| ")).skip(1) {
+        assert!(line.contains(".rs::"), "an invariant without a test: {line}");
+    }
+    for (document, text) in documents() {
+        for (before, name) in text.split(".rs::").zip(text.split(".rs::").skip(1)) {
+            let file = before.rsplit(['`', ' ']).next().unwrap_or_default();
+            let name = name.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap();
+            let source = read(&format!("{file}.rs"));
+            assert!(
+                source.contains(&format!("fn {name}(")),
+                "{}: there is no test {name} in {file}.rs",
+                document.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn every_command_and_flag_of_the_agent_that_is_shown_exists() {
+    let help: BTreeMap<&str, String> = COMMANDS
+        .into_iter()
+        .map(|command| {
+            let mut agent = Command::new(env!("CARGO_BIN_EXE_lb-agent"));
+            let output = agent.args([command, "--help"]).output().unwrap();
+            (command, String::from_utf8(output.stdout).unwrap())
+        })
+        .collect();
+    for (document, text) in documents() {
+        let shown = after(&text, "lb-agent ");
+        for mut words in shown.into_iter().map(str::split_whitespace) {
+            let Some(help) = words.next().and_then(|command| help.get(command)) else { continue };
+            for flag in words.filter(|word| word.starts_with("--")) {
+                let flag = flag.split(['=', ',', ';', ')', ']', '.']).next().unwrap();
+                let exists =
+                    help.contains(&format!("{flag} ")) || help.contains(&format!("{flag}\n"));
+                assert!(exists, "{}: lb-agent has no {flag} there", document.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_task_that_is_shown_exists() {
+    let tasks = read("xtask/src/main.rs");
+    for (document, text) in documents() {
+        for rest in after(&text, "cargo xtask ") {
+            let task: String = rest.chars().take_while(char::is_ascii_lowercase).collect();
+            let Some(first) = task.chars().next() else { continue };
+            let variant = format!("\n    {}{}", first.to_ascii_uppercase(), &task[1..]);
+            assert!(tasks.contains(&variant), "{}: no task {task}", document.display());
+        }
+    }
+}
