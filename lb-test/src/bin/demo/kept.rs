@@ -46,14 +46,17 @@ pub(crate) fn keep(narrator: &mut Narrator, cluster: Cluster) -> Result<()> {
     let manifests = cluster.topology().manifests();
     cluster.keep()?;
     let which = if demos().len() > 1 { format!(" --run {run}") } else { String::new() };
-    narrator.say(&format!(
-        "cargo xtask demo shell{which} client            a shell outside; also node1, node2, shell, web-1 …\n\
-         cargo xtask demo shell{which} node1 lb-agent status\n\
-         cargo xtask demo shell{which} shell curl 10.96.100.100\n\
-         {}   change it: the agents follow\n\
-         cargo xtask demo down {run}             takes it down",
-        manifests.display()
-    ))
+    let lines = [
+        (
+            format!("cargo xtask demo shell{which} client"),
+            "a shell outside; or node1, shell, web-1 …",
+        ),
+        (format!("cargo xtask demo shell{which} node1 lb-agent status"), "a command on a node"),
+        (format!("cargo xtask demo shell{which} shell curl 10.96.100.100"), "a command in a pod"),
+        (manifests.display().to_string(), "change these files: the agents follow"),
+        (format!("cargo xtask demo down {run}"), "remove it"),
+    ];
+    lines.iter().try_for_each(|(what, why)| narrator.say(&format!("{what:<54} {why}")))
 }
 
 /// Becomes a shell, or a command, in a place of a kept demo.

@@ -23,6 +23,8 @@ const MOST: usize = 200;
 const LOAD: u64 = 400;
 /// How long programs may stay attached after a cleanup.
 const DETACHED: Duration = Duration::from_secs(5);
+/// How many lost requests are told one by one.
+const FAILURES_SHOWN: usize = 10;
 /// Commands that print a node's packet filter rules.
 const RULES: [&[&str]; 3] = [&["nft", "list", "ruleset"], &["iptables-save"], &["ip6tables-save"]];
 
@@ -224,7 +226,8 @@ fn sum_up(narrator: &Narrator, clients: &[Client]) -> Result<()> {
         failures.extend(count.failures);
     }
     narrator.say(&format!("{requests} requests, {} lost", failures.len()))?;
-    ensure!(failures.is_empty(), "requests were lost:\n{}", failures.join("\n"));
+    let first = failures.get(..FAILURES_SHOWN).unwrap_or(&failures);
+    ensure!(failures.is_empty(), "requests were lost; the first are\n{}", first.join("\n"));
     Ok(())
 }
 
