@@ -24,3 +24,12 @@ pub(crate) const PORT: u16 = 80;
 pub(crate) const NODE_PORT: u16 = 30080;
 /// The Service's addresses.
 pub(crate) const CLUSTER_IPS: [&str; 2] = ["10.96.100.100", "fd00:10:96::6464"];
+
+/// The lines that only one of two texts has, as `diff` marks them.
+pub(crate) fn changed_lines(before: &str, after: &str) -> String {
+    let only = |text: &str, other: &str, mark: char| -> Vec<String> {
+        let lines = text.lines().filter(|line| !other.lines().any(|known| known == *line));
+        lines.map(|line| format!("{mark} {line}")).collect()
+    };
+    [only(before, after, '<'), only(after, before, '>')].concat().join("\n")
+}

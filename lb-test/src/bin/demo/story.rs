@@ -10,7 +10,7 @@ use lb_test::{Family, Host, SocketLb, programs, run, try_eventually};
 use crate::cluster::Cluster;
 use crate::interrupt;
 use crate::manifests::{
-    CLUSTER_IPS, FOLDER, NODE_PORT, NODE_PORT_FOLDER, NODE_PORT_SERVICE, PODS, PORT, SERVICE,
+    self, CLUSTER_IPS, FOLDER, NODE_PORT, NODE_PORT_FOLDER, NODE_PORT_SERVICE, PODS, PORT, SERVICE,
 };
 use crate::narrator::Narrator;
 use crate::traffic::{self, Client, PROBE};
@@ -147,7 +147,7 @@ fn open_node_port(narrator: &mut Narrator, cluster: &Cluster) -> Result<()> {
     let (before, after) =
         (format!("{FOLDER}/service.yaml"), format!("{NODE_PORT_FOLDER}/service.yaml"));
     narrator.command("", &format!("diff {before} {after}"))?;
-    narrator.output(&changed_lines(SERVICE, NODE_PORT_SERVICE))?;
+    narrator.output(&manifests::changed_lines(SERVICE, NODE_PORT_SERVICE))?;
     let manifests = cluster.topology().manifests();
     narrator.command("", &format!("cp {after} {}", manifests.display()))?;
     cluster.topology().apply("service.yaml", NODE_PORT_SERVICE)?;
@@ -294,13 +294,4 @@ fn curl_command(url: &str) -> String {
 
 fn pod_file(name: &str) -> String {
     format!("{name}.yaml")
-}
-
-/// The lines that only one of two texts has, as `diff` marks them.
-fn changed_lines(before: &str, after: &str) -> String {
-    let only = |text: &str, other: &str, mark: char| -> Vec<String> {
-        let lines = text.lines().filter(|line| !other.lines().any(|o| o == *line));
-        lines.map(|line| format!("{mark} {line}")).collect()
-    };
-    [only(before, after, '<'), only(after, before, '>')].concat().join("\n")
 }
