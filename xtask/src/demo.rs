@@ -14,6 +14,8 @@ use crate::setup;
 pub(crate) fn run(name: &str, profile: Profile, args: &[String]) -> Result<ExitCode> {
     setup::run()?;
     let agent = build::local(build::AGENT, profile)?;
+    // What asks Services; lb-test looks for it beside its other programs.
+    build::local("probe", profile)?;
     let program = build::local(name, profile)?;
     let mut program = Command::new(program);
     program.args(args).env(build::AGENT_VARIABLE, agent);
