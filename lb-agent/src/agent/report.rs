@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::jiff::Timestamp;
+use jiff::Timestamp;
 
 use super::{
     devices::Devices,

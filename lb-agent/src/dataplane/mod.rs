@@ -13,16 +13,13 @@ mod reader;
 mod sys;
 mod tables;
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind, Region, maps};
 
-use crate::model::{Family, Protocol};
+use crate::model::Family;
+
+pub use crate::desired::FrontendAddress;
 pub use kernel::{Kernel, KernelError, KernelOptions, SocketLb, TcAttach, object};
 pub use pins::{CleanupError, cleanup};
 pub use reader::{MapFill, Reader};
@@ -49,23 +46,6 @@ pub struct BackendId {
     pub family: Family,
     /// Index; zero is never used.
     pub index: u32,
-}
-
-/// Address, port and protocol of a frontend.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct FrontendAddress {
-    /// Address.
-    pub ip: IpAddr,
-    /// Port, in host order.
-    pub port: u16,
-    /// Protocol.
-    pub protocol: Protocol,
-}
-
-impl fmt::Display for FrontendAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", SocketAddr::new(self.ip, self.port), self.protocol)
-    }
 }
 
 /// One entry of the frontend table.

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use lb_common::abi::FrontendKind;
 
-use crate::dataplane::FrontendAddress;
-
-use super::PortKey;
+use super::{FrontendAddress, PortKey};
 
 /// One Service port's wish for an address; the least of all claims wins.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]

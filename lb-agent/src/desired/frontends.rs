@@ -8,12 +8,9 @@ use std::{
 
 use lb_common::abi::{FrontendFlags, FrontendKind};
 
-use crate::{
-    dataplane::FrontendAddress,
-    model::{Family, Service, ServicePort, TrafficPolicy, is_routable},
-};
+use crate::model::{Family, Service, ServicePort, TrafficPolicy, is_routable};
 
-use super::{FamilyTables, Frontend, ListKind, NodeFacts, endpoints::Candidates};
+use super::{FamilyTables, Frontend, FrontendAddress, ListKind, NodeFacts, endpoints::Candidates};
 
 /// One Service port in one family, on its way to become [`FamilyTables`].
 pub(super) struct Exposure<'a> {
@@ -39,7 +36,7 @@ impl Exposure<'_> {
     /// Can clients from outside the cluster reach it (S1.1)?
     fn is_external(&self) -> bool {
         self.port.node_port.is_some()
-            || self.of_family(&self.service.load_balancer_ips).next().is_some()
+            || self.load_balancer_ips().next().is_some()
             || self.of_family(&self.service.external_ips).next().is_some()
     }
 
@@ -77,7 +74,7 @@ impl Exposure<'_> {
             frontends.entry(address).or_insert(frontend);
         };
         self.cluster_ips().for_each(|address| add(address, cluster_ip));
-        self.at_port(&self.service.load_balancer_ips).for_each(|address| add(address, balancer));
+        self.load_balancer_ips().for_each(|address| add(address, balancer));
         self.at_port(&self.service.external_ips).for_each(|address| add(address, external_ip));
         self.node_ports().for_each(|address| add(address, node_port));
         self.loopback_node_port().into_iter().for_each(|address| add(address, loopback));
@@ -87,6 +84,12 @@ impl Exposure<'_> {
     fn cluster_ips(&self) -> impl Iterator<Item = FrontendAddress> {
         self.at_port(&self.service.cluster_ips)
             .filter(|address| !self.facts.local_addresses.contains(&address.ip))
+    }
+
+    /// None with source ranges (S9): unguarded, the address would let in whom they keep out.
+    fn load_balancer_ips(&self) -> impl Iterator<Item = FrontendAddress> {
+        let addresses = &self.service.load_balancer_ips;
+        self.at_port(addresses.iter().filter(|_| self.service.source_ranges.is_empty()))
     }
 
     fn at_port<'b>(

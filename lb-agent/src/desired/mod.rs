@@ -22,17 +22,15 @@ use std::{
 
 use lb_common::abi::{FrontendFlags, FrontendKind};
 
-use crate::{
-    dataplane::FrontendAddress,
-    model::{Model, ObjectName, Problem},
-};
+use crate::model::{Model, ObjectName, Problem};
 
 use claims::{Claim, Claims};
 pub use endpoints::MAX_ENDPOINTS;
 pub(crate) use service::problem_key;
 pub use service::service;
 pub use tables::{
-    Backend, FamilyTables, Frontend, ListKind, NodeFacts, PortKey, PortTables, ServiceTables,
+    Backend, FamilyTables, Frontend, FrontendAddress, ListKind, NodeFacts, PortKey, PortTables,
+    ServiceTables,
 };
 
 /// What an update changed. Deltas in a row may be merged, the later one on top.

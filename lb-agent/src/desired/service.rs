@@ -17,7 +17,9 @@ pub fn service<'a>(
     facts: &NodeFacts,
 ) -> ServiceTables {
     let slices: Vec<&EndpointSlice> = slices.into_iter().collect();
-    let mut tables = ServiceTables { created: service.created, ..ServiceTables::default() };
+    let problems = not_supported(service).collect();
+    let mut tables =
+        ServiceTables { created: service.created, problems, ..ServiceTables::default() };
     for port in &service.ports {
         let made = port_tables(service, port, &slices, facts);
         tables.problems.extend(too_many_endpoints(service, port, &made));
@@ -46,6 +48,32 @@ fn port_tables(
         affinity_timeout: service.affinity_timeout.unwrap_or(0),
         families: tables.filter(|(_, tables)| !tables.frontends.is_empty()).collect(),
     }
+}
+
+/// What a Service asks for and does not get: said, not passed over.
+fn not_supported(service: &Service) -> impl Iterator<Item = Problem> {
+    let problem = |field: &str, message: &str, mend: &str| Problem {
+        key: problem_key(&service.name),
+        field: field.to_owned(),
+        message: message.to_owned(),
+        mend: mend.to_owned(),
+    };
+    let has_ranges = !service.source_ranges.is_empty() && !service.load_balancer_ips.is_empty();
+    let ranges = has_ranges.then(|| {
+        problem(
+            "spec.loadBalancerSourceRanges",
+            "is not supported, so the load balancer addresses are not served",
+            "use the cluster IP or the node port, or remove the ranges to let everyone in",
+        )
+    });
+    let affinity = service.affinity_timeout.map(|_| {
+        problem(
+            "spec.sessionAffinity",
+            "ClientIP is not supported, so a client's connections are spread over the endpoints",
+            "set it to None if that is well",
+        )
+    });
+    ranges.into_iter().chain(affinity)
 }
 
 fn too_many_endpoints(

@@ -2,16 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind};
 
-use crate::{
-    dataplane::FrontendAddress,
-    model::{Family, ObjectName, Problem, Protocol},
-};
+use crate::model::{Family, ObjectName, Problem, Protocol};
 
 /// What the rules depend on besides the cluster's objects.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -25,6 +23,23 @@ pub struct NodeFacts {
     pub node_port_addresses: BTreeSet<IpAddr>,
     /// Addresses that local devices hold: a cluster IP among them is left alone (S22).
     pub local_addresses: BTreeSet<IpAddr>,
+}
+
+/// Address, port and protocol of a frontend.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct FrontendAddress {
+    /// Address.
+    pub ip: IpAddr,
+    /// Port, in host order.
+    pub port: u16,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl fmt::Display for FrontendAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", SocketAddr::new(self.ip, self.port), self.protocol)
+    }
 }
 
 /// One port of one Service, among all of the cluster.

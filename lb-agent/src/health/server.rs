@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc};
 use axum::{
     Router, extract::State, http::StatusCode, http::header, response::IntoResponse, routing,
 };
-use k8s_openapi::jiff::{Timestamp, fmt::temporal::DateTimePrinter};
+use jiff::{Timestamp, fmt::temporal::DateTimePrinter};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
     sockopt,

@@ -2,7 +2,7 @@
 
 use std::{io, path::Path};
 
-use k8s_openapi::jiff::Timestamp;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::replace_file;
