@@ -1,6 +1,10 @@
 //! The compact form in which scenarios give objects.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use lb_agent::{
     desired::NodeFacts,
@@ -96,10 +100,15 @@ impl Document {
 impl NodeForm {
     /// As the rules take them.
     pub(crate) fn facts(&self) -> NodeFacts {
+        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
         NodeFacts {
             name: self.name.as_str().into(),
             zone: self.zone.as_deref().map(Arc::from),
-            node_port_addresses: self.addresses.iter().copied().collect(),
+            // As `--nodeport-addresses all` has it.
+            node_port_addresses: loopback
+                .into_iter()
+                .chain(self.addresses.iter().copied())
+                .collect(),
             local_addresses: self.local_addresses.iter().copied().collect(),
         }
     }
