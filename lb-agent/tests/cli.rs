@@ -115,7 +115,7 @@ fn a_second_agent_and_a_cleanup_are_told_who_holds_the_pins() {
     let place = Place::new();
     let lock = place.instance.lock().unwrap();
     let holder = format!("pid {}", std::process::id());
-    let run = ["run", "--socket-lb", "off", "--manifests", "/nowhere"];
+    let run = ["run", "--socket-lb", "off", "--manifests", "/"];
     expect(&place.output(&run), 1, &holder);
     expect(&place.output(&["cleanup"]), 1, &holder);
     drop(lock);

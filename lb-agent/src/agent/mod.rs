@@ -103,7 +103,9 @@ impl Agent {
     ) -> anyhow::Result<()> {
         let mut resync = every(RESYNC);
         let mut measure = every(MEASURE);
-        network.mark_changed();
+        // Before any list is complete: what it leaves out is removed, node ports among it.
+        let first = network.borrow_and_update().clone();
+        self.see(&first);
         let mut batch = Vec::with_capacity(QUEUE);
         loop {
             let retry = self.engine.retry_at(RETRY);

@@ -197,8 +197,12 @@ fn source(arguments: &RunArgs, in_cluster: bool) -> anyhow::Result<Source> {
         }
         return Ok(Source::Cluster { kubeconfig: kubeconfig.clone(), master: master.clone() });
     }
+    let path = manifests.clone().unwrap_or_else(|| MANIFESTS.into());
+    if let Err(error) = std::fs::read_dir(&path) {
+        bail!("--manifests {}: {error}; create it, or name another", path.display());
+    }
     Ok(Source::Folder {
-        path: manifests.clone().unwrap_or_else(|| MANIFESTS.into()),
+        path,
         service_networks: arguments.service_cluster_ip_range.clone(),
         node_ports: arguments.service_node_port_range,
     })

@@ -25,7 +25,7 @@ const BPF_FS: FsType = FsType(0xcafe_4a11);
 #[derive(Debug, thiserror::Error)]
 pub enum PinsError {
     /// The folder cannot be made or read.
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}; name another folder with --bpffs")]
     Folder {
         /// The folder.
         path: PathBuf,

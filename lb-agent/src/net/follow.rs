@@ -56,7 +56,8 @@ pub async fn follow(named: Vec<DevicePattern>) -> io::Result<Following> {
     let first = list(&handle, &named).await.map_err(io::Error::other)?;
     let (sender, network) = watch::channel(first);
     let follower = tokio::spawn(keep(handle, messages, named, sender));
-    Ok(Following { network, tasks: [reader, follower] })
+    // Aborted in this order: the follower would take the reader's end for a fault.
+    Ok(Following { network, tasks: [follower, reader] })
 }
 
 async fn list(handle: &Handle, named: &[DevicePattern]) -> Result<NodeNetwork, rtnetlink::Error> {

@@ -58,9 +58,7 @@ pub(crate) fn usable_address(
         return None;
     };
     if !is_routable(address) {
-        let message = format!(
-            "{address} is unspecified, loopback, link-local, multicast or an IPv4 address in IPv6 form"
-        );
+        let message = format!("{address} is {}", kind_name(address));
         faults.add(field, message, "use an address that other machines can reach");
         return None;
     }
@@ -72,4 +70,16 @@ pub(crate) fn usable_address(
         return None;
     }
     Some(address)
+}
+
+/// What an address is that is not routable.
+fn kind_name(address: IpAddr) -> &'static str {
+    match address {
+        _ if address.is_unspecified() => "the unspecified address",
+        _ if address.is_loopback() => "a loopback address",
+        _ if address.is_multicast() => "a multicast address",
+        IpAddr::V4(Ipv4Addr::BROADCAST) => "the broadcast address",
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => "an IPv4 address in IPv6 form",
+        _ => "a link-local address",
+    }
 }
