@@ -56,7 +56,8 @@ pub(crate) fn measure_starts(topology: &Topology, report: &mut Report) -> Result
 fn resident(pid: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kibibytes: u64 = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?.parse()?;
+    let kibibytes: u64 =
+        line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?.parse()?;
     Ok(megabytes(kibibytes * 1024))
 }
 

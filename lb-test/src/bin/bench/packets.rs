@@ -57,12 +57,7 @@ pub(crate) fn measure(topology: &Topology, size: u32, report: &mut Report) -> Re
     node.enter(|| measure_inside(topology, node, size, report))?
 }
 
-fn measure_inside(
-    topology: &Topology,
-    node: &Node,
-    size: u32,
-    report: &mut Report,
-) -> Result<()> {
+fn measure_inside(topology: &Topology, node: &Node, size: u32, report: &mut Report) -> Result<()> {
     stay_on_one_cpu()?;
     let lab = Lab::open(topology, node)?;
     let mut harness = Harness::load()?;

@@ -108,7 +108,9 @@ impl Report {
             let is_peer = |row: &&Row| row.name == big.name && row.services == Some(small);
             let peer = self.rows.iter().find(is_peer)?;
             let is_packet = matches!(big.unit, Unit::References);
-            is_packet.then(|| (format!("{}: {large} Services over {small}", big.name), big.value / peer.value))
+            is_packet.then(|| {
+                (format!("{}: {large} Services over {small}", big.name), big.value / peer.value)
+            })
         });
         for (name, ratio) in pairs.collect::<Vec<_>>() {
             self.add(&name, None, (ratio, Unit::Times), NOISE);

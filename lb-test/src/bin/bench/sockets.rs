@@ -80,11 +80,7 @@ pub(crate) fn measure(topology: &Topology, size: u32, report: &mut Report) -> Re
     Ok(())
 }
 
-fn place(
-    topology: &Topology,
-    pods: [&str; 2],
-    targets: Vec<(SocketAddr, SocketAddr)>,
-) -> Place {
+fn place(topology: &Topology, pods: [&str; 2], targets: Vec<(SocketAddr, SocketAddr)>) -> Place {
     let [client, server]: [&Host; 2] = pods.map(|pod| &**topology.pod(pod));
     Place {
         cgroup: client.cgroup().path().to_owned(),
@@ -114,10 +110,11 @@ pub(crate) fn run_child(places: &str) -> Result<()> {
         let mut series = all.iter_mut();
         for (place, ends) in places.iter().zip(&ends) {
             place.enter(&place.client)?;
-            for ((tcp, udp), series) in place.targets.iter().zip(&mut series) {
+            for ((tcp, udp), client) in place.targets.iter().zip(&ends.clients) {
+                let series = series.next().context("a series for each target")?;
                 series.tcp_connect.push(ends.tcp_connect(*tcp)?);
                 series.udp_connect.push(udp_connect(*udp)?);
-                series.udp_exchange.push(ends.udp_exchange(*udp)?);
+                series.udp_exchange.push(ends.udp_exchange(client, *udp)?);
             }
         }
     }
@@ -137,7 +134,8 @@ impl Place {
 struct Ends {
     listener: TcpListener,
     server: UdpSocket,
-    client: UdpSocket,
+    /// One for each target: a socket that knows a Service takes its endpoint for the Service.
+    clients: Vec<UdpSocket>,
 }
 
 impl Ends {
@@ -147,11 +145,12 @@ impl Ends {
         let listener = TcpListener::bind((any, TCP_PORT))?;
         let server = UdpSocket::bind((any, UDP_PORT))?;
         place.enter(&place.client)?;
-        let client = UdpSocket::bind((any, 0))?;
-        for socket in [&server, &client] {
+        let bind = |_: &_| UdpSocket::bind((any, 0));
+        let clients = place.targets.iter().map(bind).collect::<Result<Vec<_>, _>>()?;
+        for socket in clients.iter().chain([&server]) {
             socket.set_read_timeout(Some(Duration::from_secs(2)))?;
         }
-        Ok(Self { listener, server, client })
+        Ok(Self { listener, server, clients })
     }
 
     /// Microseconds of `connect`, from the call to the connection.
@@ -173,16 +172,16 @@ impl Ends {
     }
 
     /// Microseconds of sending a datagram and of receiving the answer, both as the client.
-    fn udp_exchange(&self, target: SocketAddr) -> Result<f64> {
+    fn udp_exchange(&self, client: &UdpSocket, target: SocketAddr) -> Result<f64> {
         let mut bytes = [0; 64];
         let mut one = || -> Result<f64> {
             let begun = Instant::now();
-            self.client.send_to(&[1; 32], target)?;
+            client.send_to(&[1; 32], target)?;
             let sent = begun.elapsed();
             let (length, from) = self.server.recv_from(&mut bytes)?;
             self.server.send_to(&bytes[..length], from)?;
             let begun = Instant::now();
-            let (_, source) = self.client.recv_from(&mut bytes)?;
+            let (_, source) = client.recv_from(&mut bytes)?;
             let received = begun.elapsed();
             ensure!(source == target, "{source} answers for {target}");
             Ok((sent + received).as_secs_f64() * 1e6)
