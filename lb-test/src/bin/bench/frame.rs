@@ -1,0 +1,122 @@
+//! TCP frames as bytes, of one length, so that each is restored in the same time.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use lb_common::checksum::fold;
+
+/// Length of every frame, in bytes.
+pub(crate) const LENGTH: usize = 96;
+/// Length of an Ethernet header.
+const ETHERNET: usize = 14;
+
+/// TCP flags of a first packet.
+pub(crate) const SYN: u8 = 0x02;
+/// TCP flags of a later packet.
+pub(crate) const ACK: u8 = 0x10;
+
+/// Where a packet comes from and goes to.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Flow {
+    /// Source.
+    pub(crate) src: (IpAddr, u16),
+    /// Destination, of the same family.
+    pub(crate) dst: (IpAddr, u16),
+}
+
+impl Flow {
+    /// The same flow as the other end sends it.
+    pub(crate) fn reversed(self) -> Self {
+        Self { src: self.dst, dst: self.src }
+    }
+
+    /// The flow of a frame.
+    pub(crate) fn of(frame: &[u8; LENGTH]) -> Self {
+        let is_v4 = frame[12..14] == [0x08, 0x00];
+        let address = |at: usize| -> IpAddr {
+            if is_v4 {
+                Ipv4Addr::from(<[u8; 4]>::try_from(&frame[at..at + 4]).expect("four bytes")).into()
+            } else {
+                Ipv6Addr::from(<[u8; 16]>::try_from(&frame[at..at + 16]).expect("16 bytes")).into()
+            }
+        };
+        let (src, dst, l4) = if is_v4 { (26, 30, 34) } else { (22, 38, 54) };
+        let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
+        Self { src: (address(src), port(l4)), dst: (address(dst), port(l4 + 2)) }
+    }
+
+    /// A frame of this flow with whole checksums.
+    pub(crate) fn frame(self, flags: u8) -> [u8; LENGTH] {
+        let mut frame = [0; LENGTH];
+        frame[..12].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
+        let l4 = match (self.src.0, self.dst.0) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => write_v4(&mut frame, src, dst),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => write_v6(&mut frame, src, dst),
+            _ => unreachable!("both ends are of one family"),
+        };
+        frame[l4..l4 + 2].copy_from_slice(&self.src.1.to_be_bytes());
+        frame[l4 + 2..l4 + 4].copy_from_slice(&self.dst.1.to_be_bytes());
+        frame[l4 + 12..l4 + 16].copy_from_slice(&[0x50, flags, 0xff, 0xff]);
+        let checksum = tcp_checksum(&frame);
+        frame[l4 + 16..l4 + 18].copy_from_slice(&checksum.to_ne_bytes());
+        frame
+    }
+}
+
+fn write_v4(frame: &mut [u8; LENGTH], src: Ipv4Addr, dst: Ipv4Addr) -> usize {
+    frame[12..14].copy_from_slice(&[0x08, 0x00]);
+    let length = [0, (LENGTH - ETHERNET) as u8];
+    frame[14..24].copy_from_slice(&[0x45, 0, length[0], length[1], 0, 0, 0x40, 0, 64, 6]);
+    frame[26..30].copy_from_slice(&src.octets());
+    frame[30..34].copy_from_slice(&dst.octets());
+    let checksum = !fold(sum(&frame[14..34]));
+    frame[24..26].copy_from_slice(&checksum.to_ne_bytes());
+    34
+}
+
+fn write_v6(frame: &mut [u8; LENGTH], src: Ipv6Addr, dst: Ipv6Addr) -> usize {
+    frame[12..14].copy_from_slice(&[0x86, 0xdd]);
+    let length = (LENGTH - ETHERNET - 40) as u8;
+    frame[14..22].copy_from_slice(&[0x60, 0, 0, 0, 0, length, 6, 64]);
+    frame[22..38].copy_from_slice(&src.octets());
+    frame[38..54].copy_from_slice(&dst.octets());
+    54
+}
+
+/// What is missing in the TCP checksum of a frame: zero where it is right.
+fn tcp_checksum(frame: &[u8; LENGTH]) -> u16 {
+    let (addresses, l4) = if frame[12] == 0x08 { (26, 34) } else { (22, 54) };
+    let length = (LENGTH - l4) as u16;
+    let pseudo = u32::from(6_u16.to_be()) + u32::from(length.to_be());
+    !fold(sum(&frame[addresses..]) + pseudo)
+}
+
+/// Sums 16-bit words in memory order.
+fn sum(bytes: &[u8]) -> u32 {
+    bytes.chunks_exact(2).map(|word| u32::from(u16::from_ne_bytes([word[0], word[1]]))).sum()
+}
+
+/// Are the checksums of a frame right?
+pub(crate) fn is_sound(frame: &[u8; LENGTH]) -> bool {
+    let is_v4 = frame[12] == 0x08;
+    tcp_checksum(frame) == 0 && (!is_v4 || fold(sum(&frame[14..34])) == 0xffff)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn flow(src: &str, dst: &str) -> Flow {
+        Flow { src: (src.parse().unwrap(), 40000), dst: (dst.parse().unwrap(), 80) }
+    }
+
+    #[test]
+    fn a_frame_is_sound_and_tells_its_flow() {
+        for flow in [flow("172.21.0.2", "10.96.0.1"), flow("fd00:21::2", "fd00:96::1")] {
+            let mut frame = flow.frame(SYN);
+            assert!(is_sound(&frame), "{flow:?}");
+            assert_eq!(Flow::of(&frame), flow);
+            frame[LENGTH - 1] ^= 1;
+            assert!(!is_sound(&frame), "{flow:?}");
+        }
+    }
+}
