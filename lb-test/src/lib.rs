@@ -18,6 +18,7 @@ mod assembly;
 pub mod builder;
 pub mod cgroup;
 pub mod host;
+pub mod manifests;
 pub mod netns;
 pub mod process;
 pub mod programs;
