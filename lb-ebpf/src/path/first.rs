@@ -45,8 +45,11 @@ pub fn first<A: Address>(
     }
     let choice = choose(headers, tables, region)?;
     if must_masquerade(headers, tables, &choice, client) {
-        let ends = track::snat(headers, tables, &choice)?;
-        return forward(packet, headers, tables, &ends);
+        let ends = track::snat(headers, tables, &choice, client)?;
+        return match client {
+            Client::Host => send(packet, headers, tables, &ends),
+            Client::Outside | Client::Pod => forward(packet, headers, tables, &ends),
+        };
     }
     if client == Client::Host {
         let ends = track::dnat(headers, tables, &choice, track::Dnat::FromHost)

@@ -6,7 +6,7 @@ use lb_common::{
     flow,
 };
 
-use super::first::Choice;
+use super::first::{Choice, Client};
 use crate::{
     parse::Headers,
     tables::{CtRef, Tables},
@@ -62,16 +62,22 @@ pub(super) fn snat<A: Address>(
     headers: &Headers<A>,
     tables: &impl Tables<A>,
     choice: &Choice<A>,
+    client: Client,
 ) -> Result<CtKey<A>, Counter> {
+    // Replies to the host itself are delivered, not forwarded.
+    let (forward, reply, device) = match client {
+        Client::Host => (CtAction::FORWARD_FROM_HOST, CtAction::REPLY_TO_HOST, tables.device()),
+        Client::Outside | Client::Pod => (CtAction::FORWARD_SNAT, CtAction::REPLY_SNAT, 0),
+    };
     let backend = &choice.backend;
     let route = tables.route(headers.flow.src, backend.address).ok_or(Counter::NoRoute)?;
     let src = tables.source_at(route.device).ok_or(Counter::NoSourceAddress)?;
     let now = tables.now();
     let mut ends = CtKey { src, dst: backend.address, dst_port: backend.port, ..headers.flow };
     let scratch = tables.scratch().ok_or(Counter::RewriteFailed)?;
-    scratch.set(entry(&headers.flow.reversed(), choice, CtAction::REPLY_SNAT, now));
+    scratch.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, now) });
     ends.src_port = claim_port(headers, tables, &ends, scratch)?;
-    scratch.set(entry(&ends, choice, CtAction::FORWARD_SNAT, now));
+    scratch.set(entry(&ends, choice, forward, now));
     tables.track(&headers.flow, scratch);
     Ok(ends)
 }
