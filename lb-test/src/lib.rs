@@ -19,6 +19,7 @@ pub mod builder;
 pub mod cgroup;
 pub mod host;
 pub mod kubernetes;
+pub mod manifests;
 pub mod netns;
 pub mod process;
 pub mod prog;

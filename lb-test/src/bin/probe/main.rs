@@ -71,6 +71,12 @@ struct Datagrams {
     /// Connects the socket, so that only the address it sent to may answer
     #[arg(long)]
     connected: bool,
+    /// Sends to this address as well, each time, over the same socket
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "connected")]
+    also: Vec<SocketAddr>,
+    /// Fills each datagram up to this many bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    size: usize,
     #[command(flatten)]
     pace: Pace,
 }

@@ -23,28 +23,37 @@ pub(crate) fn send(datagrams: &Datagrams) -> Result<()> {
     };
     let socket = UdpSocket::bind((any, 0)).context("bind")?;
     socket.set_read_timeout(Some(datagrams.target.timeout()))?;
-    if datagrams.connected {
-        socket.connect(address).context("connect")?;
+    if datagrams.connected
+        && let Err(error) = socket.connect(address)
+    {
+        emit("failure", json!({"number": 0, "error": format!("connect: {error}")}));
+        return Ok(());
     }
-    let local = socket.local_addr()?.to_string();
-    for number in datagrams.pace.requests() {
-        match exchange(&socket, datagrams, &number.to_string()) {
-            Ok((payload, source)) => emit(
-                "answer",
-                json!({"number": number, "payload": payload, "source": source, "local": local}),
-            ),
-            Err(error) => emit("failure", json!({"number": number, "error": format!("{error:#}")})),
+    let targets: Vec<_> = [address].into_iter().chain(datagrams.also.iter().copied()).collect();
+    let rounds = datagrams.pace.requests();
+    for (round, target) in rounds.flat_map(|round| targets.iter().map(move |to| (round, *to))) {
+        let number = format!("{round:0>width$}", width = datagrams.size);
+        let to = (!datagrams.connected).then_some(target);
+        match exchange(&socket, to, &number) {
+            Ok((payload, source)) => {
+                let local = socket.local_addr()?.to_string();
+                let fields = json!({
+                    "number": round, "payload": payload, "source": source, "local": local,
+                });
+                emit("answer", fields);
+            }
+            Err(error) => emit("failure", json!({"number": round, "error": format!("{error:#}")})),
         }
     }
     Ok(())
 }
 
-fn exchange(socket: &UdpSocket, datagrams: &Datagrams, text: &str) -> Result<(String, String)> {
-    if datagrams.connected {
-        socket.send(text.as_bytes()).context("send")?;
-    } else {
-        socket.send_to(text.as_bytes(), datagrams.target.address).context("send")?;
-    }
+/// Sends to an address, or to the one that the socket is connected to, and waits for the answer.
+fn exchange(socket: &UdpSocket, to: Option<SocketAddr>, text: &str) -> Result<(String, String)> {
+    match to {
+        None => socket.send(text.as_bytes()).context("send")?,
+        Some(address) => socket.send_to(text.as_bytes(), address).context("send")?,
+    };
     let mut buffer = vec![0; DATAGRAM_MAX];
     loop {
         let (length, source) = socket.recv_from(&mut buffer).context("receive")?;

@@ -1,0 +1,171 @@
+//! Services as their users meet them: from pods, nodes and outside, over IPv4 and IPv6, by the
+//! socket path and by the packet path.
+//!
+//! Every [`Cluster`] has the same two nodes, pods and clients, so that a test says only which
+//! Services there are and what should come of asking them.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod ask;
+mod beside;
+mod bulk;
+mod policy;
+mod reach;
+mod source;
+mod udp;
+
+use std::ops::Deref;
+
+use lb_test::manifests::{Condition, list, pod};
+use lb_test::{
+    Agent, AgentOptions, Family, Host, NodeSpec, PodSpec, Process, SocketLb, Topology, programs,
+};
+use serde_json::Value;
+
+/// The pods that serve, each its name: HTTP at 8080, UDP echo at 5353.
+const BACKENDS: [&str; 3] = ["web-1", "web-2", "web-3"];
+/// What the serving pods' objects are called and grouped by, besides their own names.
+const WEB: &str = "web";
+
+/// Two nodes with agents, three serving pods, pods that ask, and a client outside.
+///
+/// | | node1 | node2 |
+/// |---|---|---|
+/// | serve | web-1 (routed), web-3 (bridged) | web-2 (routed) |
+/// | ask | shell (routed), side (bridged), kata (routed, unseen by socket programs) | |
+struct Cluster {
+    agents: Vec<Agent>,
+    _servers: Vec<Process>,
+    topology: Topology,
+    path: SocketLb,
+}
+
+impl Cluster {
+    /// Starts everything, with these Services and one Pod for each backend, in the group
+    /// [`WEB`] and in a group of its own name.
+    fn start(path: SocketLb, services: &[Value]) -> Self {
+        Self::start_with(path, NodeSpec::new("node1"), |_| services.to_vec())
+    }
+
+    /// Starts everything, with a node1 of this kind and with objects that follow from the pods.
+    fn start_with(
+        path: SocketLb,
+        node1: NodeSpec,
+        objects: impl FnOnce(&Topology) -> Vec<Value>,
+    ) -> Self {
+        let topology = topology(node1);
+        let servers = BACKENDS.iter().flat_map(|name| {
+            let host = topology.pod(name);
+            [programs::nginx(host, &[8080]).unwrap(), programs::udp_echo(host, 5353).unwrap()]
+        });
+        let servers = servers.collect();
+        topology.apply("objects.yaml", &list(&objects(&topology))).unwrap();
+        let cluster = Self { agents: Vec::new(), _servers: servers, topology, path };
+        cluster.put_pods(&BACKENDS);
+        cluster.with_agents(&[])
+    }
+
+    /// Starts the agents with more arguments, in place of those that run.
+    fn with_agents(mut self, arguments: &[&str]) -> Self {
+        self.agents.clear();
+        for node in self.topology.nodes() {
+            let mut options =
+                AgentOptions::manifests(self.topology.manifests()).socket_lb(self.path);
+            for argument in arguments {
+                options = options.argument(argument);
+            }
+            self.agents.push(Agent::start_synced(node, options).unwrap());
+        }
+        self
+    }
+
+    /// Makes these the backends of the group [`WEB`], and no others.
+    fn put_pods(&self, names: &[&str]) {
+        let object = |name: &&str| pod(name, self.pod(name), &[WEB, name], Condition::Ready);
+        let objects: Vec<_> = names.iter().map(object).collect();
+        self.apply("pods.yaml", &list(&objects)).unwrap();
+    }
+
+    /// Those whose questions come from inside the cluster, all at node1.
+    fn inside(&self) -> [&Host; 4] {
+        [self.pod("shell"), self.pod("side"), self.pod("kata"), self.node("node1")]
+    }
+
+    fn outside(&self) -> &Host {
+        self.client("client")
+    }
+
+    /// Leads packets to cluster IPs and external IPs from outside to node1.
+    fn route_services(&self) {
+        for network in ["10.96.0.0/16", "192.0.2.0/24", "fd00:10:96::/112", "2001:db8::/64"] {
+            self.route_vip(network, "node1").unwrap();
+        }
+    }
+
+    /// How many packets node1's programs counted under a reason.
+    fn counted(&self, reason: &str) -> u64 {
+        let status = self.agents[0].status().unwrap();
+        status["counters"][reason].as_u64().unwrap()
+    }
+
+    /// Does a socket program choose for what this host asks?
+    fn has_socket_path(&self, host: &Host) -> bool {
+        self.path == SocketLb::All && !["kata", "client"].contains(&host.name())
+    }
+}
+
+impl Deref for Cluster {
+    type Target = Topology;
+
+    fn deref(&self) -> &Topology {
+        &self.topology
+    }
+}
+
+fn topology(node1: NodeSpec) -> Topology {
+    Topology::builder()
+        .node(node1)
+        .node(NodeSpec::new("node2"))
+        .pod(PodSpec::routed("web-1", "node1"))
+        .pod(PodSpec::routed("web-2", "node2"))
+        .pod(PodSpec::bridged("web-3", "node1"))
+        .pod(PodSpec::routed("shell", "node1"))
+        .pod(PodSpec::bridged("side", "node1"))
+        .pod(PodSpec::routed("kata", "node1").sandboxed())
+        .client("client")
+        .build()
+        .unwrap()
+}
+
+/// Makes a test of `$case` for each path.
+macro_rules! on_both_paths {
+    ($($case:ident => $socket:ident, $packet:ident;)+) => {
+        $(
+            #[test]
+            fn $socket() {
+                lb_test::require_topology!();
+                $case(lb_test::SocketLb::All);
+            }
+
+            #[test]
+            fn $packet() {
+                lb_test::require_topology!();
+                $case(lb_test::SocketLb::Off);
+            }
+        )+
+    };
+}
+use on_both_paths;
+
+/// An IPv4 address and port as an IPv6 socket has it.
+fn mapped(v4: std::net::SocketAddr) -> Option<std::net::SocketAddr> {
+    match v4.ip() {
+        std::net::IpAddr::V4(ip) => Some((ip.to_ipv6_mapped(), v4.port()).into()),
+        std::net::IpAddr::V6(_) => None,
+    }
+}
+
+/// Every family with the cluster IP of Service `number` in it, at `port`.
+fn cluster_sockets(number: u8, port: u16) -> [std::net::SocketAddr; 2] {
+    Family::BOTH.map(|family| lb_test::manifests::cluster_ips(number).socket(family, port))
+}
