@@ -146,7 +146,7 @@ fn sigterm_leaves_the_data_path_and_the_next_start_writes_nothing() {
         agent.restart().unwrap();
         agent.wait_synced(PATIENT).unwrap();
         assert_eq!(tables(node), before);
-        assert_eq!(metric(agent, "lb_sync_changes_total"), 0, "{}", agent.log());
+        assert!(metric(agent, "lb_sync_changes_total") < 0.5, "{}", agent.log());
     }
 }
 
