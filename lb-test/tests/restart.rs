@@ -146,7 +146,7 @@ fn sigterm_leaves_the_data_path_and_the_next_start_writes_nothing() {
         agent.restart().unwrap();
         agent.wait_synced(PATIENT).unwrap();
         assert_eq!(tables(node), before);
-        assert_eq!(metric(agent, "lb_sync_changes_total"), 0, "{}", agent.log());
+        assert!(metric(agent, "lb_sync_changes_total") < 0.5, "{}", agent.log());
     }
 }
 
@@ -236,6 +236,15 @@ fn two_agents_on_one_bpffs_and_a_cleanup_meanwhile_are_refused() {
     cluster.ask("pod", Family::V4).unwrap();
 }
 
+/// Waits until nothing is translated: the kernel detaches a link whose pin is gone a moment later.
+#[track_caller]
+fn wait_silent(cluster: &Cluster, from: &str) {
+    eventually(PATIENT, &format!("silence for the {from}"), || {
+        ensure!(cluster.ask(from, Family::V4).is_err(), "it is still translated");
+        Ok(())
+    });
+}
+
 #[test]
 fn cleanup_removes_everything() {
     require_topology!();
@@ -260,7 +269,7 @@ fn cleanup_removes_everything() {
             assert_eq!(filters.trim(), "", "{direction}");
         }
         for (from, _) in cluster.askers() {
-            assert!(cluster.ask(from, Family::V4).is_err(), "a {from} is still translated");
+            wait_silent(&cluster, from);
         }
         let nothing = agent.command(&["cleanup"]).unwrap();
         assert_eq!(nothing.trim(), "nothing to remove");
@@ -280,5 +289,5 @@ fn agents_on_one_kernel_do_not_see_each_other() {
     let client = cluster.topology.client("client");
     cluster::get(client, &node2.socket(Family::V4, 30080).to_string()).unwrap();
     cluster::get(node2, "10.96.100.100:80").unwrap();
-    assert!(cluster.ask("node", Family::V4).is_err());
+    wait_silent(&cluster, "node");
 }

@@ -12,7 +12,7 @@ mod cluster;
 use cluster::{PATIENT, get, metric, tables};
 
 /// Reading ten thousand Services in a build without optimization, on a busy machine.
-const LONG: Duration = Duration::from_secs(300);
+const LONG: Duration = Duration::from_mins(5);
 
 fn node() -> Topology {
     Topology::builder().node(NodeSpec::new("node1")).build().unwrap()
@@ -100,16 +100,28 @@ fn a_service_with_a_hundred_ports() {
     assert_eq!(tables(node).frontends.len(), 100);
 }
 
-/// One endpoint changed among so many Services: time until the agent says so, and steps.
-fn change(topology: &Topology, agent: &Agent, number: usize) -> (Duration, u64) {
+/// What one changed endpoint costs.
+#[derive(Debug)]
+struct Cost {
+    /// From the file's rename until the agent says so.
+    seen: Duration,
+    /// To write the tables, in milliseconds.
+    written: f64,
+    steps: f64,
+}
+
+/// Changes one endpoint of one Service.
+fn change(topology: &Topology, agent: &Agent, number: usize) -> Cost {
     let steps = || metric(agent, "lb_sync_changes_total");
-    let (before, begun) = (steps(), Instant::now());
+    let seconds = || metric(agent, "lb_sync_duration_seconds_sum");
+    let (before, earlier, begun) = (steps(), seconds(), Instant::now());
     topology.apply(&format!("slice-{number}.yaml"), &ten(number, 77)).unwrap();
     eventually(PATIENT, "change", || {
         ensure!(steps() > before, "nothing was written");
         Ok(())
     });
-    (begun.elapsed(), steps() - before)
+    let seen = begun.elapsed();
+    Cost { seen, written: (seconds() - earlier) * 1000.0, steps: steps() - before }
 }
 
 /// Starts an agent on so many Services, and returns it with the time from start to in step.
@@ -137,7 +149,7 @@ fn with_services(count: usize) -> (Topology, Agent, Duration) {
 fn ten_thousand_services_cost_no_more_a_change_than_ten() {
     require_topology!();
     let (topology, agent, _) = with_services(10);
-    let (small, steps) = change(&topology, &agent, 5);
+    let small = change(&topology, &agent, 5);
     drop((agent, topology));
     let (topology, mut agent, took) = with_services(10_000);
     let memory = resident(agent.process().pid());
@@ -146,9 +158,10 @@ fn ten_thousand_services_cost_no_more_a_change_than_ten() {
         let ip = format!("10.97.{}.{}", number / 250, number % 250 + 1);
         has_endpoints(topology.node("node1"), &ip, 80, 10).unwrap();
     }
-    let (large, same) = change(&topology, &agent, 5_000);
-    println!("one change: {small:?} of 10, {large:?} of 10,000; {steps} steps");
-    println!("{}", agent.log());
-    assert_eq!(same, steps);
+    let large = change(&topology, &agent, 5_000);
+    println!("one change of 10 Services: {small:?}; of 10,000: {large:?}");
+    assert!(large.seen < PATIENT, "the change took too long to be heard of");
+    assert!((large.steps - small.steps).abs() < 0.5, "the steps differ");
+    assert!(large.written < 100.0, "the change took too long to write");
     assert!(memory < 500, "{memory} MiB resident");
 }

@@ -28,19 +28,24 @@ pub(super) fn status(arguments: OutputArgs, bpffs: &Path) -> anyhow::Result<Exit
         Some(reader) => (reader.counters()?, reader.fill()?),
         None => (Vec::new(), Vec::new()),
     };
-    let alive = instance.holder()?.is_some();
-    let report = report(alive, Status::read(&instance.status())?, &counters, maps);
+    // In this order: a status that is older than its holder is the one of an agent before.
+    let status = Status::read(&instance.status())?;
+    let holder = instance.holder()?.map(|holder| holder.pid);
+    let report = report(holder, status, &counters, maps);
     arguments.output.print(&report, || text(&report))?;
     Ok(if report.is_healthy() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// A dead agent's last word tells what it was, not that all is in step.
+/// A dead agent's last word tells what it was, not that all is in step; nor does it speak for the
+/// agent that has taken its place.
 fn report(
-    alive: bool,
+    holder: Option<u32>,
     status: Option<Status>,
     counters: &[(Counter, u64)],
     maps: Vec<MapFill>,
 ) -> Report {
+    let alive = holder.is_some();
+    let status = status.filter(|status| holder.is_none_or(|pid| pid == status.pid));
     let last = status.clone();
     Report {
         alive,
@@ -122,24 +127,34 @@ fn map_row(map: &MapFill) -> Vec<String> {
 mod tests {
     use super::*;
 
+    const PID: u32 = 7;
+    const OURS: Option<u32> = Some(PID);
+
     fn synced() -> Status {
-        Status { synced: true, ..Status::starting("folder /x".into()) }
+        Status { pid: PID, synced: true, ..Status::starting("folder /x".into()) }
     }
 
     #[test]
     fn a_dead_agents_last_word_is_not_health() {
-        let dead = report(false, Some(synced()), &[], Vec::new());
+        let dead = report(None, Some(synced()), &[], Vec::new());
         assert!(!dead.alive && !dead.synced && !dead.is_healthy());
         assert!(text(&dead).contains("dead; what is pinned goes on"), "{}", text(&dead));
-        assert!(report(true, Some(synced()), &[], Vec::new()).is_healthy());
-        assert!(!report(true, None, &[], Vec::new()).is_healthy());
+        assert!(report(OURS, Some(synced()), &[], Vec::new()).is_healthy());
+        assert!(!report(OURS, None, &[], Vec::new()).is_healthy());
+    }
+
+    #[test]
+    fn a_dead_agents_last_word_is_not_that_of_the_next() {
+        let next = report(Some(synced().pid + 1), Some(synced()), &[], Vec::new());
+        assert!(next.alive && !next.synced && !next.is_healthy());
+        assert!(text(&next).contains("starting"), "{}", text(&next));
     }
 
     #[test]
     fn a_source_that_is_not_heard_is_unhealthy() {
         let mut status = synced();
         status.source.error = Some("connection refused".into());
-        let report = report(true, Some(status), &[], Vec::new());
+        let report = report(OURS, Some(status), &[], Vec::new());
         assert!(!report.is_healthy());
         assert!(text(&report).contains("connection refused"));
     }
@@ -149,7 +164,7 @@ mod tests {
         let map = MapFill { name: "SLOTS", entries: 1, capacity: 2, bytes: 3 };
         let mut status = synced();
         status.problems.push("Service a/b: bad".into());
-        let report = report(true, Some(status), &[(Counter::NoEndpoint, 4)], vec![map]);
+        let report = report(OURS, Some(status), &[(Counter::NoEndpoint, 4)], vec![map]);
         let value = serde_json::to_value(&report).unwrap();
         assert_eq!(value["synced"], true);
         assert_eq!(value["alive"], true);

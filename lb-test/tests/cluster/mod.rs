@@ -157,7 +157,7 @@ pub(crate) fn tables(node: &Node) -> Snapshot {
 }
 
 /// The value of one of the agent's metrics.
-pub(crate) fn metric(agent: &Agent, name: &str) -> u64 {
+pub(crate) fn metric(agent: &Agent, name: &str) -> f64 {
     let page = agent.page([127, 0, 0, 1].into(), 10249, "/metrics").unwrap();
     let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {name} in\n{page}")).parse().unwrap()
