@@ -13,8 +13,12 @@ pub enum LogFormat {
     Text,
 }
 
-/// Begins to log; a second call changes nothing.
-pub fn install(filter: EnvFilter, format: LogFormat) {
+/// Says nothing of its own: each of its failures is told once more, with what failed and the mend.
+const MUTED: &str = "kube_client=off";
+
+/// Begins to log what `directives` ask for; a second call changes nothing.
+pub fn install(directives: &str, format: LogFormat) {
+    let filter = EnvFilter::new(format!("{MUTED},{directives}"));
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let _ = match format {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

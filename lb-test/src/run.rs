@@ -13,6 +13,7 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result};
+use lb_agent::instance::Instance;
 use nix::mount::{MntFlags, umount2};
 
 use crate::cgroup::{self, Cgroup};
@@ -95,12 +96,27 @@ pub fn remove(name: &str) -> Result<()> {
     for netns in netns::names().iter().filter(|netns| netns.starts_with(&prefix)) {
         netns::remove(netns);
     }
+    remove_instances(name);
     let files = fs::remove_dir_all(directory(name));
     cgroup?;
     files.or_else(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Ok(()),
         _ => Err(error).with_context(|| format!("remove {}", directory(name).display())),
     })
+}
+
+/// Removes the folders that the agents of a run keep for themselves.
+fn remove_instances(run: &str) {
+    let instance = Instance::of(&directory(run));
+    let (Some(all), Some(name)) = (instance.folder().parent(), instance.folder().file_name())
+    else {
+        return;
+    };
+    let prefix = format!("{}-", name.to_string_lossy());
+    for entry in entries(all).iter().filter(|entry| entry.starts_with(&prefix)) {
+        // Another run's cleaning may have been faster.
+        let _ = fs::remove_dir_all(all.join(entry));
+    }
 }
 
 /// The name of the namespace of `host` in run `run`.

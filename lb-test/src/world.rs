@@ -76,9 +76,10 @@ fn describe_node(text: &mut String, node: &Node) {
     for call in calls {
         show(text, node, call);
     }
-    let pinned = fs::read_dir(node.bpffs()).is_ok_and(|mut entries| entries.next().is_some());
+    let bpffs = node.bpffs().join("lb");
+    let pinned = fs::read_dir(&bpffs).is_ok_and(|mut entries| entries.next().is_some());
     if let (true, Ok(binary)) = (pinned, agent::binary()) {
-        let (binary, bpffs) = (binary.to_string_lossy(), node.bpffs().to_string_lossy());
+        let (binary, bpffs) = (binary.to_string_lossy(), bpffs.to_string_lossy());
         show(text, node, &[&binary, "status", "--bpffs", &bpffs, "-o", "json"]);
         show(text, node, &[&binary, "services", "--bpffs", &bpffs, "-o", "wide"]);
     }

@@ -79,7 +79,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(cli) => cli,
         Err(stop) => return stop.exit(),
     };
-    telemetry::install(EnvFilter::new(&cli.common.log_level), cli.common.log_format);
+    telemetry::install(&cli.common.log_level, cli.common.log_format);
     if let Some(note) = &cli.note {
         tracing::warn!("{note}");
     }
