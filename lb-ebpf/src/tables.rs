@@ -61,7 +61,8 @@ pub struct Route<A> {
 pub enum Neighbour<A> {
     /// A router of the same family, or the destination itself.
     Same(A),
-    /// A router of the other family (RFC 5549): found again by the kernel.
+    /// Found again by the kernel: a router of the other family (RFC 5549), or one that has not
+    /// answered yet.
     Other,
 }
 

@@ -30,8 +30,8 @@ impl Routing for Ipv4 {
         let params = params(ctx, AF_INET)?;
         params.__bindgen_anon_3.ipv4_src = src.0;
         params.__bindgen_anon_4.ipv4_dst = dst.0;
-        let device = lookup(ctx, params)?;
-        let neighbour = if params.family == AF_INET {
+        let (device, is_known) = lookup(ctx, params)?;
+        let neighbour = if is_known && params.family == AF_INET {
             // SAFETY: the kernel has written the next hop of this family.
             Neighbour::Same(Self(unsafe { params.__bindgen_anon_4.ipv4_dst }))
         } else {
@@ -59,9 +59,13 @@ impl Routing for Ipv6 {
         let params = params(ctx, AF_INET6)?;
         params.__bindgen_anon_3.ipv6_src = src.0;
         params.__bindgen_anon_4.ipv6_dst = dst.0;
-        let device = lookup(ctx, params)?;
-        // SAFETY: an IPv6 route has an IPv6 next hop.
-        let neighbour = Neighbour::Same(Self(unsafe { params.__bindgen_anon_4.ipv6_dst }));
+        let (device, is_known) = lookup(ctx, params)?;
+        let neighbour = if is_known {
+            // SAFETY: an IPv6 route has an IPv6 next hop.
+            Neighbour::Same(Self(unsafe { params.__bindgen_anon_4.ipv6_dst }))
+        } else {
+            Neighbour::Other
+        };
         Some(Route { device, neighbour })
     }
 
@@ -89,13 +93,17 @@ fn params(ctx: &TcContext, family: u8) -> Option<&'static mut bpf_fib_lookup> {
     Some(params)
 }
 
-/// Interface index of the next hop; whether its neighbour is known does not matter here.
+/// Interface index of the next hop, and whether its neighbour's link-layer address is known.
+///
+/// Where it is not, the kernel must find the route again: a packet of a host process carries the
+/// route to the Service's address, and one that waits for a neighbour is sent to that route's.
 #[inline(always)]
-fn lookup(ctx: &TcContext, params: &mut bpf_fib_lookup) -> Option<u32> {
+fn lookup(ctx: &TcContext, params: &mut bpf_fib_lookup) -> Option<(u32, bool)> {
     // SAFETY: the context is valid, and the size is that of the parameters.
     let answer = unsafe { fib_lookup(ctx.as_ptr(), params, size_of::<bpf_fib_lookup>() as i32, 0) };
     let found = [BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_NO_NEIGH];
-    found.iter().any(|ok| answer == i64::from(*ok)).then_some(params.ifindex)
+    let is_known = answer == i64::from(BPF_FIB_LKUP_RET_SUCCESS);
+    found.iter().any(|ok| answer == i64::from(*ok)).then_some((params.ifindex, is_known))
 }
 
 #[inline(always)]

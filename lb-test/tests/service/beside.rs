@@ -98,7 +98,7 @@ fn a_filter_behind_ours_still_drops() {
         with_tcx_filter(&cluster, hook);
         with_clsact_filter(&cluster, hook);
     }
-    let cluster = cluster.with_agents(&["--tc-attach=clsact"]);
+    let cluster = cluster.with_agents(&["node1"], &["--tc-attach=clsact"]);
     for hook in [Hook::Ingress, Hook::Egress] {
         with_clsact_filter(&cluster, hook);
     }

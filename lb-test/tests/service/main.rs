@@ -27,7 +27,7 @@ const BACKENDS: [&str; 3] = ["web-1", "web-2", "web-3"];
 /// What the serving pods' objects are called and grouped by, besides their own names.
 const WEB: &str = "web";
 
-/// Two nodes with agents, three serving pods, pods that ask, and a client outside.
+/// Two nodes, the first with an agent, three serving pods, pods that ask, and a client outside.
 ///
 /// | | node1 | node2 |
 /// |---|---|---|
@@ -62,13 +62,13 @@ impl Cluster {
         topology.apply("objects.yaml", &list(&objects(&topology))).unwrap();
         let cluster = Self { agents: Vec::new(), _servers: servers, topology, path };
         cluster.put_pods(&BACKENDS);
-        cluster.with_agents(&[])
+        cluster.with_agents(&["node1"], &[])
     }
 
-    /// Starts the agents with more arguments, in place of those that run.
-    fn with_agents(mut self, arguments: &[&str]) -> Self {
+    /// Starts agents on these nodes, with more arguments, in place of those that run.
+    fn with_agents(mut self, nodes: &[&str], arguments: &[&str]) -> Self {
         self.agents.clear();
-        for node in self.topology.nodes() {
+        for node in nodes.iter().map(|name| self.topology.node(name)) {
             let mut options =
                 AgentOptions::manifests(self.topology.manifests()).socket_lb(self.path);
             for argument in arguments {

@@ -102,7 +102,7 @@ fn local_elsewhere(path: SocketLb) {
         open("internal", 1, 30001).select("web-2").internal_local().object(),
         open("external", 2, 30002).select("web-2").external_local().object(),
     ];
-    let cluster = Cluster::start(path, &services);
+    let cluster = Cluster::start(path, &services).with_agents(&["node1", "node2"], &[]);
     cluster.route_services();
     for from in cluster.inside() {
         for to in cluster_sockets(1, 80) {

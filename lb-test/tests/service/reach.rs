@@ -24,6 +24,7 @@ fn every_frontend(path: SocketLb) {
     let service = service.tcp(80, 8080).node_port(30080).udp(80, 5353).node_port(30080);
     let service = service.external_ips(external_ips(1)).ingress(external_ips(2), "VIP");
     let cluster = Cluster::start(path, &[service.object()]);
+    let cluster = cluster.with_agents(&["node1", "node2"], &[]);
     cluster.route_services();
     let own = |family| cluster.node("node1").socket(family, 30080);
     let others = |family| cluster.node("node2").socket(family, 30080);

@@ -67,7 +67,7 @@ fn echoed_client(from: &Host, to: SocketAddr) -> IpAddr {
 
 /// S15.
 fn hairpin(path: SocketLb) {
-    let cluster = Cluster::start(path, &one_each());
+    let cluster = Cluster::start(path, &one_each()).with_agents(&["node1", "node2"], &[]);
     for (number, name) in (1..).zip(BACKENDS) {
         let pod = cluster.pod(name);
         for family in Family::BOTH {

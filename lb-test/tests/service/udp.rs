@@ -23,6 +23,7 @@ fn dns(path: SocketLb) {
     let service = service.tcp(53, 53).node_port(30053);
     let large = Service::new("large", 11).select("web-3").udp(53, 5300);
     let cluster = Cluster::start(path, &[service.object(), large.object()]);
+    let cluster = cluster.with_agents(&["node1", "node2"], &[]);
     let start = |name: &str| dnsmasq(cluster.pod(name), "web.test", DualStack::of_pod(1, 21));
     let _servers = ["web-1", "web-2", "web-3"].map(|name| start(name).unwrap());
     let (_large, text) = large_answers(cluster.pod("web-3"));
@@ -189,6 +190,24 @@ fn large_datagrams_go_by_the_socket_path() {
             let lines = probe(from, &["udp", &to.to_string(), "--size", "2000", "--count", "5"]);
             assert!(lines.iter().all(|line| line["source"] == to.to_string()), "{lines:?}");
             assert!(lines[0]["payload"].as_str().unwrap().len() > 2000);
+        }
+    }
+}
+
+/// A packet that waits for its backend's link-layer address goes there in the end, and not to the
+/// router that the Service's address leads to.
+#[test]
+fn the_first_datagram_of_a_node_waits_for_its_backends_neighbour() {
+    lb_test::require_topology!();
+    let services = [(1, "web-1"), (2, "web-2"), (3, "web-3")]
+        .map(|(number, name)| Service::new(name, number).select(name).udp(80, 5353).object());
+    let cluster = Cluster::start(SocketLb::Off, &services);
+    let node = cluster.node("node1");
+    for number in 1..=3 {
+        for to in cluster_sockets(number, 80) {
+            node.run("ip", &["neigh", "flush", "all"]).unwrap();
+            let lines = probe(node, &["udp", &to.to_string()]);
+            assert_eq!(lines[0]["source"], to.to_string(), "{lines:?}");
         }
     }
 }
