@@ -49,7 +49,9 @@ impl Devices {
                 }
                 Err(_) => drop(self.attached.remove(ifindex)),
             }
-            let fault = attached.err().map(|error| fault(name, &error));
+            // A device that has just gone is missed by nobody: the next picture is without it.
+            let failure = attached.err().filter(|error| !error.is_device_gone());
+            let fault = failure.map(|error| fault(name, &error));
             problems.set(Finder::Device(name.clone()), fault);
         }
     }

@@ -117,6 +117,14 @@ pub enum KernelError {
     Table(#[from] TableError),
 }
 
+impl KernelError {
+    /// Did it fail because the device is no longer there?
+    pub fn is_device_gone(&self) -> bool {
+        let is_gone = |source: &io::Error| source.raw_os_error() == Some(libc::ENODEV);
+        matches!(self, Self::Attach { source, .. } if is_gone(source))
+    }
+}
+
 /// A program for a hook of cgroups.
 const SOCKET_PROGRAMS: [(&str, AttachType); 8] = [
     ("lb_connect4", AttachType::Connect4),
