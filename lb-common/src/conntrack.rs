@@ -31,6 +31,13 @@ impl TcpFlags {
         self.0 & (Self::SYN | Self::ACK) == Self::SYN
     }
 
+    /// The answer to the first packet of a connection: SYN with ACK.
+    #[inline(always)]
+    #[must_use]
+    pub const fn answers_opening(self) -> bool {
+        self.0 & (Self::SYN | Self::ACK) == Self::SYN | Self::ACK
+    }
+
     /// One end ends the connection.
     #[inline(always)]
     #[must_use]

@@ -179,6 +179,10 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         is_free
     }
 
+    fn forget(&self, flow: &CtKey<A>) {
+        self.conntrack.borrow_mut().remove(flow.as_bytes());
+    }
+
     fn scratch(&self) -> Option<CtRef<A>> {
         Some(Self::reference(&self.scratch))
     }

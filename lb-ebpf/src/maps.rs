@@ -66,6 +66,8 @@ pub trait Maps: Sized + 'static {
     fn track(flow: &CtKey<Self>, entry: CtRef<Self>);
     /// Writes the entry of a flow that has none.
     fn claim(flow: &CtKey<Self>, entry: CtRef<Self>) -> bool;
+    /// Removes the entry of a flow.
+    fn forget(flow: &CtKey<Self>);
     /// Room for one entry, for this CPU and this program run.
     fn scratch() -> Option<CtRef<Self>>;
     /// An address of a device that can be a source.
@@ -108,6 +110,12 @@ macro_rules! maps {
                 // SAFETY: as for `track`.
                 let entry = unsafe { &*entry.as_ptr() };
                 $conntrack.insert(flow, entry, u64::from(BPF_NOEXIST)).is_ok()
+            }
+
+            #[inline(always)]
+            fn forget(flow: &CtKey<Self>) {
+                // One that is gone already is as good.
+                let _ = $conntrack.remove(flow);
             }
 
             #[inline(always)]

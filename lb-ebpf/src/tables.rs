@@ -16,6 +16,9 @@ pub trait Tables<A: Address> {
     #[must_use]
     fn claim(&self, flow: &CtKey<A>, entry: CtRef<A>) -> bool;
 
+    /// Removes the entry of a flow.
+    fn forget(&self, flow: &CtKey<A>);
+
     /// Room for one entry that is not in a map yet: it would take an eighth of the stack.
     fn scratch(&self) -> Option<CtRef<A>>;
 

@@ -5,7 +5,7 @@ use lb_common::abi::BackendFlags;
 use super::{
     Device, Fate, Hook, Host, Net,
     frame::{Frame, Transport},
-    net::FIN_ACK,
+    net::{FIN_ACK, SYN_ACK},
 };
 
 const IN: Hook = Hook::Ingress(Device::Uplink);
@@ -51,6 +51,33 @@ pub fn a_host_process_reaches_a_backend_and_gets_its_answer(net: &mut Net<'_>) {
         net.expect_delivery(device, &net.later(target, node), [vip, node]);
         net.expect(hook, &net.later(node, vip), Fate::Sent(device), [node, target]);
     }
+}
+
+/// A client that has closed its connection through the Service reaches the backend directly from
+/// the same port.
+pub fn a_connection_past_the_service_from_a_used_port_is_left_alone(net: &mut Net<'_>) {
+    if !net.is_tcp() {
+        return;
+    }
+    let id = net.backend(Host::PodA);
+    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
+    net.frontend(vip, &[id]);
+    net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod]);
+    net.expect(OUT, &net.segment(pod, client, SYN_ACK), Fate::Next, [vip, client]);
+    // A SYN and ACK that is sent again belongs to the same connection.
+    net.expect(OUT, &net.segment(pod, client, SYN_ACK), Fate::Next, [vip, client]);
+    net.expect(IN, &net.segment(client, vip, FIN_ACK), Fate::Next, [client, pod]);
+    net.expect(OUT, &net.segment(pod, client, FIN_ACK), Fate::Next, [vip, client]);
+    net.expect_untouched(IN, &net.first(client, pod).encode(), &[]);
+    net.expect_untouched(OUT, &net.segment(pod, client, SYN_ACK).encode(), &[]);
+    net.expect_untouched(OUT, &net.later(pod, client).encode(), &[]);
+    // And from a process of the node, whose replies come in.
+    let (node, host) = (net.at(Host::Node, 40000), Hook::HostEgress(Device::Uplink));
+    let back = Hook::Ingress(Device::PodA);
+    net.expect(host, &net.first(node, vip), Fate::Sent(Device::PodA), [node, pod]);
+    net.expect_delivery(Device::PodA, &net.segment(pod, node, FIN_ACK), [vip, node]);
+    net.expect_untouched(back, &net.segment(pod, node, SYN_ACK).encode(), &[]);
+    net.expect_untouched(back, &net.later(pod, node).encode(), &[]);
 }
 
 /// S11: a client that goes on sending gets a backend that serves.

@@ -13,6 +13,7 @@ use super::{
 pub(super) const SYN: u8 = 0x02;
 pub(super) const ACK: u8 = 0x10;
 pub(super) const FIN_ACK: u8 = 0x11;
+pub(super) const SYN_ACK: u8 = SYN | ACK;
 pub(super) const RST: u8 = 0x04;
 pub(super) const RST_ACK: u8 = 0x14;
 const SEQUENCE: u32 = 0xffff_fff0;

@@ -336,6 +336,11 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     }
 
     #[inline(always)]
+    fn forget(&self, flow: &CtKey<A>) {
+        A::forget(flow);
+    }
+
+    #[inline(always)]
     fn scratch(&self) -> Option<CtRef<A>> {
         A::scratch()
     }

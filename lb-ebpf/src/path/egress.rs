@@ -2,7 +2,10 @@
 
 use lb_common::abi::{Address, CtAction, FrontendFlags, FrontendKey};
 
-use super::{PathResult, Verdict, first, ingress::must_choose_again, note, send, translated};
+use super::{
+    PathResult, Verdict, first, ingress::must_choose_again, is_of_a_later_flow, note, send,
+    translated,
+};
 use crate::{packet::Packet, parse::Headers, rewrite, tables::Tables};
 
 /// Where a packet at egress comes from.
@@ -30,7 +33,7 @@ pub fn egress<A: Address>(
     if let Some(entry_ref) = tables.conntrack(&headers.flow) {
         let entry = entry_ref.get();
         let ends = translated(&entry, &headers.flow);
-        if entry.action == CtAction::REPLY {
+        if entry.action == CtAction::REPLY && !is_of_a_later_flow(tables, headers, &entry) {
             rewrite::rewrite(packet, headers, &ends)?;
             note(tables, headers, entry_ref, &entry);
             return Ok(Verdict::Continue);

@@ -5,7 +5,7 @@ use lb_common::{
     conntrack::{CtState, is_expired},
 };
 
-use super::{PathResult, Verdict, first, forward, note, translated};
+use super::{PathResult, Verdict, first, forward, is_of_a_later_flow, note, translated};
 use crate::{
     packet::Packet,
     parse::Headers,
@@ -60,6 +60,7 @@ fn known<A: Address>(
             rewrite::rewrite(packet, headers, &ends)?;
             Verdict::Continue
         }
+        CtAction::REPLY_TO_HOST if is_of_a_later_flow(tables, headers, &entry) => Verdict::Pass,
         CtAction::REPLY_TO_HOST => {
             rewrite::rewrite(packet, headers, &ends)?;
             delivery(tables, entry.device)

@@ -8,8 +8,8 @@ pub mod refuse;
 mod track;
 
 use lb_common::{
-    abi::{Address, Counter, CtEntry, CtKey},
-    conntrack::CtState,
+    abi::{Address, Counter, CtEntry, CtKey, L4Proto},
+    conntrack::{CtState, is_expired},
 };
 
 use crate::{
@@ -67,6 +67,27 @@ fn note<A: Address>(
     {
         peer.touch(next.max(peer.get().state), now);
     }
+}
+
+/// Does a reply belong to a flow that came after the one its entry tells of, past this node's
+/// frontends? A client may reach a backend directly from a port that it used for a Service before.
+///
+/// Then the entry goes, and the packet is left alone.
+#[inline(always)]
+fn is_of_a_later_flow<A: Address>(
+    tables: &impl Tables<A>,
+    headers: &Headers<A>,
+    entry: &CtEntry<A>,
+) -> bool {
+    let is_later = if headers.flow.protocol == L4Proto::TCP {
+        headers.flags.answers_opening() && CtState::from_u8(entry.state) == CtState::Closing
+    } else {
+        is_expired(headers.flow.protocol, entry.last_seen, tables.now())
+    };
+    if is_later {
+        tables.forget(&headers.flow);
+    }
+    is_later
 }
 
 /// Translates a packet and sends it on to where its new destination is.

@@ -34,8 +34,10 @@ fn every_frontend(path: SocketLb) {
             cluster_ips(1).socket(family, 80),
             external_ips(1).socket(family, 80),
             external_ips(2).socket(family, 80),
-            own(family),
+            // Backends of the other node are asked again afterwards, past its frontends: what it
+            // remembers of these connections must not touch those.
             others(family),
+            own(family),
         ];
         let inside: [SocketAddr; 1] = [bridge(family)];
         for to in frontends {
