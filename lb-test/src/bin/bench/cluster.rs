@@ -89,9 +89,10 @@ endpoints:
 /// A Service that nothing is sent to.
 fn other(number: u32) -> String {
     let address = cluster_ip(number);
-    let endpoints: String = (0..ENDPOINTS)
-        .map(|n| format!("- {{addresses: [{}], nodeName: elsewhere}}\n", endpoint(number, n)))
-        .collect();
+    let mut endpoints = String::new();
+    for address in (0..ENDPOINTS).map(|n| endpoint(number, n)) {
+        let _ = writeln!(endpoints, "- {{addresses: [{address}], nodeName: elsewhere}}");
+    }
     format!(
         r"apiVersion: v1
 kind: Service

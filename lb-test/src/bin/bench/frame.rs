@@ -64,8 +64,8 @@ impl Flow {
 
 fn write_v4(frame: &mut [u8; LENGTH], src: Ipv4Addr, dst: Ipv4Addr) -> usize {
     frame[12..14].copy_from_slice(&[0x08, 0x00]);
-    let length = [0, (LENGTH - ETHERNET) as u8];
-    frame[14..24].copy_from_slice(&[0x45, 0, length[0], length[1], 0, 0, 0x40, 0, 64, 6]);
+    let [high, low] = length(ETHERNET).to_be_bytes();
+    frame[14..24].copy_from_slice(&[0x45, 0, high, low, 0, 0, 0x40, 0, 64, 6]);
     frame[26..30].copy_from_slice(&src.octets());
     frame[30..34].copy_from_slice(&dst.octets());
     let checksum = !fold(sum(&frame[14..34]));
@@ -75,18 +75,22 @@ fn write_v4(frame: &mut [u8; LENGTH], src: Ipv4Addr, dst: Ipv4Addr) -> usize {
 
 fn write_v6(frame: &mut [u8; LENGTH], src: Ipv6Addr, dst: Ipv6Addr) -> usize {
     frame[12..14].copy_from_slice(&[0x86, 0xdd]);
-    let length = (LENGTH - ETHERNET - 40) as u8;
-    frame[14..22].copy_from_slice(&[0x60, 0, 0, 0, 0, length, 6, 64]);
+    let [high, low] = length(ETHERNET + 40).to_be_bytes();
+    frame[14..22].copy_from_slice(&[0x60, 0, 0, 0, high, low, 6, 64]);
     frame[22..38].copy_from_slice(&src.octets());
     frame[38..54].copy_from_slice(&dst.octets());
     54
 }
 
+/// Bytes from a place to the end of the frame.
+fn length(from: usize) -> u16 {
+    u16::try_from(LENGTH - from).expect("a frame is shorter")
+}
+
 /// What is missing in the TCP checksum of a frame: zero where it is right.
 fn tcp_checksum(frame: &[u8; LENGTH]) -> u16 {
     let (addresses, l4) = if frame[12] == 0x08 { (26, 34) } else { (22, 54) };
-    let length = (LENGTH - l4) as u16;
-    let pseudo = u32::from(6_u16.to_be()) + u32::from(length.to_be());
+    let pseudo = u32::from(6_u16.to_be()) + u32::from(length(l4).to_be());
     !fold(sum(&frame[addresses..]) + pseudo)
 }
 

@@ -39,18 +39,18 @@ impl fmt::Display for Unit {
     }
 }
 
-/// What came of a goal.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+/// What came of a goal, from best to worst.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Outcome {
     /// There is no goal.
     Informs,
     /// The goal is met.
     Meets,
-    /// The goal is missed by more than noise.
-    Misses,
     /// The goal is missed, but by no more than noise.
     WithinNoise,
+    /// The goal is missed by more than noise.
+    Misses,
 }
 
 /// One figure.
@@ -100,21 +100,14 @@ impl Report {
         self.rows.push(Row { name: name.to_owned(), services, value, unit, goal, outcome });
     }
 
-    /// Compares each figure of a packet or a change in the larger cluster with the smaller one's.
-    pub(crate) fn compare_sizes(&mut self) {
-        let [small, large] = crate::SIZES;
-        let rows = self.rows.iter();
-        let pairs = rows.filter(|row| row.services == Some(large)).filter_map(|big| {
-            let is_peer = |row: &&Row| row.name == big.name && row.services == Some(small);
-            let peer = self.rows.iter().find(is_peer)?;
-            let is_packet = matches!(big.unit, Unit::References);
-            is_packet.then(|| {
-                (format!("{}: {large} Services over {small}", big.name), big.value / peer.value)
-            })
-        });
-        for (name, ratio) in pairs.collect::<Vec<_>>() {
-            self.add(&name, None, (ratio, Unit::Times), NOISE);
-        }
+    /// The figures of one name: one, or one for each size of cluster.
+    fn named(&self) -> impl Iterator<Item = Vec<&Row>> {
+        let is_first = |index: &usize| {
+            !self.rows[..*index].iter().any(|row| row.name == self.rows[*index].name)
+        };
+        (0..self.rows.len())
+            .filter(is_first)
+            .map(|index| self.rows.iter().filter(|row| row.name == self.rows[index].name).collect())
     }
 }
 
@@ -131,24 +124,30 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { cores, kernel, load, .. } = self;
         writeln!(f, "{cores} cores, Linux {kernel}, load {load} at the start\n")?;
-        writeln!(f, "| figure | Services | value | goal | |\n|---|--:|--:|--:|---|")?;
-        self.rows.iter().try_for_each(|row| write!(f, "{row}"))
+        let [small, large] = crate::SIZES;
+        writeln!(f, "| figure | goal | {small} Services | {large} | larger / smaller | |")?;
+        writeln!(f, "|---|--:|--:|--:|--:|---|")?;
+        self.named().try_for_each(|rows| write_line(f, &rows))
     }
 }
 
-impl fmt::Display for Row {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, unit, value, .. } = self;
-        let services = self.services.map_or_else(String::new, |services| services.to_string());
-        let goal = self.goal.map_or_else(String::new, |goal| format!("≤ {goal}"));
-        let outcome = match self.outcome {
-            Outcome::Informs => "",
-            Outcome::Meets => "met",
-            Outcome::Misses => "missed",
-            Outcome::WithinNoise => "within noise",
-        };
-        writeln!(f, "| {name} | {services} | {value:.2} {unit} | {goal} | {outcome} |")
-    }
+/// Writes the figures of one name; both sizes of a packet's should be equal.
+fn write_line(f: &mut fmt::Formatter<'_>, rows: &[&Row]) -> fmt::Result {
+    let shown = |row: &&Row| format!("{:.2} {}", row.value, row.unit);
+    let growth = match rows {
+        [small, large] => Some(large.value / small.value),
+        _ => None,
+    };
+    let goal = rows[0].goal.map_or_else(String::new, |goal| format!("≤ {goal}"));
+    let growth = growth.map_or_else(String::new, |growth| format!("{growth:.2}"));
+    let [first, last] = [rows.first(), rows.get(1)].map(|row| row.map_or(String::new(), shown));
+    let outcome = match rows.iter().map(|row| row.outcome).max() {
+        Some(Outcome::Meets) => "met",
+        Some(Outcome::WithinNoise) => "within noise",
+        Some(Outcome::Misses) => "missed",
+        _ => "",
+    };
+    writeln!(f, "| {} | {goal} | {first} | {last} | {growth} | {outcome} |", rows[0].name)
 }
 
 /// The value that this part of all values does not exceed.
@@ -192,15 +191,15 @@ mod tests {
     }
 
     #[test]
-    fn packets_of_two_sizes_are_compared_and_nothing_else() {
+    fn a_line_has_both_sizes_and_the_worse_outcome() {
         let mut report = Report { cores: 1, kernel: String::new(), load: 0.0, rows: Vec::new() };
         for (size, value) in [(10, 2.0), (10_000, 3.0)] {
-            report.add("packet", size, (value, Unit::References), 1.0);
-            report.add("memory", size, (value, Unit::Megabytes), 1.0);
+            report.add("packet", size, (value, Unit::References), 2.0);
+            report.add("memory", size, (value, Unit::Megabytes), None);
         }
-        report.compare_sizes();
-        let last = report.rows.last().unwrap();
-        assert_eq!(report.rows.len(), 5);
-        assert!(last.name.starts_with("packet: ") && last.outcome == Outcome::Misses, "{last:?}");
+        let text = report.to_string();
+        assert!(text.contains("| packet | ≤ 2 | 2.00 R | 3.00 R | 1.50 | missed |\n"), "{text}");
+        assert!(text.contains("| memory |  | 2.00 MB | 3.00 MB | 1.50 |  |\n"), "{text}");
+        assert_eq!(text.matches("packet").count(), 1, "{text}");
     }
 }
