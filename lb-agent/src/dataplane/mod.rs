@@ -10,6 +10,7 @@ mod kernel;
 mod map;
 mod pins;
 mod reader;
+mod slots;
 mod sys;
 mod tables;
 

@@ -1,21 +1,18 @@
 //! [`Tables`] on the pinned maps.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::btree_map::Entry,
     net::{IpAddr, SocketAddr},
-    os::fd::AsFd,
     path::Path,
-    sync::Arc,
 };
 
 use lb_common::abi::{
-    Abi, Address, Backend, BePort, CHUNKS_PER_ARRAY, Chunk, Frontend, FrontendKey, Ipv4, Ipv6,
-    L4Proto, MAX_CHUNK_ARRAYS, Region, SLOTS_PER_CHUNK, maps,
+    Abi, Address, Backend, BePort, Frontend, FrontendKey, Ipv4, Ipv6, L4Proto, maps,
 };
 
 use super::{
     BackendEntry, BackendId, FrontendAddress, FrontendEntry, PerformError, ServiceId, Snapshot,
-    Step, TableError, Tables, map::Map, sys,
+    Step, TableError, Tables, map::Map, slots::Slots, sys,
 };
 use crate::model::{Family, Protocol};
 
@@ -106,7 +103,8 @@ impl KernelTables {
                 sys::settle();
                 Ok(())
             }
-            Step::PutRegion(..) | Step::RemoveFrontend(_) | Step::RemoveBackend(_) => {
+            Step::PutRegion(..) => self.put_regions(run),
+            Step::RemoveFrontend(_) | Step::RemoveBackend(_) => {
                 for (done, step) in run.iter().enumerate() {
                     self.perform_one(step).map_err(|error| (done, error))?;
                 }
@@ -117,7 +115,6 @@ impl KernelTables {
 
     fn perform_one(&mut self, step: &Step) -> Result<(), TableError> {
         match step {
-            Step::PutRegion(region, slots) => self.slots.put(*region, slots),
             Step::RemoveFrontend(address) => match address.ip {
                 IpAddr::V4(ip) => self.v4.frontends.remove(&frontend_key(Ipv4::from(ip), address)),
                 IpAddr::V6(ip) => self.v6.frontends.remove(&frontend_key(Ipv6::from(ip), address)),
@@ -128,6 +125,21 @@ impl KernelTables {
             },
             _ => Ok(()),
         }
+    }
+
+    fn put_regions(&mut self, run: &[Step]) -> Result<(), (usize, TableError)> {
+        let regions = || {
+            run.iter().filter_map(|step| match step {
+                Step::PutRegion(region, slots) => Some((*region, slots)),
+                _ => None,
+            })
+        };
+        // A region whose array cannot be made is refused when it is put.
+        self.slots.make_arrays(regions().map(|(region, _)| region)).map_err(|error| (0, error))?;
+        for (done, (region, slots)) in regions().enumerate() {
+            self.slots.put(region, slots).map_err(|error| (done, error))?;
+        }
+        Ok(())
     }
 
     fn put_backends(&self, run: &[Step]) -> Result<(), (usize, TableError)> {
@@ -201,79 +213,6 @@ fn is_same_run(a: &Step, b: &Step) -> bool {
         (Step::PutFrontend(a, _), Step::PutFrontend(b, _)) => a.ip.is_ipv4() == b.ip.is_ipv4(),
         _ => std::mem::discriminant(a) == std::mem::discriminant(b),
     }
-}
-
-/// The Maglev tables: an array of arrays of chunks, the inner ones made when first needed.
-struct Slots {
-    outer: Map<u32, u32>,
-    inner: BTreeMap<u32, Map<u32, Chunk>>,
-}
-
-impl Slots {
-    fn open(folder: &Path) -> Result<Self, TableError> {
-        Ok(Self { outer: Map::open(folder, maps::SLOTS)?, inner: BTreeMap::new() })
-    }
-
-    fn put(&mut self, region: Region, slots: &[u32]) -> Result<(), TableError> {
-        let first = region.first_chunk % CHUNKS_PER_ARRAY;
-        let chunks: Vec<(u32, Chunk)> = (first..)
-            .zip(slots.chunks(SLOTS_PER_CHUNK as usize))
-            .map(|(index, slots)| {
-                let mut chunk = Chunk::zeroed();
-                chunk[..slots.len()].copy_from_slice(slots);
-                (index, chunk)
-            })
-            .collect();
-        self.array(region, Missing::Make)?.put_all(&chunks).map_err(|(_, error)| error)
-    }
-
-    fn get(&mut self, region: Region) -> Result<Arc<[u32]>, TableError> {
-        let first = region.first_chunk % CHUNKS_PER_ARRAY;
-        let chunks = region.length.div_ceil(SLOTS_PER_CHUNK);
-        let array = self.array(region, Missing::Fail)?;
-        let mut slots = Vec::with_capacity((chunks * SLOTS_PER_CHUNK) as usize);
-        for index in first..first + chunks {
-            slots.extend(array.get(&index)?.unwrap_or_default());
-        }
-        slots.truncate(region.length as usize);
-        Ok(slots.into())
-    }
-
-    fn array(&mut self, region: Region, missing: Missing) -> Result<&Map<u32, Chunk>, TableError> {
-        let index = region.first_chunk / CHUNKS_PER_ARRAY;
-        if !self.inner.contains_key(&index) {
-            let map = self.open_or_make(index, missing)?;
-            self.inner.insert(index, map);
-        }
-        Ok(&self.inner[&index])
-    }
-
-    fn open_or_make(&self, index: u32, missing: Missing) -> Result<Map<u32, Chunk>, TableError> {
-        let fail =
-            |operation| move |source| TableError::System { map: maps::SLOTS, operation, source };
-        if index >= MAX_CHUNK_ARRAYS {
-            let capacity = MAX_CHUNK_ARRAYS * CHUNKS_PER_ARRAY;
-            return Err(TableError::Full { map: maps::SLOTS, capacity, flag: "" });
-        }
-        if let Some(id) = self.outer.get(&index)? {
-            return Map::from_fd(sys::map_by_id(id).map_err(fail("open"))?, maps::SLOTS);
-        }
-        if missing == Missing::Fail {
-            return Err(fail("lookup")(std::io::ErrorKind::NotFound.into()));
-        }
-        let fd =
-            sys::create_array::<Chunk>("SLOTS.inner", CHUNKS_PER_ARRAY).map_err(fail("create"))?;
-        let value = std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd()).cast_unsigned();
-        self.outer.put(&index, &value)?;
-        Map::from_fd(fd, maps::SLOTS)
-    }
-}
-
-/// What to do where an inner array is not there.
-#[derive(Clone, Copy, Eq, PartialEq)]
-enum Missing {
-    Fail,
-    Make,
 }
 
 fn frontend_key<A: Address>(ip: A, address: &FrontendAddress) -> FrontendKey<A> {
