@@ -1,27 +1,16 @@
 //! Builds the kernel programs into `OUT_DIR/lb`, to be part of the binary.
 
-#[path = "build/toolchain.rs"]
-mod toolchain;
+#[path = "build/programs.rs"]
+mod programs;
 
-use std::env;
+use aya_build::Package;
 
-use anyhow::Result;
-use aya_build::{Package, Toolchain, build_ebpf};
-
-fn main() -> Result<()> {
-    println!("cargo:rerun-if-env-changed=LB_BPF_TOOLCHAIN");
+fn main() -> anyhow::Result<()> {
     println!("cargo:rerun-if-changed=../lb-common/src");
-    let toolchain = toolchain::toolchain()?;
-    if toolchain != "nightly" {
-        // The crate for the BPF side needs unstable features, which this toolchain has ready.
-        // SAFETY: a build script has one thread.
-        unsafe { env::set_var("RUSTC_BOOTSTRAP", "aya_ebpf") };
-    }
-    let ebpf = Package {
+    programs::build(Package {
         name: "lb-ebpf",
         root_dir: "../lb-ebpf",
         features: &["kernel"],
-        ..Default::default()
-    };
-    build_ebpf([ebpf], Toolchain::Custom(&toolchain))
+        ..Package::default()
+    })
 }

@@ -8,7 +8,6 @@
 #![allow(missing_docs, unreachable_pub, reason = "the macros make entry points of their own")]
 
 use aya_ebpf::{
-    EbpfContext,
     bindings::{TC_ACT_SHOT, xdp_action},
     btf_maps::{Array, LruHashMap, PerCpuArray, ProgramArray},
     macros::{btf_map, classifier, xdp},
