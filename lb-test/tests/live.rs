@@ -197,7 +197,11 @@ fn a_new_pods_device_gets_its_programs_and_a_deleted_one_is_forgotten() {
     for _ in 0..2 {
         plug_in(node, late);
         eventually(SOON, "answers to the new pod", || get(late, "10.96.100.100:80"));
-        assert!(attached(&cluster).contains(&"veth-late".to_owned()));
+        eventually(SOON, "the new device in status", || {
+            let devices = attached(&cluster);
+            ensure!(devices.contains(&"veth-late".to_owned()), "{devices:?}");
+            Ok(())
+        });
         node.run("ip", &["link", "del", "veth-late"]).unwrap();
         eventually(SOON, "programs of old devices alone", || {
             let now = (links(node.bpffs()), attached(&cluster));
