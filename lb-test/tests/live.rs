@@ -211,6 +211,27 @@ fn a_new_pods_device_gets_its_programs_and_a_deleted_one_is_forgotten() {
     }
 }
 
+/// A host that nobody has mounted a BPF file system on, as one without systemd.
+#[test]
+fn the_usual_folder_of_pins_is_made_where_nothing_is_mounted() {
+    require_topology!();
+    let cluster = Cluster::start(&["web-1"], SocketLb::Off);
+    let node = cluster.topology.node("node2");
+    let agent = lb_test::agent::binary().unwrap();
+    let script = format!(
+        "umount -R -l /sys; mount -t sysfs sysfs /sys; export LB_BPFFS=/sys/fs/bpf/lb-{0}; \
+         {1} run --manifests {2} --socket-lb off & \
+         for i in $(seq 100); do {1} status >/dev/null 2>&1 && break; sleep 0.1; done; \
+         {1} services; kill $!; wait $!; {1} cleanup",
+        std::process::id(),
+        agent.display(),
+        cluster.topology.manifests().display(),
+    );
+    let output = node.run("unshare", &["--mount", "sh", "-c", &script]).unwrap();
+    assert!(output.contains("10.96.100.100:80"), "{output}");
+    assert!(output.contains("removed pin /sys/fs/bpf/lb-"), "{output}");
+}
+
 /// Gives a host a second device, which makes it a pod of the node with address 10.248.1.77.
 fn plug_in(node: &Host, late: &Host) {
     let (gateway, mac) = ("169.254.1.1", "ee:ee:ee:ee:ee:ee");

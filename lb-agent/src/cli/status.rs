@@ -92,11 +92,12 @@ fn summary(report: &Report) -> String {
         return format!("Agent:   {word}");
     };
     let life = if report.alive { "running" } else { "dead; what is pinned goes on" };
-    let sync = match (report.synced, agent.last_sync) {
-        (true, Some(time)) => format!("in step since {time}"),
-        (true, None) => "in step".to_owned(),
-        (false, Some(time)) => format!("behind; last in step {time}"),
-        (false, None) => "never".to_owned(),
+    let sync = match (report.synced, agent.synced, agent.last_sync) {
+        (true, _, Some(time)) => format!("in step since {time}"),
+        (true, _, None) => "in step".to_owned(),
+        (false, true, Some(time)) => format!("were in step at {time}"),
+        (false, false, Some(time)) => format!("behind; last in step {time}"),
+        (false, _, None) => "never".to_owned(),
     };
     let listed = if agent.source.listed { "listed" } else { "not listed yet" };
     let health = agent.source.error.as_deref().unwrap_or(listed);

@@ -85,8 +85,9 @@ impl Pins {
             move |source| PinsError::Folder { path, source }
         };
         if !is_bpffs(bpffs) {
-            fs::create_dir_all(bpffs).map_err(fail(bpffs))?;
-            mount_bpffs(bpffs)?;
+            let place = mount_place(bpffs);
+            fs::create_dir_all(place).map_err(fail(place))?;
+            mount_bpffs(place)?;
         }
         fs::create_dir_all(bpffs).map_err(fail(bpffs))?;
         check_version(bpffs)?;
@@ -105,6 +106,13 @@ fn is_bpffs(path: &Path) -> bool {
         .find(|ancestor| ancestor.exists())
         .and_then(|ancestor| statfs(ancestor).ok())
         .is_some_and(|fs| fs.filesystem_type() == BPF_FS)
+}
+
+/// Where a BPF file system for the folder belongs: the kernel's own place for one, which no folder
+/// can be made in before, or the folder itself.
+fn mount_place(bpffs: &Path) -> &Path {
+    let usual = Path::new("/sys/fs/bpf");
+    if bpffs.starts_with(usual) { usual } else { bpffs }
 }
 
 fn mount_bpffs(path: &Path) -> Result<(), PinsError> {
