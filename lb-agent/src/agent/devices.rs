@@ -36,7 +36,8 @@ impl Devices {
 
     /// Does what an earlier try could not, and what an earlier agent left.
     pub(super) fn repair(&mut self, problems: &mut Problems) {
-        self.detach_stale(problems);
+        problems.keep_devices(&self.wanted.values().map(|(name, _)| &**name).collect());
+        self.detach_stale();
         for (ifindex, (name, device)) in &self.wanted {
             if self.attached.get(ifindex) == Some(&(name.clone(), *device)) {
                 continue;
@@ -62,7 +63,7 @@ impl Devices {
     }
 
     /// Removes what is attached to devices that are not wanted, by this agent or an earlier one.
-    fn detach_stale(&mut self, problems: &mut Problems) {
+    fn detach_stale(&mut self) {
         let known = match self.kernel.devices() {
             Ok(known) => known,
             Err(error) => return tracing::error!(%error, "list devices"),
@@ -76,7 +77,6 @@ impl Devices {
             }
             if let Some((name, _)) = self.attached.remove(&ifindex) {
                 tracing::info!(device = name, ifindex, "detached");
-                problems.set(Finder::Device(name), None);
             }
         }
     }
