@@ -112,3 +112,32 @@ fn starts_twice_and_keeps_its_tables_by_clsact() {
     require_topology!();
     starts_twice_and_keeps_its_tables(TcAttach::Clsact);
 }
+
+#[test]
+fn a_start_with_the_other_way_to_attach_leaves_nothing_of_the_first() {
+    require_topology!();
+    let topology = Topology::builder().node(NodeSpec::new("node1")).build().unwrap();
+    let node = topology.node("node1");
+    let uplink = node.enter(|| nix::net::if_::if_nametoindex("eth0").unwrap()).unwrap();
+    let device = Device { role: DeviceRole::UPLINK, ..Device::zeroed() };
+    let tcx = vec![format!("{uplink}-egress"), format!("{uplink}-ingress")];
+    let clsact = vec![format!("{uplink}-clsact")];
+    for (tc_attach, expected) in
+        [(TcAttach::Auto, &tcx), (TcAttach::Clsact, &clsact), (TcAttach::Auto, &tcx)]
+    {
+        let options = options(node, tc_attach);
+        node.enter(|| {
+            let mut kernel = Kernel::start(&options).unwrap();
+            kernel.attach_device((uplink, "eth0"), &device).unwrap();
+        })
+        .unwrap();
+        let mut links = Reader::open(&options.bpffs).unwrap().links();
+        links.retain(|link| link.starts_with(|first: char| first.is_ascii_digit()));
+        assert_eq!(links, *expected, "{tc_attach:?}");
+        for direction in ["ingress", "egress"] {
+            let filters = node.run("tc", &["filter", "show", "dev", "eth0", direction]).unwrap();
+            assert_eq!(filters.is_empty(), tc_attach == TcAttach::Auto, "{direction}: {filters}");
+        }
+    }
+    node.enter(|| cleanup(&options(node, TcAttach::Auto).bpffs).unwrap()).unwrap();
+}
