@@ -141,3 +141,39 @@ fn a_start_with_the_other_way_to_attach_leaves_nothing_of_the_first() {
     }
     node.enter(|| cleanup(&options(node, TcAttach::Auto).bpffs).unwrap()).unwrap();
 }
+
+#[test]
+fn a_filter_of_a_cni_stays_beside_ours() {
+    require_topology!();
+    let topology = Topology::builder().node(NodeSpec::new("node1")).build().unwrap();
+    let node = topology.node("node1");
+    let options = options(node, TcAttach::Clsact);
+    let uplink = node.enter(|| nix::net::if_::if_nametoindex("eth0").unwrap()).unwrap();
+    let device = Device { role: DeviceRole::UPLINK, ..Device::zeroed() };
+    let tc = |words: &str| {
+        let arguments: Vec<_> = words.split_whitespace().collect();
+        node.run("tc", &arguments).unwrap()
+    };
+    let filters = || {
+        let shown = tc("filter show dev eth0 ingress");
+        shown
+            .lines()
+            .filter(|line| line.contains(" handle "))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let mut kernel = node.enter(|| Kernel::start(&options).unwrap()).unwrap();
+    // Any program will do that is not the one at ingress.
+    let program = options.bpffs.join("programs/lb_tc_egress");
+    let foreign = "dev eth0 ingress protocol all pref 1 handle 1 bpf direct-action";
+    tc("qdisc add dev eth0 clsact");
+    tc(&format!("filter add {foreign} object-pinned {}", program.display()));
+    let before = filters();
+    assert_eq!(before.len(), 1, "{before:?}");
+    node.enter(|| kernel.attach_device((uplink, "eth0"), &device).unwrap()).unwrap();
+    let beside = filters();
+    assert!(beside.len() == 2 && beside.contains(&before[0]), "{beside:?} without {before:?}");
+    drop(kernel);
+    node.enter(|| cleanup(&options.bpffs).unwrap()).unwrap();
+    assert_eq!(filters(), before);
+}

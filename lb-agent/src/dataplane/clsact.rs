@@ -22,7 +22,8 @@ use super::pins::Pins;
 
 /// Ahead of any filter that a CNI would add.
 const PRIORITY: u16 = 1;
-const HANDLE: TcHandle = TcHandle::new(0, 1);
+/// "lb": filters of one priority are told apart by handle, and CNIs take 1 for theirs.
+const HANDLE: TcHandle = TcHandle::new(0, 0x6c62);
 
 /// Attaches a program to a device, or exchanges the one that is there.
 pub(super) fn attach(
