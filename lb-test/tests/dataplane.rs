@@ -177,3 +177,21 @@ fn a_filter_of_a_cni_stays_beside_ours() {
     node.enter(|| cleanup(&options.bpffs).unwrap()).unwrap();
     assert_eq!(filters(), before);
 }
+
+#[test]
+fn a_device_that_is_gone_is_told_from_one_that_refuses() {
+    require_topology!();
+    let topology = Topology::builder().node(NodeSpec::new("node1")).build().unwrap();
+    let node = topology.node("node1");
+    let device = Device { role: DeviceRole::PODS, ..Device::zeroed() };
+    for tc_attach in [TcAttach::Auto, TcAttach::Clsact] {
+        let options = options(node, tc_attach);
+        let error = node.enter(|| {
+            let mut kernel = Kernel::start(&options).unwrap();
+            kernel.attach_device((4095, "gone"), &device).unwrap_err()
+        });
+        let error = error.unwrap();
+        assert!(error.is_device_gone(), "{tc_attach:?}: {error}");
+        node.enter(|| cleanup(&options.bpffs).unwrap()).unwrap();
+    }
+}
