@@ -195,3 +195,19 @@ fn a_device_that_is_gone_is_told_from_one_that_refuses() {
         node.enter(|| cleanup(&options.bpffs).unwrap()).unwrap();
     }
 }
+
+#[test]
+fn a_cgroup_that_is_none_leaves_the_sockets_with_the_old_one() {
+    require_topology!();
+    let topology = Topology::builder().node(NodeSpec::new("node1")).build().unwrap();
+    let node = topology.node("node1");
+    let right = options(node, TcAttach::Auto);
+    let wrong = KernelOptions { cgroup: Some(node.bpffs().to_owned()), ..right.clone() };
+    let started = |options: &KernelOptions| node.enter(|| Kernel::start(options).is_ok()).unwrap();
+    assert!(started(&right));
+    let links = Reader::open(&right.bpffs).unwrap().links();
+    assert!(!started(&wrong));
+    assert_eq!(Reader::open(&right.bpffs).unwrap().links(), links);
+    assert!(started(&right));
+    node.enter(|| cleanup(&right.bpffs).unwrap()).unwrap();
+}

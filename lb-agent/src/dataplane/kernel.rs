@@ -292,13 +292,18 @@ impl Kernel {
     ) -> io::Result<()> {
         let program = self.programs[name].as_fd();
         let path = self.pins.links.join(name);
-        if let Ok(link) = sys::obj_get(&path) {
-            if sys::link_info(link.as_fd())?.cgroup == cgroup.metadata()?.ino() {
-                return sys::link_update(link.as_fd(), program);
-            }
+        let old = sys::obj_get(&path).ok();
+        if let Some(link) = &old
+            && sys::link_info(link.as_fd())?.cgroup == cgroup.metadata()?.ino()
+        {
+            return sys::link_update(link.as_fd(), program);
+        }
+        // Another cgroup: the old link goes only when there is a new one.
+        let new = sys::link_cgroup(program, cgroup.as_fd(), attach_type)?;
+        if old.is_some() {
             std::fs::remove_file(&path)?;
         }
-        sys::obj_pin(sys::link_cgroup(program, cgroup.as_fd(), attach_type)?.as_fd(), &path)
+        sys::obj_pin(new.as_fd(), &path)
     }
 }
 
