@@ -112,3 +112,102 @@ fn starts_twice_and_keeps_its_tables_by_clsact() {
     require_topology!();
     starts_twice_and_keeps_its_tables(TcAttach::Clsact);
 }
+
+#[test]
+fn a_start_with_the_other_way_to_attach_leaves_nothing_of_the_first() {
+    require_topology!();
+    let topology = Topology::builder().node(NodeSpec::new("node1")).build().unwrap();
+    let node = topology.node("node1");
+    let uplink = node.enter(|| nix::net::if_::if_nametoindex("eth0").unwrap()).unwrap();
+    let device = Device { role: DeviceRole::UPLINK, ..Device::zeroed() };
+    let tcx = vec![format!("{uplink}-egress"), format!("{uplink}-ingress")];
+    let clsact = vec![format!("{uplink}-clsact")];
+    for (tc_attach, expected) in
+        [(TcAttach::Auto, &tcx), (TcAttach::Clsact, &clsact), (TcAttach::Auto, &tcx)]
+    {
+        let options = options(node, tc_attach);
+        node.enter(|| {
+            let mut kernel = Kernel::start(&options).unwrap();
+            kernel.attach_device((uplink, "eth0"), &device).unwrap();
+        })
+        .unwrap();
+        let mut links = Reader::open(&options.bpffs).unwrap().links();
+        links.retain(|link| link.starts_with(|first: char| first.is_ascii_digit()));
+        assert_eq!(links, *expected, "{tc_attach:?}");
+        for direction in ["ingress", "egress"] {
+            let filters = node.run("tc", &["filter", "show", "dev", "eth0", direction]).unwrap();
+            assert_eq!(filters.is_empty(), tc_attach == TcAttach::Auto, "{direction}: {filters}");
+        }
+    }
+    node.enter(|| cleanup(&options(node, TcAttach::Auto).bpffs).unwrap()).unwrap();
+}
+
+#[test]
+fn a_filter_of_a_cni_stays_beside_ours() {
+    require_topology!();
+    let topology = Topology::builder().node(NodeSpec::new("node1")).build().unwrap();
+    let node = topology.node("node1");
+    let options = options(node, TcAttach::Clsact);
+    let uplink = node.enter(|| nix::net::if_::if_nametoindex("eth0").unwrap()).unwrap();
+    let device = Device { role: DeviceRole::UPLINK, ..Device::zeroed() };
+    let tc = |words: &str| {
+        let arguments: Vec<_> = words.split_whitespace().collect();
+        node.run("tc", &arguments).unwrap()
+    };
+    let filters = || {
+        let shown = tc("filter show dev eth0 ingress");
+        shown
+            .lines()
+            .filter(|line| line.contains(" handle "))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let mut kernel = node.enter(|| Kernel::start(&options).unwrap()).unwrap();
+    // Any program will do that is not the one at ingress.
+    let program = options.bpffs.join("programs/lb_tc_egress");
+    let foreign = "dev eth0 ingress protocol all pref 1 handle 1 bpf direct-action";
+    tc("qdisc add dev eth0 clsact");
+    tc(&format!("filter add {foreign} object-pinned {}", program.display()));
+    let before = filters();
+    assert_eq!(before.len(), 1, "{before:?}");
+    node.enter(|| kernel.attach_device((uplink, "eth0"), &device).unwrap()).unwrap();
+    let beside = filters();
+    assert!(beside.len() == 2 && beside.contains(&before[0]), "{beside:?} without {before:?}");
+    drop(kernel);
+    node.enter(|| cleanup(&options.bpffs).unwrap()).unwrap();
+    assert_eq!(filters(), before);
+}
+
+#[test]
+fn a_device_that_is_gone_is_told_from_one_that_refuses() {
+    require_topology!();
+    let topology = Topology::builder().node(NodeSpec::new("node1")).build().unwrap();
+    let node = topology.node("node1");
+    let device = Device { role: DeviceRole::PODS, ..Device::zeroed() };
+    for tc_attach in [TcAttach::Auto, TcAttach::Clsact] {
+        let options = options(node, tc_attach);
+        let error = node.enter(|| {
+            let mut kernel = Kernel::start(&options).unwrap();
+            kernel.attach_device((4095, "gone"), &device).unwrap_err()
+        });
+        let error = error.unwrap();
+        assert!(error.is_device_gone(), "{tc_attach:?}: {error}");
+        node.enter(|| cleanup(&options.bpffs).unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn a_cgroup_that_is_none_leaves_the_sockets_with_the_old_one() {
+    require_topology!();
+    let topology = Topology::builder().node(NodeSpec::new("node1")).build().unwrap();
+    let node = topology.node("node1");
+    let right = options(node, TcAttach::Auto);
+    let wrong = KernelOptions { cgroup: Some(node.bpffs().to_owned()), ..right.clone() };
+    let started = |options: &KernelOptions| node.enter(|| Kernel::start(options).is_ok()).unwrap();
+    assert!(started(&right));
+    let links = Reader::open(&right.bpffs).unwrap().links();
+    assert!(!started(&wrong));
+    assert_eq!(Reader::open(&right.bpffs).unwrap().links(), links);
+    assert!(started(&right));
+    node.enter(|| cleanup(&right.bpffs).unwrap()).unwrap();
+}

@@ -198,6 +198,23 @@ fn the_socket_path_goes_off_and_on_with_a_restart() {
 }
 
 #[test]
+#[ignore = "slow: a minute"]
+fn a_device_that_somebody_detached_is_attached_again() {
+    require_topology!();
+    let cluster = Cluster::start(&["web-1"], SocketLb::Off);
+    let node = cluster.topology.node("node1");
+    let uplink = node.enter(|| nix::net::if_::if_nametoindex("eth0").unwrap()).unwrap();
+    for end in ["ingress", "egress"] {
+        let pin = node.bpffs().join(format!("lb/links/{uplink}-{end}"));
+        std::fs::remove_file(pin).unwrap();
+    }
+    wait_silent(&cluster, "client");
+    eventually(Duration::from_secs(90), "the client is answered again", || {
+        cluster.ask("client", Family::V4).map(drop)
+    });
+}
+
+#[test]
 fn what_changed_while_the_agent_was_down_is_made_up_for() {
     require_topology!();
     let mut cluster = Cluster::start(&["web-1", "web-2"], SocketLb::All);

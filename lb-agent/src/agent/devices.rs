@@ -11,6 +11,15 @@ use crate::{
     net::NodeNetwork,
 };
 
+/// Which of the wanted devices are attached.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Which {
+    /// All: what is attached already is made sure of.
+    All,
+    /// Those that are new or have changed.
+    Changed,
+}
+
 /// The devices of one agent.
 pub(super) struct Devices {
     kernel: Kernel,
@@ -31,18 +40,25 @@ impl Devices {
             Some((device.ifindex, (device.name.clone(), entry)))
         };
         self.wanted = network.devices.iter().filter_map(entry).collect();
-        self.repair(problems);
+        self.attach(Which::Changed, problems);
     }
 
-    /// Does what an earlier try could not, and what an earlier agent left.
+    /// Does what an earlier try could not, and mends what somebody else has detached.
     pub(super) fn repair(&mut self, problems: &mut Problems) {
-        self.detach_stale(problems);
+        self.attach(Which::All, problems);
+    }
+
+    fn attach(&mut self, which: Which, problems: &mut Problems) {
+        problems.keep_devices(&self.wanted.values().map(|(name, _)| &**name).collect());
+        self.detach_stale();
         for (ifindex, (name, device)) in &self.wanted {
-            if self.attached.get(ifindex) == Some(&(name.clone(), *device)) {
+            let is_known = self.attached.get(ifindex) == Some(&(name.clone(), *device));
+            if is_known && which == Which::Changed {
                 continue;
             }
             let attached = self.kernel.attach_device((*ifindex, name), device);
             match &attached {
+                Ok(()) if is_known => {}
                 Ok(()) => {
                     tracing::info!(device = name, ifindex, "attached");
                     self.attached.insert(*ifindex, (name.clone(), *device));
@@ -62,7 +78,7 @@ impl Devices {
     }
 
     /// Removes what is attached to devices that are not wanted, by this agent or an earlier one.
-    fn detach_stale(&mut self, problems: &mut Problems) {
+    fn detach_stale(&mut self) {
         let known = match self.kernel.devices() {
             Ok(known) => known,
             Err(error) => return tracing::error!(%error, "list devices"),
@@ -76,7 +92,6 @@ impl Devices {
             }
             if let Some((name, _)) = self.attached.remove(&ifindex) {
                 tracing::info!(device = name, ifindex, "detached");
-                problems.set(Finder::Device(name), None);
             }
         }
     }

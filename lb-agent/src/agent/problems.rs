@@ -37,6 +37,18 @@ impl Problems {
         }
     }
 
+    /// Ends what was said of devices that are not among these: gone, or renamed.
+    pub(super) fn keep_devices(&mut self, names: &BTreeSet<&str>) {
+        let is_gone = |finder: &&Finder| match finder {
+            Finder::Device(name) => !names.contains(&**name),
+            _ => false,
+        };
+        let gone: Vec<_> = self.0.keys().filter(is_gone).cloned().collect();
+        for finder in gone {
+            self.set(finder, None);
+        }
+    }
+
     /// Adds to what this finder had to say.
     pub(super) fn add(&mut self, finder: Finder, problem: &Problem) {
         let sentence = problem.to_string();
@@ -107,6 +119,19 @@ mod tests {
         let left: Vec<_> = problems.sentences().collect();
         assert_eq!(left.len(), 2, "{left:?}");
         assert!(left[0].contains("spec.ports[0].port: two; mend it"), "{left:?}");
+    }
+
+    #[test]
+    fn nothing_is_said_of_a_device_that_is_gone() {
+        let mut problems = Problems::default();
+        for name in ["eth0", "eth1"] {
+            problems.set(Finder::Device(name.to_owned()), [problem(name)]);
+        }
+        problems.set(Finder::Rules(ObjectName::new("a", "b")), [problem("one")]);
+        problems.keep_devices(&BTreeSet::from(["eth1"]));
+        let left: Vec<_> = problems.sentences().collect();
+        assert_eq!(left.len(), 2, "{left:?}");
+        assert!(left[0].contains("eth1"), "{left:?}");
     }
 
     #[test]

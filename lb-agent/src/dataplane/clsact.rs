@@ -22,7 +22,8 @@ use super::pins::Pins;
 
 /// Ahead of any filter that a CNI would add.
 const PRIORITY: u16 = 1;
-const HANDLE: TcHandle = TcHandle::new(0, 1);
+/// "lb": filters of one priority are told apart by handle, and CNIs take 1 for theirs.
+const HANDLE: TcHandle = TcHandle::new(0, 0x6c62);
 
 /// Attaches a program to a device, or exchanges the one that is there.
 pub(super) fn attach(
@@ -39,7 +40,10 @@ pub(super) fn attach(
         .program_mut(program)
         .and_then(|program| program.try_into().ok())
         .expect("invariant: the object holds each program");
-    let link = exchange(program, name, direction).map_err(io::Error::other)?;
+    let link = exchange(program, name, direction).map_err(|error| match name_of(ifindex) {
+        Some(_) => io::Error::other(error),
+        None => io::Error::from_raw_os_error(libc::ENODEV),
+    })?;
     // The filter stays when the agent ends.
     std::mem::forget(link);
     Ok(())
@@ -101,7 +105,8 @@ fn marked(path: &Path) -> Option<u32> {
 
 fn name_of(ifindex: u32) -> Option<String> {
     let name: CString = nix::net::if_::if_indextoname(ifindex).ok()?;
-    name.into_string().ok()
+    // An index that nobody has is no error there, but an empty name.
+    name.into_string().ok().filter(|name| !name.is_empty())
 }
 
 fn direction(program: &str) -> TcAttachType {

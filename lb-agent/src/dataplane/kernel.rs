@@ -204,7 +204,9 @@ impl Kernel {
                 source,
             })?;
         }
-        Ok(())
+        // Only then what an earlier agent attached the other way: a packet that meets both is
+        // translated once, one that meets neither would be lost.
+        if self.clsact.is_some() { self.detach_tcx(ifindex) } else { self.detach_clsact(ifindex) }
     }
 
     /// Detaches the packet programs from a device and forgets it; one that is gone is no error.
@@ -213,14 +215,8 @@ impl Kernel {
     ///
     /// If the kernel refuses.
     pub fn detach_device(&mut self, ifindex: u32) -> Result<(), KernelError> {
-        for (.., end) in PACKET_PROGRAMS {
-            remove_pin(&self.pins.links.join(format!("{ifindex}-{end}")))?;
-        }
-        clsact::detach(ifindex, &self.pins).map_err(|source| KernelError::Attach {
-            program: "lb_tc_ingress",
-            target: format!("device {ifindex}"),
-            source,
-        })?;
+        self.detach_tcx(ifindex)?;
+        self.detach_clsact(ifindex)?;
         Ok(self.devices.remove(&ifindex)?)
     }
 
@@ -240,7 +236,6 @@ impl Kernel {
         attach_type: AttachType,
         end: &str,
     ) -> io::Result<()> {
-        clsact::detach(ifindex, &self.pins)?;
         let program = self.programs[program].as_fd();
         let path = self.pins.links.join(format!("{ifindex}-{end}"));
         if let Ok(link) = sys::obj_get(&path) {
@@ -251,6 +246,20 @@ impl Kernel {
             std::fs::remove_file(&path)?;
         }
         sys::obj_pin(sys::link_tcx(program, ifindex, attach_type)?.as_fd(), &path)
+    }
+
+    fn detach_tcx(&self, ifindex: u32) -> Result<(), KernelError> {
+        PACKET_PROGRAMS
+            .iter()
+            .try_for_each(|(.., end)| remove_pin(&self.pins.links.join(format!("{ifindex}-{end}"))))
+    }
+
+    fn detach_clsact(&self, ifindex: u32) -> Result<(), KernelError> {
+        clsact::detach(ifindex, &self.pins).map_err(|source| KernelError::Attach {
+            program: "lb_tc_ingress",
+            target: format!("device {ifindex}"),
+            source,
+        })
     }
 
     fn attach_sockets(&self, options: &KernelOptions) -> Result<(), KernelError> {
@@ -283,13 +292,18 @@ impl Kernel {
     ) -> io::Result<()> {
         let program = self.programs[name].as_fd();
         let path = self.pins.links.join(name);
-        if let Ok(link) = sys::obj_get(&path) {
-            if sys::link_info(link.as_fd())?.cgroup == cgroup.metadata()?.ino() {
-                return sys::link_update(link.as_fd(), program);
-            }
+        let old = sys::obj_get(&path).ok();
+        if let Some(link) = &old
+            && sys::link_info(link.as_fd())?.cgroup == cgroup.metadata()?.ino()
+        {
+            return sys::link_update(link.as_fd(), program);
+        }
+        // Another cgroup: the old link goes only when there is a new one.
+        let new = sys::link_cgroup(program, cgroup.as_fd(), attach_type)?;
+        if old.is_some() {
             std::fs::remove_file(&path)?;
         }
-        sys::obj_pin(sys::link_cgroup(program, cgroup.as_fd(), attach_type)?.as_fd(), &path)
+        sys::obj_pin(new.as_fd(), &path)
     }
 }
 

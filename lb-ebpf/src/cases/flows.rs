@@ -121,11 +121,30 @@ pub fn a_tcp_connection_stays_with_a_removed_backend(net: &mut Net<'_>) {
     net.frontend(vip, &[a]);
     net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod]);
     net.frontend(vip, &[b]);
+    // A SYN that is sent again belongs to the same connection.
+    net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod]);
     net.backend_with(Host::PodA, BackendFlags::NONE, 0);
     net.expect(IN, &net.later(client, vip), Fate::Next, [client, pod]);
     net.expect(OUT, &net.later(pod, client), Fate::Next, [vip, client]);
-    // A SYN that is sent again belongs to the same connection.
-    net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod]);
+}
+
+/// Nobody closes the connections of a node that fails; a client uses its ports again all the same.
+pub fn a_connection_does_not_begin_with_a_removed_backend(net: &mut Net<'_>) {
+    if !net.is_tcp() {
+        return;
+    }
+    let (a, b) = (net.backend(Host::PodA), net.backend(Host::PodB));
+    let (client, vip, pod_b) = (net.client(), net.vip(1), net.target(Host::PodB));
+    let (node, out) = (net.at(Host::Node, 40000), Hook::HostEgress(Device::Uplink));
+    net.frontend(vip, &[a]);
+    net.expect(IN, &net.first(client, vip), Fate::Next, [client, net.target(Host::PodA)]);
+    let to_a = [node, net.target(Host::PodA)];
+    net.expect(out, &net.first(node, vip), Fate::Sent(Device::PodA), to_a);
+    net.frontend(vip, &[b]);
+    net.backend_with(Host::PodA, BackendFlags::NONE, 0);
+    net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod_b]);
+    net.expect(OUT, &net.later(pod_b, client), Fate::Next, [vip, client]);
+    net.expect(out, &net.first(node, vip), Fate::Sent(Device::PodB), [node, pod_b]);
 }
 
 /// A client that uses its port again gets a backend of now, whichever end closed before.

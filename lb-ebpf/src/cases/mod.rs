@@ -28,6 +28,7 @@ macro_rules! each_case {
     ($call:ident) => {
         $call! {
             flows::a_closed_connection_lets_its_port_begin_another,
+            flows::a_connection_does_not_begin_with_a_removed_backend,
             flows::a_connection_past_the_service_from_a_used_port_is_left_alone,
             flows::a_datagram_leaves_a_backend_that_no_longer_serves,
             flows::a_datagram_leaves_a_backend_whose_id_has_a_new_owner,

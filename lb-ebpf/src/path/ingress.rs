@@ -82,8 +82,9 @@ fn delivery<A: Address>(tables: &impl Tables<A>, device: u32) -> Verdict<A> {
 
 /// Does a packet of a known flow begin another one, or has its backend stopped serving?
 ///
-/// TCP stays with a removed backend until the connection ends (S12); datagrams leave a backend
-/// that no longer serves at once (S11).
+/// TCP stays with a removed backend until the connection ends (S12), but begins none with it: the
+/// end of a node that fails is never seen. Datagrams leave a backend that no longer serves at once
+/// (S11).
 #[inline(always)]
 pub(super) fn must_choose_again<A: Address>(
     headers: &Headers<A>,
@@ -91,7 +92,12 @@ pub(super) fn must_choose_again<A: Address>(
     entry: &CtEntry<A>,
 ) -> bool {
     if headers.flow.protocol == L4Proto::TCP {
-        return headers.flags.opens() && CtState::from_u8(entry.state) == CtState::Closing;
+        if !headers.flags.opens() {
+            return false;
+        }
+        if CtState::from_u8(entry.state) == CtState::Closing {
+            return true;
+        }
     }
     let serves = tables.backend(entry.backend).is_some_and(|backend| {
         backend.generation == entry.generation && backend.flags.has(BackendFlags::SERVING)
