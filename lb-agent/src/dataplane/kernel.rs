@@ -137,10 +137,11 @@ const SOCKET_PROGRAMS: [(&str, AttachType); 8] = [
     ("lb_sendmsg6", AttachType::SendMsg6),
 ];
 
-/// A program for a hook of devices, and the end of its link's name.
+/// A program for a hook of devices, and the end of its link's name: egress first, so that no request
+/// is translated whose reply would not be.
 pub(super) const PACKET_PROGRAMS: [(&str, AttachType, &str); 2] = [
-    ("lb_tc_ingress", AttachType::TcxIngress, "ingress"),
     ("lb_tc_egress", AttachType::TcxEgress, "egress"),
+    ("lb_tc_ingress", AttachType::TcxIngress, "ingress"),
 ];
 
 /// The programs and maps of a running agent.

@@ -107,11 +107,25 @@ impl<K: Abi, V: Abi> Map<K, V> {
     ///
     /// What the kernel says.
     pub(super) fn entries(&self) -> Result<Vec<(K, V)>, TableError> {
-        self.read_batches().map_err(|source| self.error("list", source))
+        let mut entries = Vec::new();
+        let keep = |key, value| entries.push((key, value));
+        self.read_batches(keep).map_err(|source| self.error("list", source))?;
+        Ok(entries)
     }
 
-    fn read_batches(&self) -> io::Result<Vec<(K, V)>> {
-        let mut entries = Vec::new();
+    /// Counts the entries that `is_it` holds for, a batch in memory at a time.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub(super) fn count(&self, is_it: impl Fn(&V) -> bool) -> Result<u64, TableError> {
+        let mut count = 0;
+        let look = |_, value| count += u64::from(is_it(&value));
+        self.read_batches(look).map_err(|source| self.error("list", source))?;
+        Ok(count)
+    }
+
+    fn read_batches(&self, mut take: impl FnMut(K, V)) -> io::Result<()> {
         // Arrays and hashes keep their place in four bytes; others may need a whole key.
         let mut cursor = vec![0; size_of::<K>().max(8)];
         let mut batch = BATCH.min(self.capacity);
@@ -138,12 +152,15 @@ impl<K: Abi, V: Abi> Map<K, V> {
             is_first = false;
             let keys = keys.chunks_exact(size_of::<K>()).take(count).map(K::from_bytes);
             let values = values.chunks_exact(size_of::<V>()).take(count).map(V::from_bytes);
-            entries.extend(keys.zip(values).filter_map(|(key, value)| key.zip(value)));
+            for (key, value) in keys.zip(values).filter_map(|(key, value)| key.zip(value)) {
+                take(key, value);
+            }
         }
-        Ok(entries)
+        Ok(())
     }
 
-    fn fd(&self) -> BorrowedFd<'_> {
+    /// The map itself.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 

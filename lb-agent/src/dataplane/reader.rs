@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     path::Path,
 };
 
@@ -90,46 +90,29 @@ impl Reader {
     ///
     /// What the kernel says.
     pub fn fill(&self) -> Result<Vec<MapFill>, TableError> {
-        let frontends_v4 = self.entries::<FrontendKey<Ipv4>, Frontend>(maps::FRONTENDS_V4)?.len();
-        let frontends_v6 = self.entries::<FrontendKey<Ipv6>, Frontend>(maps::FRONTENDS_V6)?.len();
-        let backends_v4 = self.entries::<u32, Backend<Ipv4>>(maps::BACKENDS_V4)?;
-        let backends_v6 = self.entries::<u32, Backend<Ipv6>>(maps::BACKENDS_V6)?;
-        let flows_v4 = self.entries::<CtKey<Ipv4>, CtEntry<Ipv4>>(maps::CONNTRACK_V4)?.len();
-        let flows_v6 = self.entries::<CtKey<Ipv6>, CtEntry<Ipv6>>(maps::CONNTRACK_V6)?.len();
-        let live_v4 = backends_v4.iter().filter(|(_, backend)| backend.is_live()).count();
-        let live_v6 = backends_v6.iter().filter(|(_, backend)| backend.is_live()).count();
-        [
-            (maps::FRONTENDS_V4, frontends_v4),
-            (maps::FRONTENDS_V6, frontends_v6),
-            (maps::BACKENDS_V4, live_v4),
-            (maps::BACKENDS_V6, live_v6),
-            (maps::CONNTRACK_V4, flows_v4),
-            (maps::CONNTRACK_V6, flows_v6),
-        ]
-        .into_iter()
-        .map(|(name, entries)| self.filled(name, entries))
-        .collect()
+        Ok(vec![
+            self.filled::<FrontendKey<Ipv4>, Frontend>(maps::FRONTENDS_V4, |_| true)?,
+            self.filled::<FrontendKey<Ipv6>, Frontend>(maps::FRONTENDS_V6, |_| true)?,
+            self.filled::<u32, Backend<Ipv4>>(maps::BACKENDS_V4, Backend::is_live)?,
+            self.filled::<u32, Backend<Ipv6>>(maps::BACKENDS_V6, Backend::is_live)?,
+            self.filled::<CtKey<Ipv4>, CtEntry<Ipv4>>(maps::CONNTRACK_V4, |_| true)?,
+            self.filled::<CtKey<Ipv6>, CtEntry<Ipv6>>(maps::CONNTRACK_V6, |_| true)?,
+        ])
     }
 
-    fn entries<K: Abi, V: Abi>(&self, name: &'static str) -> Result<Vec<(K, V)>, TableError> {
-        Map::open(&self.pins.maps, name)?.entries()
-    }
-
-    fn filled(&self, name: &'static str, entries: usize) -> Result<MapFill, TableError> {
-        let fail = |source| TableError::System { map: name, operation: "open", source };
-        let map = sys::obj_get(&self.pins.maps.join(name)).map_err(fail)?;
-        let capacity = sys::map_info(map.as_fd()).map_err(fail)?.max_entries;
-        Ok(MapFill {
-            name,
-            entries: entries as u64,
-            capacity: capacity.into(),
-            bytes: memory(&map),
-        })
+    fn filled<K: Abi, V: Abi>(
+        &self,
+        name: &'static str,
+        is_live: impl Fn(&V) -> bool,
+    ) -> Result<MapFill, TableError> {
+        let map = Map::<K, V>::open(&self.pins.maps, name)?;
+        let (entries, capacity) = (map.count(is_live)?, map.capacity().into());
+        Ok(MapFill { name, entries, capacity, bytes: memory(map.fd()) })
     }
 }
 
 /// Kernel memory of a map in bytes; zero where the kernel does not say.
-fn memory(map: &OwnedFd) -> u64 {
+fn memory(map: BorrowedFd<'_>) -> u64 {
     let path = format!("/proc/self/fdinfo/{}", map.as_raw_fd());
     let info = fs::read_to_string(path).unwrap_or_default();
     let line = info.lines().find_map(|line| line.strip_prefix("memlock:"));
