@@ -139,7 +139,7 @@ const SOCKET_PROGRAMS: [(&str, AttachType); 8] = [
 
 /// A program for a hook of devices, and the end of its link's name: egress first, so that no request
 /// is translated whose reply would not be.
-pub(super) const PACKET_PROGRAMS: [(&str, AttachType, &str); 2] = [
+const PACKET_PROGRAMS: [(&str, AttachType, &str); 2] = [
     ("lb_tc_egress", AttachType::TcxEgress, "egress"),
     ("lb_tc_ingress", AttachType::TcxIngress, "ingress"),
 ];
@@ -378,7 +378,7 @@ fn has_tcx() -> bool {
 }
 
 /// Is the running kernel of this version or a later one?
-pub(super) fn kernel_at_least(wanted: (u32, u32)) -> bool {
+fn kernel_at_least(wanted: (u32, u32)) -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
     match (numbers.next(), numbers.next()) {

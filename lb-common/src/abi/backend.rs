@@ -1,6 +1,9 @@
 //! One endpoint that a frontend may choose.
 
-use super::{Address, BePort, layout::abi};
+use super::{
+    Address, BePort,
+    layout::{abi, flags},
+};
 
 abi! {
     /// An endpoint of one Service port. 16 bytes for IPv4, 28 for IPv6.
@@ -30,32 +33,14 @@ impl<A: Address> Backend<A> {
     }
 }
 
-/// Bits of a [`Backend`].
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[repr(transparent)]
-pub struct BackendFlags(pub u16);
-
-// SAFETY: transparent over an integer.
-unsafe impl super::Abi for BackendFlags {}
+flags! {
+    /// Bits of a [`Backend`].
+    pub struct BackendFlags
+}
 
 impl BackendFlags {
     /// It runs on this node.
     pub const LOCAL: Self = Self(1);
-    /// No bit.
-    pub const NONE: Self = Self(0);
     /// It still serves: datagrams of known flows may go on to it (S11).
     pub const SERVING: Self = Self(2);
-
-    /// Are all bits of `other` set here?
-    #[inline(always)]
-    #[must_use]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// The bits of both.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }

@@ -1,6 +1,9 @@
 //! One address, port and protocol that a Service answers on.
 
-use super::{Address, BePort, L4Proto, layout::abi};
+use super::{
+    Address, BePort, L4Proto,
+    layout::{abi, flags},
+};
 
 abi! {
     /// Where a client sends to. 8 bytes for IPv4, 20 for IPv6.
@@ -61,13 +64,10 @@ abi! {
     }
 }
 
-/// Bits of a [`Frontend`].
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[repr(transparent)]
-pub struct FrontendFlags(pub u16);
-
-// SAFETY: transparent over an integer.
-unsafe impl super::Abi for FrontendFlags {}
+flags! {
+    /// Bits of a [`Frontend`].
+    pub struct FrontendFlags
+}
 
 impl FrontendFlags {
     /// Without a usable backend, clients on this node are dropped instead of refused (S5).
@@ -76,21 +76,6 @@ impl FrontendFlags {
     pub const DROP_EXTERNAL: Self = Self(2);
     /// Only sockets in the agent's own network namespace may use it (a loopback NodePort).
     pub const HOST_ONLY: Self = Self(4);
-    /// No bit.
-    pub const NONE: Self = Self(0);
-
-    /// Are all bits of `other` set here?
-    #[inline(always)]
-    #[must_use]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// The bits of both.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
 
 /// What kind of address a [`Frontend`] has, for people to read.

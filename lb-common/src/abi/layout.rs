@@ -94,4 +94,35 @@ macro_rules! abi {
         unsafe impl<A: $crate::abi::Address> $crate::abi::Abi for $name<A> {}
     };
 }
-pub(super) use abi;
+
+/// Declares a set of 16 bits; the bits themselves are constants of the type.
+macro_rules! flags {
+    ($(#[$meta:meta])* pub struct $name:ident) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+        #[repr(transparent)]
+        pub struct $name(pub u16);
+
+        // SAFETY: transparent over an integer.
+        unsafe impl $crate::abi::Abi for $name {}
+
+        impl $name {
+            /// No bit.
+            pub const NONE: Self = Self(0);
+
+            /// Are all bits of `other` set here?
+            #[inline(always)]
+            #[must_use]
+            pub const fn has(self, other: Self) -> bool {
+                self.0 & other.0 == other.0
+            }
+
+            /// The bits of both.
+            #[must_use]
+            pub const fn with(self, other: Self) -> Self {
+                Self(self.0 | other.0)
+            }
+        }
+    };
+}
+pub(super) use {abi, flags};

@@ -101,9 +101,9 @@ fn params(ctx: &TcContext, family: u8) -> Option<&'static mut bpf_fib_lookup> {
 fn lookup(ctx: &TcContext, params: &mut bpf_fib_lookup) -> Option<(u32, bool)> {
     // SAFETY: the context is valid, and the size is that of the parameters.
     let answer = unsafe { fib_lookup(ctx.as_ptr(), params, size_of::<bpf_fib_lookup>() as i32, 0) };
-    let found = [BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_NO_NEIGH];
     let is_known = answer == i64::from(BPF_FIB_LKUP_RET_SUCCESS);
-    found.iter().any(|ok| answer == i64::from(*ok)).then_some((params.ifindex, is_known))
+    let is_found = is_known || answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH);
+    is_found.then_some((params.ifindex, is_known))
 }
 
 #[inline(always)]

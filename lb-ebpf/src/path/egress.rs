@@ -1,6 +1,6 @@
 //! Packets that leave by a device: from backends to clients, and from the host itself.
 
-use lb_common::abi::{Address, CtAction, FrontendFlags, FrontendKey};
+use lb_common::abi::{Address, CtAction};
 
 use super::{
     PathResult, Verdict, first, ingress::must_choose_again, is_of_a_later_flow, note, send,
@@ -49,13 +49,8 @@ pub fn egress<A: Address>(
     if origin == Origin::Forwarded {
         return Ok(Verdict::Pass);
     }
-    let flow = &headers.flow;
-    let key = FrontendKey::new(flow.dst, flow.dst_port, flow.protocol);
-    let Some(frontend) = tables.frontend(&key) else {
+    let Some(frontend) = first::frontend(headers, tables) else {
         return Ok(Verdict::Pass);
     };
-    if frontend.flags.has(FrontendFlags::HOST_ONLY) {
-        return Ok(Verdict::Pass);
-    }
     first::first(packet, headers, tables, (&frontend, first::Client::Host))
 }

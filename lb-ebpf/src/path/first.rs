@@ -1,7 +1,7 @@
 //! The first packet of a flow: choose a backend, remember the choice, translate.
 
 use lb_common::{
-    abi::{Address, Backend, BackendFlags, Counter, Frontend, FrontendFlags, Region},
+    abi::{Address, Backend, BackendFlags, Counter, Frontend, FrontendFlags, FrontendKey, Region},
     flow,
 };
 
@@ -24,6 +24,17 @@ pub enum Client {
 pub(super) struct Choice<A> {
     pub(super) id: u32,
     pub(super) backend: Backend<A>,
+}
+
+/// The frontend that a packet is for; those for sockets of the host alone are no matter of packets.
+#[inline(always)]
+pub(super) fn frontend<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+) -> Option<Frontend> {
+    let flow = &headers.flow;
+    let key = FrontendKey::new(flow.dst, flow.dst_port, flow.protocol);
+    tables.frontend(&key).filter(|frontend| !frontend.flags.has(FrontendFlags::HOST_ONLY))
 }
 
 /// Chooses for a flow that conntrack does not know.

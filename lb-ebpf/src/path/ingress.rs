@@ -1,7 +1,7 @@
 //! Packets that come in by a device: from clients, and from backends back to this node.
 
 use lb_common::{
-    abi::{Address, BackendFlags, Counter, CtAction, CtEntry, FrontendFlags, FrontendKey, L4Proto},
+    abi::{Address, BackendFlags, Counter, CtAction, CtEntry, L4Proto},
     conntrack::{CtState, is_expired},
 };
 
@@ -29,14 +29,9 @@ pub fn ingress<A: Address>(
     {
         return Ok(verdict);
     }
-    let flow = &headers.flow;
-    let key = FrontendKey::new(flow.dst, flow.dst_port, flow.protocol);
-    let Some(frontend) = tables.frontend(&key) else {
+    let Some(frontend) = first::frontend(headers, tables) else {
         return Ok(Verdict::Pass);
     };
-    if frontend.flags.has(FrontendFlags::HOST_ONLY) {
-        return Ok(Verdict::Pass);
-    }
     let client = if tables.is_uplink() { first::Client::Outside } else { first::Client::Pod };
     first::first(packet, headers, tables, (&frontend, client))
 }
