@@ -8,6 +8,7 @@ use super::{
     NodeFacts, PortKey, PortTables, ServiceTables,
     endpoints::{Candidates, MAX_ENDPOINTS},
     frontends::Exposure,
+    health::health_check,
 };
 
 /// Applies the rules to one Service. What other Services claim plays no part here.
@@ -18,8 +19,12 @@ pub fn service<'a>(
 ) -> ServiceTables {
     let slices: Vec<&EndpointSlice> = slices.into_iter().collect();
     let problems = not_supported(service).collect();
-    let mut tables =
-        ServiceTables { created: service.created, problems, ..ServiceTables::default() };
+    let mut tables = ServiceTables {
+        created: service.created,
+        health_check: health_check(service, &slices, facts),
+        problems,
+        ..ServiceTables::default()
+    };
     for port in &service.ports {
         let made = port_tables(service, port, &slices, facts);
         tables.problems.extend(too_many_endpoints(service, port, &made));

@@ -151,6 +151,7 @@ impl SliceForm {
             family: endpoints.first().map_or(Family::V4, |e| Family::of(e.address)),
             ports: self.ports.iter().map(|port| slice_port(port)).collect(),
             endpoints,
+            last_change: None,
         }
     }
 }

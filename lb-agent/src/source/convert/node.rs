@@ -8,6 +8,8 @@ use super::{Converted, Faults, parse_cidr, shared};
 use crate::model::{Node, ObjectName};
 
 const ZONE: &str = "topology.kubernetes.io/zone";
+/// Taint of a node that the cluster's autoscaler is about to delete.
+const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// Reads a node; a prefix that makes no sense is left out.
 #[must_use]
@@ -26,7 +28,14 @@ pub fn node(object: &core::Node) -> Converted<Node> {
             ),
         }
     }
-    Converted { object: Some(Node { name, zone, pod_cidrs }), problems: faults.into_problems() }
+    let node = Node { name, zone, pod_cidrs, is_leaving: is_leaving(object) };
+    Converted { object: Some(node), problems: faults.into_problems() }
+}
+
+fn is_leaving(object: &core::Node) -> bool {
+    let taints = object.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+    object.metadata.deletion_timestamp.is_some()
+        || taints.iter().any(|taint| taint.key == TO_BE_DELETED)
 }
 
 /// `podCIDRs`, or the older `podCIDR` where that is all there is.
