@@ -57,6 +57,11 @@ pub(super) struct RunArgs {
     /// Addresses of this node that answer on node ports: CIDRs, all, localhost, primary
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "all")]
     pub(super) nodeport_addresses: Vec<NodePortAddresses>,
+    /// Metrics that kube-proxy has are served under its names, too
+    #[arg(long, value_name = "BOOL", default_value_t = false)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(action = clap::ArgAction::Set)]
+    pub(super) kube_proxy_metrics: bool,
     /// Conntrack entries of each family
     #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = size())]
     pub(super) conntrack_max: u32,
@@ -179,6 +184,7 @@ fn settings(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<Settings> {
         tc_attach: node.tc_attach,
         healthz: node.healthz_bind_address,
         metrics: node.metrics_bind_address,
+        kube_proxy_metrics: arguments.kube_proxy_metrics,
         nodeport_addresses: arguments.nodeport_addresses,
         snat_ports: node.snat_port_range,
         conntrack_max: arguments.conntrack_max,

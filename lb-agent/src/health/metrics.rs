@@ -248,8 +248,7 @@ mod tests {
         lines
     }
 
-    #[test]
-    fn s20_what_kube_proxy_counts_has_its_names_types_and_labels() {
+    fn filled() -> Metrics {
         let metrics = Metrics::new(ProxyNames::Both);
         let time = Timestamp::from_second(1_800_000_000).unwrap();
         let later = Timestamp::from_millisecond(1_800_000_000_400).unwrap();
@@ -262,6 +261,12 @@ mod tests {
         metrics.set_no_local_endpoints(Family::V4, NoLocalEndpoints { internal: 1, external: 2 });
         metrics.answered(Probe::Healthz, 503);
         metrics.answered(Probe::Livez, 200);
+        metrics
+    }
+
+    #[test]
+    fn s20_what_kube_proxy_counts_has_its_names_types_and_labels() {
+        let metrics = filled();
         let text = metrics.text();
         for line in [
             "network_programming_duration_seconds_count{ip_family=\"IPv6\"} 1",

@@ -167,9 +167,9 @@ mod tests {
         ObjectName::new("shop", name)
     }
 
-    fn check(port: u16, v4: usize, v6: usize) -> Option<HealthCheck> {
+    fn check(port: u16, v4: usize, v6: usize) -> HealthCheck {
         let local_endpoints = BTreeMap::from([(Family::V4, v4), (Family::V6, v6)]);
-        Some(HealthCheck { port: port.try_into().unwrap(), local_endpoints })
+        HealthCheck { port: port.try_into().unwrap(), local_endpoints }
     }
 
     fn ports() -> HealthPorts {
@@ -199,7 +199,7 @@ mod tests {
     #[tokio::test]
     async fn s3_the_answer_is_kube_proxys_to_the_letter() {
         let (mut ports, port) = (ports(), free_port());
-        ports.want(name("web"), check(port, 2, 0));
+        ports.want(name("web"), Some(check(port, 2, 0)));
         assert_eq!(settle(&mut ports).await, [""; 0]);
         let answer = request(v4(port), "/any/path").await;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -223,7 +223,7 @@ mod tests {
         // Its first sync is never done.
         let health = Health::stuck_since(Duration::from_secs(61));
         let (mut ports, port) = (HealthPorts::new(health), free_port());
-        ports.want(name("web"), check(port, 2, 2));
+        ports.want(name("web"), Some(check(port, 2, 2)));
         settle(&mut ports).await;
         let answer = request(v4(port), "/").await;
         assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
@@ -237,7 +237,7 @@ mod tests {
     async fn s3_a_node_that_leaves_is_no_matter_of_a_health_check() {
         let (mut ports, port) = (ports(), free_port());
         ports.health.set_node_eligible(false);
-        ports.want(name("web"), check(port, 1, 1));
+        ports.want(name("web"), Some(check(port, 1, 1)));
         settle(&mut ports).await;
         assert!(request(v4(port), "/").await.starts_with("HTTP/1.1 200"));
     }
@@ -245,13 +245,13 @@ mod tests {
     #[tokio::test]
     async fn s3_ports_change_and_go_and_leave_no_listener() {
         let (mut ports, first, second) = (ports(), free_port(), free_port());
-        ports.want(name("a"), check(first, 1, 1));
+        ports.want(name("a"), Some(check(first, 1, 1)));
         settle(&mut ports).await;
         // The two swap what they hold: each must be closed before the other is opened.
-        ports.want(name("b"), check(second, 1, 1));
+        ports.want(name("b"), Some(check(second, 1, 1)));
         settle(&mut ports).await;
-        ports.want(name("a"), check(second, 1, 1));
-        ports.want(name("b"), check(first, 1, 1));
+        ports.want(name("a"), Some(check(second, 1, 1)));
+        ports.want(name("b"), Some(check(first, 1, 1)));
         assert_eq!(settle(&mut ports).await, [""; 0]);
         assert!(request(v4(first), "/").await.contains("\"name\": \"b\""));
         assert!(request(v4(second), "/").await.contains("\"name\": \"a\""));
@@ -267,9 +267,9 @@ mod tests {
     #[tokio::test]
     async fn s3_a_count_goes_down_before_the_tables_are_written_but_not_up() {
         let (mut ports, port) = (ports(), free_port());
-        ports.want(name("web"), check(port, 2, 2));
+        ports.want(name("web"), Some(check(port, 2, 2)));
         settle(&mut ports).await;
-        ports.lower(&name("web"), &check(port, 1, 3).unwrap());
+        ports.lower(&name("web"), &check(port, 1, 3));
         let both = [request(v4(port), "/").await, request(v6(port), "/").await];
         assert!(both[0].contains("\"localEndpoints\": 1"), "{}", both[0]);
         assert!(both[1].contains("\"localEndpoints\": 2"), "{}", both[1]);
@@ -280,7 +280,7 @@ mod tests {
         let holder = std::net::TcpListener::bind("[::]:0").unwrap();
         let port = holder.local_addr().unwrap().port();
         let mut ports = ports();
-        ports.want(name("web"), check(port, 1, 1));
+        ports.want(name("web"), Some(check(port, 1, 1)));
         let told = settle(&mut ports).await;
         let start = format!(
             "Service shop/web: spec.healthCheckNodePort: listen on [::]:{port}: Address already in use"
@@ -297,9 +297,9 @@ mod tests {
     #[tokio::test]
     async fn s3_of_two_services_with_one_port_the_second_waits_for_the_first() {
         let (mut ports, port) = (ports(), free_port());
-        ports.want(name("b"), check(port, 1, 1));
+        ports.want(name("b"), Some(check(port, 1, 1)));
         settle(&mut ports).await;
-        ports.want(name("a"), check(port, 1, 1));
+        ports.want(name("a"), Some(check(port, 1, 1)));
         let told = settle(&mut ports).await;
         assert!(
             told[0].contains(&format!("{port} is served for Service shop/b already")),
@@ -315,7 +315,7 @@ mod tests {
     #[tokio::test]
     async fn s3_named_addresses_alone_answer() {
         let (mut ports, port) = (ports(), free_port());
-        ports.want(name("web"), check(port, 1, 1));
+        ports.want(name("web"), Some(check(port, 1, 1)));
         settle(&mut ports).await;
         ports.listen_at(BTreeSet::from(["127.0.0.7".parse().unwrap()]));
         settle(&mut ports).await;

@@ -9,6 +9,7 @@
 mod ask;
 mod beside;
 mod bulk;
+mod health;
 mod policy;
 mod reach;
 mod source;
