@@ -160,6 +160,9 @@ mod tests {
         changes.add(&slice(1), &owner(), true);
         changes.add(&slice(-1), &owner(), false);
         changes.add(&slice(1), &Change::Nothing, false);
+        changes.written(at(4));
+        let text = metrics.text();
+        assert!(!text.contains("programming_duration_seconds_count"), "{text}");
         changes.add(&slice(1), &owner(), false);
         changes.add(&Heard::SliceGone, &owner(), false);
         changes.written(at(4));
