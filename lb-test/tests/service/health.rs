@@ -111,8 +111,8 @@ fn health_ports(path: SocketLb) {
 fn only_terminating(cluster: &Cluster) {
     let leaving = |name: &&str| pod(name, cluster.pod(name), &[WEB, name], Condition::Leaving);
     cluster.apply("pods.yaml", &list(&BACKENDS.each_ref().map(leaving))).unwrap();
-    assert_counts(cluster, "node1", HEALTH_PORT, 0);
     assert_counts(cluster, "node2", HEALTH_PORT, 0);
+    assert_counts(cluster, "node1", HEALTH_PORT, 0);
     for family in Family::BOTH {
         let url = format!("http://{}/", cluster.node("node2").socket(family, NODE_PORT));
         assert_eq!(programs::curl(cluster.outside(), &url, &[]).unwrap(), "web-2\n");
