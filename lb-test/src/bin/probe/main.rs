@@ -28,7 +28,7 @@ enum Command {
     TcpGet(Requests),
     /// Gets `/` again and again over connections that stay; prints `ready`, each `failure`, and a
     /// `summary`
-    TcpKeepalive(Requests),
+    TcpKeepalive(Kept),
     /// Connects and prints `peer`, the address that getpeername shows
     Peername(Target),
     /// Sends datagrams; prints an `answer` with payload and source, or a `failure`, each
@@ -62,6 +62,15 @@ struct Requests {
     /// How many and how often
     #[command(flatten)]
     pace: Pace,
+}
+
+#[derive(Args)]
+struct Kept {
+    #[command(flatten)]
+    requests: Requests,
+    /// Takes another connection for one that the server has ended, as browsers do
+    #[arg(long)]
+    reconnect: bool,
 }
 
 #[derive(Args)]
@@ -127,7 +136,7 @@ fn emit(event: &str, mut fields: Value) {
 fn main() -> Result<()> {
     match Cli::parse().command {
         Command::TcpGet(requests) => tcp::get(&requests),
-        Command::TcpKeepalive(requests) => tcp::keepalive(&requests),
+        Command::TcpKeepalive(kept) => tcp::keepalive(&kept),
         Command::Peername(target) => tcp::peername(&target),
         Command::Udp(datagrams) => return udp::send(&datagrams),
         Command::UdpServer(server) => return udp::serve(&server),
