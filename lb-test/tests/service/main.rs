@@ -9,6 +9,7 @@
 mod ask;
 mod beside;
 mod bulk;
+mod node_local;
 mod policy;
 mod reach;
 mod source;
