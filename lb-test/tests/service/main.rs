@@ -8,7 +8,9 @@
 
 mod ask;
 mod beside;
+mod bind;
 mod bulk;
+mod node_settings;
 mod policy;
 mod reach;
 mod source;
