@@ -113,10 +113,13 @@ fn matches(row: &ServiceRow, filters: &[String]) -> bool {
 }
 
 /// Joins tables and names: one row a frontend, in order of Service, kind and address.
+///
+/// Without those at the unspecified address, which keep others from binding a node port.
 pub fn rows(snapshot: &Snapshot, names: &NameTable) -> Vec<ServiceRow> {
     let mut rows: Vec<_> = snapshot
         .frontends
         .iter()
+        .filter(|(address, _)| !address.ip.is_unspecified())
         .map(|(address, entry)| row(snapshot, names, *address, entry))
         .collect();
     // A stable sort: frontends come in order of their addresses.

@@ -61,6 +61,7 @@ fn snapshot() -> Snapshot {
         (frontend("10.96.100.100:80", Protocol::Tcp), cluster),
         (frontend("[fd00:10:96::64]:80", Protocol::Tcp), cluster_v6),
         (frontend("192.0.2.2:30080", Protocol::Tcp), entry(FrontendKind::NODE_PORT, ALL, LOCAL)),
+        (frontend("0.0.0.0:30080", Protocol::Tcp), entry(FrontendKind::NODE_PORT, ALL, LOCAL)),
         (frontend("203.0.113.1:80", Protocol::Tcp), dropped),
         (frontend("10.96.0.10:53", Protocol::Udp), refused),
     ]);

@@ -3,6 +3,7 @@
 //! [`Tables`] is all that the agent writes for Services. `bpf` performs it on pinned maps, `fake`
 //! in memory. Not for: deciding what to write, or in which order.
 
+mod cgroup;
 mod clsact;
 pub mod fake;
 pub mod faulty;

@@ -68,6 +68,7 @@ impl Exposure<'_> {
         let external_ip = short_circuit(FrontendKind::EXTERNAL_IP, FrontendFlags::NONE);
         let node_port = short_circuit(FrontendKind::NODE_PORT, FrontendFlags::NONE);
         let loopback = short_circuit(FrontendKind::NODE_PORT, FrontendFlags::HOST_ONLY);
+        let guard = short_circuit(FrontendKind::NODE_PORT, self.guard_flags());
 
         let mut frontends = BTreeMap::new();
         let mut add = |address, frontend| {
@@ -78,6 +79,7 @@ impl Exposure<'_> {
         self.at_port(&self.service.external_ips).for_each(|address| add(address, external_ip));
         self.node_ports().for_each(|address| add(address, node_port));
         self.loopback_node_port().into_iter().for_each(|address| add(address, loopback));
+        self.guard().into_iter().for_each(|address| add(address, guard));
         frontends
     }
 
@@ -112,6 +114,25 @@ impl Exposure<'_> {
         };
         let node_port = self.port.node_port?.get();
         self.facts.node_port_addresses.contains(&ip).then(|| self.address(ip, node_port))
+    }
+
+    /// At the unspecified address, where this family answers on the node port at all: keeps
+    /// processes of the host from binding the port.
+    fn guard(&self) -> Option<FrontendAddress> {
+        let any = match self.family {
+            Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let answered = self.node_ports().chain(self.loopback_node_port()).next()?;
+        Some(FrontendAddress { ip: any, ..answered })
+    }
+
+    /// `connect` to the unspecified address means loopback, which may have no node ports.
+    fn guard_flags(&self) -> FrontendFlags {
+        match self.loopback_node_port() {
+            Some(_) => FrontendFlags::HOST_ONLY,
+            None => FrontendFlags::HOST_ONLY.with(FrontendFlags::BIND_ONLY),
+        }
     }
 
     fn of_family<'b>(

@@ -28,7 +28,8 @@ pub(crate) fn lines<T: Tables>(
 ) -> BTreeSet<String> {
     let snapshot = reconciler.tables().snapshot().unwrap();
     let mut lines = BTreeSet::new();
-    for (address, entry) in &snapshot.frontends {
+    // What keeps others from binding a node port is beside every node port, and no story by itself.
+    for (address, entry) in snapshot.frontends.iter().filter(|(at, _)| !at.ip.is_unspecified()) {
         let name = name(&names(reconciler, entry.service));
         lines.extend(frontend(&snapshot, &name, address, entry));
     }

@@ -76,6 +76,8 @@ impl FrontendFlags {
     pub const DROP_EXTERNAL: Self = Self(2);
     /// Only sockets in the agent's own network namespace may use it (a loopback NodePort).
     pub const HOST_ONLY: Self = Self(4);
+    /// Nobody is answered here: the entry only keeps processes of the host from binding the port.
+    pub const BIND_ONLY: Self = Self(128);
 }
 
 /// What kind of address a [`Frontend`] has, for people to read.

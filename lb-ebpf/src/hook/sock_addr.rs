@@ -22,7 +22,7 @@ use crate::{
     maps::{self, Maps, SOCKETS},
 };
 
-const ALLOW: i32 = 1;
+pub(super) const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 
@@ -108,14 +108,18 @@ pub fn connect<A: SocketAddress>(ctx: &SockAddrContext) -> i32 {
             ALLOW
         }
         Answer::Pass => ALLOW,
-        Answer::Refuse => {
-            if SET_RETVAL.load() != 0 {
-                // SAFETY: a helper that takes a number.
-                unsafe { bpf_set_retval(-ECONNREFUSED) };
-            }
-            REFUSE
-        }
+        Answer::Refuse => refuse(ECONNREFUSED),
     }
+}
+
+/// Ends the system call with an error, `EPERM` where the kernel has no way to say another.
+#[inline(always)]
+pub(super) fn refuse(errno: i32) -> i32 {
+    if SET_RETVAL.load() != 0 {
+        // SAFETY: a helper that takes a number.
+        unsafe { bpf_set_retval(-errno) };
+    }
+    REFUSE
 }
 
 /// Gives `recvmsg` and `getpeername` the frontend that the socket talks to.
@@ -137,6 +141,9 @@ fn choose<A: Address + Maps>(ctx: &SockAddrContext, address: A, port: BePort) ->
     let Some(frontend) = A::frontend(&FrontendKey::new(address, port, protocol)) else {
         return Answer::Pass;
     };
+    if frontend.flags.has(FrontendFlags::BIND_ONLY) {
+        return Answer::Pass;
+    }
     if frontend.flags.has(FrontendFlags::HOST_ONLY) && !is_host(ctx) {
         return Answer::Pass;
     }
@@ -237,19 +244,19 @@ fn find(peers: &SocketPeers, is_it: impl Fn(&SocketPair) -> bool) -> Option<Sock
 
 /// Is the socket in the agent's own network namespace?
 #[inline(always)]
-fn is_host(ctx: &SockAddrContext) -> bool {
+pub(super) fn is_host(ctx: &SockAddrContext) -> bool {
     // SAFETY: the context is valid for as long as the program runs.
     unsafe { bpf_get_netns_cookie(ctx.as_ptr()) == HOST_NETNS.load() }
 }
 
 #[inline(always)]
-fn protocol(ctx: &SockAddrContext) -> L4Proto {
+pub(super) fn protocol(ctx: &SockAddrContext) -> L4Proto {
     // SAFETY: the context is valid for as long as the program runs.
     L4Proto(unsafe { addr_of_mut!((*ctx.sock_addr).protocol).read_volatile() } as u8)
 }
 
 #[inline(always)]
-fn port(ctx: &SockAddrContext) -> BePort {
+pub(super) fn port(ctx: &SockAddrContext) -> BePort {
     // SAFETY: the context is valid for as long as the program runs; the port is in its low half.
     BePort(unsafe { addr_of_mut!((*ctx.sock_addr).user_port).read_volatile() } as u16)
 }

@@ -8,8 +8,10 @@
 
 mod ask;
 mod beside;
+mod bind;
 mod bulk;
 mod node_local;
+mod node_settings;
 mod policy;
 mod reach;
 mod source;

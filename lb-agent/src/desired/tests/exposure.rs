@@ -120,8 +120,34 @@ fn s8_a_node_port_answers_on_the_nodes_addresses_and_to_the_host_on_loopback() {
             (tcp(ip(family, NODES, 1), 30080), 0),
             (tcp(ip(family, NODES, 2), 30080), 0),
             (tcp(loopback, 30080), FrontendFlags::HOST_ONLY.0),
+            (tcp(unspecified(family), 30080), FrontendFlags::HOST_ONLY.0),
         ];
         assert_eq!(flags, wanted.into());
+    }
+}
+
+fn unspecified(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+#[test]
+fn s8_a_guard_keeps_a_node_port_that_answers_from_others_and_only_that() {
+    for family in FAMILIES {
+        let case = case(family, &exposed(family, CLUSTER_POLICY, CLUSTER_POLICY), Vec::new());
+        let guard = case.tables.frontends[&tcp(unspecified(family), 30080)];
+        let nobody = FrontendFlags::HOST_ONLY.with(FrontendFlags::BIND_ONLY);
+        assert_eq!((guard.kind, guard.flags), (FrontendKind::NODE_PORT, nobody));
+        let others = case.tables.frontends.keys().filter(|at| at.ip.is_unspecified());
+        assert_eq!(others.count(), 1, "ports of other frontends are free");
+
+        let mut facts = facts();
+        facts.node_port_addresses.retain(|ip| Family::of(*ip) != family);
+        let tables = tables_of(&exposed(family, CLUSTER_POLICY, CLUSTER_POLICY), &[], &facts);
+        let port = tables.ports.first_key_value().unwrap().1;
+        assert!(port.frontends().all(|(_, frontend)| frontend.kind != FrontendKind::NODE_PORT));
     }
 }
 
@@ -145,7 +171,7 @@ fn s22_a_cluster_ip_that_a_local_device_holds_is_left_alone() {
     let tables = tables_of(&service, &[], &facts);
     let port = tables.ports.first_key_value().unwrap().1;
     assert!(port.frontends().all(|(_, frontend)| frontend.kind != FrontendKind::CLUSTER_IP));
-    assert_eq!(port.frontends().count(), 4);
+    assert_eq!(port.frontends().count(), 5);
 }
 
 #[test]

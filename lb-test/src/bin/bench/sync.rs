@@ -104,6 +104,7 @@ impl Pipeline {
             bpffs,
             cgroup: None,
             socket_lb: SocketLb::Off,
+            bind_protection: false,
             tc_attach: TcAttach::Auto,
             snat_ports: (61000, 65535),
             conntrack_max: ENTRIES,
