@@ -76,6 +76,10 @@ impl FrontendFlags {
     pub const DROP_EXTERNAL: Self = Self(2);
     /// Only sockets in the agent's own network namespace may use it (a loopback NodePort).
     pub const HOST_ONLY: Self = Self(4);
+    /// Clients on this node choose from the Local list.
+    pub const INTERNAL_LOCAL: Self = Self(8);
+    /// Clients from outside choose from the Local list.
+    pub const EXTERNAL_LOCAL: Self = Self(16);
 }
 
 /// What kind of address a [`Frontend`] has, for people to read.
