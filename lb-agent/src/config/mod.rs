@@ -75,6 +75,8 @@ pub struct Settings {
     pub snat_ports: PortRange,
     /// Conntrack entries in each family.
     pub conntrack_max: u32,
+    /// Clients with affinity in each family.
+    pub affinity_max: u32,
     /// Frontends in each family.
     pub max_frontends: u32,
     /// Backends in each family.
