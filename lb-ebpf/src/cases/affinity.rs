@@ -113,6 +113,23 @@ pub fn s10_nothing_is_remembered_of_a_refusal_or_a_drop(net: &mut Net<'_>) {
     begin(net, (Host::Client, 1001), 1, Host::PodB);
 }
 
+/// A segment of a connection that this node has forgotten begins none: it goes where the client's
+/// connections go, and renews nothing.
+pub fn s10_a_segment_of_no_connection_leaves_nothing(net: &mut Net<'_>) {
+    if !net.is_tcp() {
+        return;
+    }
+    let (a, b) = (backend(net, Host::PodA, AFFINE), backend(net, Host::PodB, AFFINE));
+    let (vip, old, new) = (net.vip(1), net.at(Host::Client, 1000), net.at(Host::Client, 1002));
+    let (pod_a, pod_b) = (net.target(Host::PodA), net.target(Host::PodB));
+    lead(net, 1, a);
+    net.expect(IN, &net.later(old, vip), Fate::Next, [old, pod_a]);
+    lead(net, 1, b);
+    begin(net, (Host::Client, 1001), 1, Host::PodB);
+    lead(net, 1, a);
+    net.expect(IN, &net.later(new, vip), Fate::Next, [new, pod_b]);
+}
+
 /// Where the Service no longer asks for it, nothing is looked up; asked for again, what is
 /// remembered counts until its timeout.
 pub fn s10_affinity_is_switched_off_and_on(net: &mut Net<'_>) {

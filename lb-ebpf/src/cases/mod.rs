@@ -31,6 +31,7 @@ macro_rules! each_case {
             affinity::s10_a_backend_that_left_the_list_gets_no_new_flow,
             affinity::s10_a_client_keeps_its_backend_and_another_has_its_own,
             affinity::s10_a_remote_backend_is_kept_too,
+            affinity::s10_a_segment_of_no_connection_leaves_nothing,
             affinity::s10_affinity_is_switched_off_and_on,
             affinity::s10_all_addresses_of_a_service_port_share_the_choice,
             affinity::s10_nothing_is_remembered_of_a_refusal_or_a_drop,

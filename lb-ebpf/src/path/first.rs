@@ -58,7 +58,7 @@ pub fn first<A: Address>(
     }
     let choice = choose(headers, tables, frontend, is_outside)?;
     let verdict = translate(packet, headers, tables, &choice, client)?;
-    if frontend.affinity_timeout != 0 {
+    if frontend.affinity_timeout != 0 && headers.begins() {
         let given = (choice.id, choice.backend.generation);
         affinity::remember(tables, &affinity_key(headers, frontend), given);
     }
