@@ -25,6 +25,7 @@ fn options(node: &Node, tc_attach: TcAttach) -> KernelOptions {
         tc_attach,
         snat_ports: (61000, 65535),
         conntrack_max: 1024,
+        affinity_max: 1024,
         max_frontends: 1024,
         max_backends: 1024,
     }

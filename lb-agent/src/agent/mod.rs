@@ -179,6 +179,7 @@ fn kernel_options(settings: &Settings) -> KernelOptions {
         tc_attach: settings.tc_attach,
         snat_ports: (settings.snat_ports.first, settings.snat_ports.last),
         conntrack_max: settings.conntrack_max,
+        affinity_max: settings.affinity_max,
         max_frontends: settings.max_frontends,
         max_backends: settings.max_backends,
     }

@@ -61,6 +61,9 @@ pub(super) struct RunArgs {
     /// Entries of the agent's own conntrack, each family
     #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = size())]
     pub(super) conntrack_max: u32,
+    /// Clients of each family whose backend is remembered for session affinity
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = size())]
+    pub(super) affinity_max: u32,
     /// Frontends of each family
     #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = size())]
     pub(super) max_frontends: u32,
@@ -195,6 +198,7 @@ fn settings(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<Settings> {
         node_ports: node.service_node_port_range,
         netfilter: arguments.netfilter.settings(),
         conntrack_max: arguments.conntrack_max,
+        affinity_max: arguments.affinity_max,
         max_frontends: arguments.max_frontends,
         max_backends: arguments.max_backends,
     })

@@ -84,6 +84,8 @@ pub struct Settings {
     pub netfilter: NetfilterSettings,
     /// Conntrack entries in each family.
     pub conntrack_max: u32,
+    /// Clients with affinity in each family.
+    pub affinity_max: u32,
     /// Frontends in each family.
     pub max_frontends: u32,
     /// Backends in each family.

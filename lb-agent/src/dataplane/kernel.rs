@@ -60,6 +60,8 @@ pub struct KernelOptions {
     pub snat_ports: (u16, u16),
     /// Entries of each conntrack map.
     pub conntrack_max: u32,
+    /// Entries of each affinity map.
+    pub affinity_max: u32,
     /// Entries of each frontend map.
     pub max_frontends: u32,
     /// Entries of each backend map.
@@ -277,6 +279,8 @@ fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelError> {
         .map_max_entries(maps::FRONTENDS_V6, options.max_frontends)
         .map_max_entries(maps::BACKENDS_V4, options.max_backends)
         .map_max_entries(maps::BACKENDS_V6, options.max_backends)
+        .map_max_entries(maps::AFFINITY_V4, options.affinity_max)
+        .map_max_entries(maps::AFFINITY_V6, options.affinity_max)
         .map_max_entries(maps::CONNTRACK_V4, options.conntrack_max)
         .map_max_entries(maps::CONNTRACK_V6, options.conntrack_max);
     for name in maps::ALL {

@@ -6,11 +6,13 @@ use std::{
     sync::Arc,
 };
 
-use lb_common::abi::{FrontendFlags, FrontendKind};
+use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind};
 
 use crate::model::{Family, Service, ServicePort, TrafficPolicy, is_routable};
 
-use super::{FamilyTables, Frontend, FrontendAddress, ListKind, NodeFacts, endpoints::Candidates};
+use super::{
+    Backend, FamilyTables, Frontend, FrontendAddress, ListKind, NodeFacts, endpoints::Candidates,
+};
 
 /// One Service port in one family, on its way to become [`FamilyTables`].
 pub(super) struct Exposure<'a> {
@@ -30,7 +32,12 @@ impl Exposure<'_> {
         // Of S5: with policy Local, an endpoint that is somewhere else makes refuse into drop.
         let local_drops = local.is_empty() && candidates.has_any();
         let frontends = self.frontends(local_drops);
-        FamilyTables { backends: candidates.backends(), cluster, local, frontends }
+        let mut backends = candidates.backends();
+        if self.service.affinity_timeout.is_some() {
+            mark(&mut backends, &cluster, BackendFlags::AFFINE_CLUSTER);
+            mark(&mut backends, &local, BackendFlags::AFFINE_LOCAL);
+        }
+        FamilyTables { backends, cluster, local, frontends }
     }
 
     /// Can clients from outside the cluster reach it (S1.1)?
@@ -145,6 +152,15 @@ impl Exposure<'_> {
 
     fn address(&self, ip: IpAddr, port: u16) -> FrontendAddress {
         FrontendAddress { ip, port, protocol: self.port.protocol }
+    }
+}
+
+/// S10: affinity holds only to backends of the list that a client chooses from.
+fn mark(backends: &mut BTreeMap<SocketAddr, Backend>, list: &[SocketAddr], flag: BackendFlags) {
+    for address in list {
+        if let Some(backend) = backends.get_mut(address) {
+            backend.flags = backend.flags.with(flag);
+        }
     }
 }
 

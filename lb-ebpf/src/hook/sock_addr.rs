@@ -11,15 +11,16 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Address, Backend, BackendFlags, BePort, Frontend, FrontendFlags, FrontendKey, Ipv4, Ipv6,
-        L4Proto, SOCKET_PAIRS, SocketPair, SocketPeers,
+        Address, AffinityKey, Backend, BackendFlags, BePort, Frontend, FrontendFlags, FrontendKey,
+        Ipv4, Ipv6, L4Proto, SOCKET_PAIRS, SocketPair, SocketPeers,
     },
     flow,
 };
+use lb_ebpf::affinity;
 
 use crate::{
     globals::{HOST_NETNS, SET_RETVAL, SOCKET_HOST_ONLY},
-    maps::{self, Maps, SOCKETS},
+    maps::{self, BpfBackends, Maps, SOCKETS},
 };
 
 pub(super) const ALLOW: i32 = 1;
@@ -163,10 +164,32 @@ fn choose<A: Address + Maps>(ctx: &SockAddrContext, address: A, port: BePort) ->
     }
 }
 
+/// The backend that the socket's network namespace was given before, where the Service asks for
+/// that (S10), else any.
+#[inline(always)]
+fn pick<A: Address + Maps>(
+    ctx: &SockAddrContext,
+    frontend: &Frontend,
+    protocol: L4Proto,
+) -> Option<(u32, Backend<A>)> {
+    if frontend.affinity_timeout == 0 {
+        return pick_slot(ctx, frontend, protocol);
+    }
+    let backends = BpfBackends::<A>::new();
+    let client = AffinityKey::of_netns(frontend.service, netns(ctx));
+    let list = affinity::list(frontend, FrontendFlags::INTERNAL_LOCAL);
+    let (id, backend) = match affinity::recall(&backends, frontend, &client, list) {
+        Some(choice) => choice,
+        None => pick_slot(ctx, frontend, protocol)?,
+    };
+    affinity::remember(&backends, &client, (id, backend.generation));
+    Some((id, backend))
+}
+
 /// TCP takes any slot: the source port that the packet path would hash is not known yet. UDP takes
 /// one that follows from the socket, so that a stream of datagrams stays together.
 #[inline(always)]
-fn pick<A: Maps>(
+fn pick_slot<A: Maps>(
     ctx: &SockAddrContext,
     frontend: &Frontend,
     protocol: L4Proto,
@@ -245,8 +268,14 @@ fn find(peers: &SocketPeers, is_it: impl Fn(&SocketPair) -> bool) -> Option<Sock
 /// Is the socket in the agent's own network namespace?
 #[inline(always)]
 pub(super) fn is_host(ctx: &SockAddrContext) -> bool {
+    netns(ctx) == HOST_NETNS.load()
+}
+
+/// Cookie of the socket's network namespace.
+#[inline(always)]
+fn netns(ctx: &SockAddrContext) -> u64 {
     // SAFETY: the context is valid for as long as the program runs.
-    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) == HOST_NETNS.load() }
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
 #[inline(always)]

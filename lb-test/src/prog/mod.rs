@@ -162,6 +162,7 @@ pub fn options(node: &Node) -> KernelOptions {
         tc_attach: TcAttach::Auto,
         snat_ports: (SNAT_RANGE.0, SNAT_RANGE.0 + SNAT_RANGE.1 - 1),
         conntrack_max: 16384,
+        affinity_max: 16384,
         max_frontends: 256,
         max_backends: 256,
     }

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod affinity;
 mod ask;
 mod beside;
 mod bind;

@@ -1,6 +1,6 @@
 //! Which addresses a Service has, and what clients meet there: S5 to S8, S22.
 
-use lb_common::abi::{FrontendFlags, FrontendKind};
+use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind};
 
 use super::*;
 use crate::model::TrafficPolicy::Local;
@@ -188,11 +188,32 @@ fn s9_source_ranges_that_nobody_checks_keep_the_load_balancer_address_closed() {
     assert_eq!(is_open(&service), (false, 1));
 }
 
+/// The flags of affinity of the backends, by pod.
+fn affine(case: &Case) -> Vec<u16> {
+    let affine = BackendFlags::AFFINE_CLUSTER.with(BackendFlags::AFFINE_LOCAL);
+    case.tables.backends.values().map(|backend| backend.flags.0 & affine.0).collect()
+}
+
 #[test]
-fn s10_affinity_that_is_not_kept_is_said() {
-    let mut service = exposed(Family::V4, CLUSTER_POLICY, CLUSTER_POLICY);
-    service.affinity_timeout = Some(10_800);
-    let problems = tables_of(&service, &[], &facts()).problems;
-    assert_eq!(problems.len(), 1);
-    assert_eq!(problems[0].field, "spec.sessionAffinity");
+fn s10_affinity_holds_to_the_backends_of_each_list_alone() {
+    let (cluster, local) = (BackendFlags::AFFINE_CLUSTER.0, BackendFlags::AFFINE_LOCAL.0);
+    for family in FAMILIES {
+        let endpoints = [
+            endpoint(family, 1, "here"),
+            endpoint(family, 2, "there"),
+            leaving(endpoint(family, 3, "here")),
+            leaving(endpoint(family, 4, "there")),
+        ];
+        let flags = |external, timeout, endpoints: &[Endpoint]| {
+            let mut service = exposed(family, CLUSTER_POLICY, external);
+            service.affinity_timeout = timeout;
+            affine(&case(family, &service, endpoints.to_vec()))
+        };
+        assert_eq!(flags(Local, None, &endpoints), [0, 0, 0, 0]);
+        assert_eq!(flags(CLUSTER_POLICY, Some(10), &endpoints), [cluster, cluster, 0, 0]);
+        assert_eq!(flags(Local, Some(10), &endpoints), [cluster | local, cluster, 0, 0]);
+        // Where nothing is ready here, the Local list falls back; and so does the other one.
+        assert_eq!(flags(Local, Some(10), &endpoints[1..]), [cluster, local, 0]);
+        assert_eq!(flags(Local, Some(10), &endpoints[2..]), [cluster | local, cluster]);
+    }
 }

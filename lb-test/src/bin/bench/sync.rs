@@ -108,6 +108,7 @@ impl Pipeline {
             tc_attach: TcAttach::Auto,
             snat_ports: (61000, 65535),
             conntrack_max: ENTRIES,
+            affinity_max: ENTRIES,
             max_frontends: ENTRIES,
             max_backends: ENTRIES,
         };
