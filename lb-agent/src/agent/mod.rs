@@ -7,8 +7,10 @@
 mod changes;
 mod devices;
 mod engine;
+mod node_settings;
 mod problems;
 mod report;
+mod taken;
 
 use std::{sync::Arc, time::Duration};
 
@@ -24,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use self::{
     devices::Devices,
     engine::{Engine, HealthChange},
+    node_settings::NodeSettings,
     problems::{Finder, Problems},
     report::Report,
 };
@@ -73,6 +76,7 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
     tracing::info!(node = settings.node_name, source = %settings.source, "starting");
     let (health, metrics) = (Health::default(), Arc::new(Metrics::new(proxy_names(&settings))));
     let _servers = health::serve(settings.healthz, settings.metrics, &health, &metrics);
+    let node_settings = NodeSettings::start(&settings, &instance);
     let kernel = Kernel::start(&kernel_options(&settings))?;
     let following = net::follow(settings.devices.clone());
     let following = with_progress("listing devices", following).await.context("list devices")?;
@@ -84,8 +88,15 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
     let health_ports = HealthPorts::new(health.clone());
     let engine = Engine::open(kernel.tables()?, &instance, &metrics)?;
     let report = Report::new(status, &instance, &settings.bpffs, (source_health, health, metrics));
-    let agent =
-        Agent { engine, health_ports, devices: Devices::new(kernel), problems, report, settings };
+    let agent = Agent {
+        engine,
+        health_ports,
+        devices: Devices::new(kernel),
+        problems,
+        node_settings,
+        report,
+        settings,
+    };
     agent.run(events, following.network.clone(), source, stop).await
 }
 
@@ -94,6 +105,7 @@ struct Agent {
     health_ports: HealthPorts,
     devices: Devices,
     problems: Problems,
+    node_settings: NodeSettings,
     report: Report,
     settings: Settings,
 }
@@ -128,10 +140,7 @@ impl Agent {
                 () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {
                     self.retry();
                 }
-                _ = resync.tick() => {
-                    self.devices.repair(&mut self.problems);
-                    self.engine.resync(&mut self.problems);
-                }
+                _ = resync.tick() => self.resync(),
                 _ = measure.tick() => self.report.measure(),
             }
             self.settle_health_ports().await;
@@ -144,6 +153,13 @@ impl Agent {
     fn take(&mut self, events: impl Iterator<Item = Event>) {
         self.report.queued();
         self.engine.take(events, &mut self.problems);
+    }
+
+    /// Mends what others have changed.
+    fn resync(&mut self) {
+        self.devices.repair(&mut self.problems);
+        self.engine.resync(&mut self.problems);
+        self.node_settings.retry();
     }
 
     fn retry_at(&self) -> Option<Instant> {
@@ -209,9 +225,11 @@ fn kernel_options(settings: &Settings) -> KernelOptions {
         bpffs: settings.bpffs.clone(),
         cgroup: settings.cgroup.clone(),
         socket_lb: settings.socket_lb,
+        bind_protection: settings.bind_protection,
         tc_attach: settings.tc_attach,
         snat_ports: (settings.snat_ports.first, settings.snat_ports.last),
         conntrack_max: settings.conntrack_max,
+        affinity_max: settings.affinity_max,
         max_frontends: settings.max_frontends,
         max_backends: settings.max_backends,
     }
