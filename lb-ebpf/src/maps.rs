@@ -4,14 +4,16 @@ use core::ptr::NonNull;
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup},
-    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, SkStorage},
+    btf_maps::{
+        Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage, lpm_trie::Key,
+    },
     helpers::bpf_ktime_get_coarse_ns,
     macros::btf_map,
 };
 use lb_common::{
     abi::{
         Backend, CHUNKS_PER_ARRAY, Chunk, Counter, CtEntry, CtKey, Device, Frontend, FrontendKey,
-        Ipv4, Ipv6, MAX_CHUNK_ARRAYS, Region, SLOTS_PER_CHUNK, SocketPeers,
+        Ipv4, Ipv6, MAX_CHUNK_ARRAYS, Region, SLOTS_PER_CHUNK, SocketPeers, Source,
     },
     conntrack::TICK_SHIFT,
 };
@@ -41,6 +43,10 @@ static SLOTS: ArrayOfMaps<
     { MAX_CHUNK_ARRAYS as usize },
 > = ArrayOfMaps::new();
 #[btf_map]
+static SOURCE_RANGES_V4: LpmTrie<Source<Ipv4>, u32, DEFAULT_SIZE> = LpmTrie::new();
+#[btf_map]
+static SOURCE_RANGES_V6: LpmTrie<Source<Ipv6>, u32, DEFAULT_SIZE> = LpmTrie::new();
+#[btf_map]
 static DEVICES: HashMap<u32, Device, 4096, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
@@ -60,6 +66,8 @@ pub trait Maps: Sized + 'static {
     fn frontend(key: &FrontendKey<Self>) -> Option<Frontend>;
     /// The backend with an id, if it is live.
     fn backend(id: u32) -> Option<Backend<Self>>;
+    /// Does any range hold this source?
+    fn has_source(source: &Source<Self>) -> bool;
     /// The entry of a flow.
     fn conntrack(flow: &CtKey<Self>) -> Option<CtRef<Self>>;
     /// Writes the entry of a flow.
@@ -75,7 +83,7 @@ pub trait Maps: Sized + 'static {
 }
 
 macro_rules! maps {
-    ($family:ty, $frontends:ident, $backends:ident, $conntrack:ident, $scratch:ident, $source:expr) => {
+    ($family:ty, $frontends:ident, $backends:ident, $sources:ident, $conntrack:ident, $scratch:ident, $source:expr) => {
         impl Maps for $family {
             #[inline(always)]
             fn frontend(key: &FrontendKey<Self>) -> Option<Frontend> {
@@ -87,6 +95,12 @@ macro_rules! maps {
             #[inline(always)]
             fn backend(id: u32) -> Option<Backend<Self>> {
                 $backends.get(id).copied().filter(Backend::is_live)
+            }
+
+            #[inline(always)]
+            fn has_source(source: &Source<Self>) -> bool {
+                let bits = 8 * size_of::<Source<Self>>() as u32;
+                $sources.get(&Key::new(bits, *source)).is_some()
             }
 
             #[inline(always)]
@@ -134,12 +148,24 @@ macro_rules! maps {
     };
 }
 
-maps!(Ipv4, FRONTENDS_V4, BACKENDS_V4, CONNTRACK_V4, SCRATCH_V4, |device: &Device| {
-    Some(device.source_v4).filter(|source| *source != Ipv4(0))
-});
-maps!(Ipv6, FRONTENDS_V6, BACKENDS_V6, CONNTRACK_V6, SCRATCH_V6, |device: &Device| {
-    Some(device.source_v6).filter(|source| *source != Ipv6([0; 4]))
-});
+maps!(
+    Ipv4,
+    FRONTENDS_V4,
+    BACKENDS_V4,
+    SOURCE_RANGES_V4,
+    CONNTRACK_V4,
+    SCRATCH_V4,
+    |device: &Device| { Some(device.source_v4).filter(|source| *source != Ipv4(0)) }
+);
+maps!(
+    Ipv6,
+    FRONTENDS_V6,
+    BACKENDS_V6,
+    SOURCE_RANGES_V6,
+    CONNTRACK_V6,
+    SCRATCH_V6,
+    |device: &Device| { Some(device.source_v6).filter(|source| *source != Ipv6([0; 4])) }
+);
 
 /// The backend id in a slot of a region.
 #[inline(always)]

@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 
-use lb_common::abi::{Address, Backend, CtEntry, CtKey, Frontend, FrontendKey, Region};
+use lb_common::abi::{Address, Backend, CtEntry, CtKey, Frontend, FrontendKey, Region, Source};
 
 /// The maps, for one family.
 pub trait Tables<A: Address> {
@@ -30,6 +30,9 @@ pub trait Tables<A: Address> {
 
     /// The backend with an id, if it is live.
     fn backend(&self, id: u32) -> Option<Backend<A>>;
+
+    /// Does any range hold this source?
+    fn has_source(&self, source: &Source<A>) -> bool;
 
     /// Interface index of the device that the packet comes in by or leaves by.
     fn device(&self) -> u32;

@@ -58,22 +58,13 @@ fn not_supported(service: &Service) -> impl Iterator<Item = Problem> {
         message: message.to_owned(),
         mend: mend.to_owned(),
     };
-    let has_ranges = !service.source_ranges.is_empty() && !service.load_balancer_ips.is_empty();
-    let ranges = has_ranges.then(|| {
-        problem(
-            "spec.loadBalancerSourceRanges",
-            "is not supported, so the load balancer addresses are not served",
-            "use the cluster IP or the node port, or remove the ranges to let everyone in",
-        )
-    });
-    let affinity = service.affinity_timeout.map(|_| {
+    service.affinity_timeout.into_iter().map(move |_| {
         problem(
             "spec.sessionAffinity",
             "ClientIP is not supported, so a client's connections are spread over the endpoints",
             "set it to None if that is well",
         )
-    });
-    ranges.into_iter().chain(affinity)
+    })
 }
 
 fn too_many_endpoints(

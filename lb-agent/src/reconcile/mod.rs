@@ -13,6 +13,7 @@ mod problems;
 mod regions;
 mod restore;
 mod run;
+mod sources;
 #[cfg(test)]
 mod tests;
 

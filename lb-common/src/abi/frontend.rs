@@ -76,6 +76,13 @@ impl FrontendFlags {
     pub const DROP_EXTERNAL: Self = Self(2);
     /// Only sockets in the agent's own network namespace may use it (a loopback NodePort).
     pub const HOST_ONLY: Self = Self(4);
+    /// Only sources in `SOURCE_RANGES` of its Service port may ask (S9).
+    pub const CHECK_SOURCE: Self = Self(32);
+    /// Backends see this node in place of every client (`--masquerade-all`).
+    pub const MASQUERADE: Self = Self(64);
+    /// Clients from outside whose source is one of [`LOCAL_SOURCES`](super::LOCAL_SOURCES) count as
+    /// clients on this node (S6).
+    pub const LOCAL_BY_SOURCE: Self = Self(128);
 }
 
 /// What kind of address a [`Frontend`] has, for people to read.

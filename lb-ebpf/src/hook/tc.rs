@@ -13,7 +13,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Abi, Address, Backend, Counter, CounterKind, CtKey, DeviceRole, Frontend, FrontendKey,
-        Ipv4, Ipv6, L4Proto, Region,
+        Ipv4, Ipv6, L4Proto, Region, Source,
     },
     checksum::Difference,
 };
@@ -358,6 +358,11 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     #[inline(always)]
     fn backend(&self, id: u32) -> Option<Backend<A>> {
         A::backend(id)
+    }
+
+    #[inline(always)]
+    fn has_source(&self, source: &Source<A>) -> bool {
+        A::has_source(source)
     }
 
     #[inline(always)]
