@@ -209,11 +209,10 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
     }
 
     fn has_source(&self, source: &Source<A>) -> bool {
-        let all = SourceRange { bits: 8 * size_of::<Source<A>>() as u32, first: *source };
         let mut ranges = self.sources.values().flatten();
         ranges.any(|range| {
-            let bits = |of: &SourceRange<A>| bits(of.first.as_bytes(), range.bits);
-            bits(range) == bits(&all)
+            let bits = |of: &Source<A>| bits(of.as_bytes(), range.bits);
+            bits(&range.first) == bits(source)
         })
     }
 

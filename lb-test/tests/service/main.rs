@@ -10,6 +10,7 @@ mod ask;
 mod beside;
 mod bulk;
 mod policy;
+mod ranges;
 mod reach;
 mod source;
 mod udp;
