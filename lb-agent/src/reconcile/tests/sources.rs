@@ -40,19 +40,45 @@ fn s9_ranges_come_before_the_frontends_that_check_them_and_go_a_grace_period_aft
     assert_eq!(world.told(), gone);
 }
 
+/// Tables that refuse to take anything new while they are closed, but let go of what they hold.
+struct Closed {
+    tables: FakeTables,
+    is_closed: bool,
+}
+
+impl Tables for Closed {
+    fn perform(&mut self, steps: &[Step]) -> Result<(), PerformError> {
+        let is_new = |step: &Step| matches!(step, Step::PutFrontend(..) | Step::PutSourceRange(..));
+        let refused = steps.iter().position(|step| self.is_closed && is_new(step));
+        self.tables.perform(&steps[..refused.unwrap_or(steps.len())])?;
+        let source = std::io::ErrorKind::Interrupted.into();
+        let source = TableError::System { map: "CLOSED", operation: "update", source };
+        refused.map_or(Ok(()), |done| Err(PerformError { done, source }))
+    }
+
+    fn snapshot(&mut self) -> Result<Snapshot, TableError> {
+        self.tables.snapshot()
+    }
+
+    fn backend_capacity(&self, family: Family) -> u32 {
+        self.tables.backend_capacity(family)
+    }
+}
+
 #[test]
 fn s9_a_range_that_cannot_be_replaced_stays() {
-    let mut world = World::new(Faulty::new(FakeTables::default(), 1, 0)).listed();
+    let tables = Closed { tables: FakeTables::default(), is_closed: false };
+    let mut world = World::new(tables).listed();
     world.service(balancer(&[RANGE]));
-    let before = world.reconciler.tables().inner().meaning();
+    let before = world.reconciler.tables().tables.meaning();
     for other in [&[OTHER][..], &[]] {
-        world.reconciler.tables().set_rate(1);
+        world.reconciler.tables().is_closed = true;
         assert!(world.service(balancer(other)).failure.is_some());
-        assert_eq!(world.reconciler.tables().inner().meaning(), before);
+        assert_eq!(world.reconciler.tables().tables.meaning(), before);
     }
-    world.reconciler.tables().set_rate(0);
+    world.reconciler.tables().is_closed = false;
     world.reconciler.retry();
-    assert_eq!(world.reconciler.tables().inner().meaning().source_ranges, []);
+    assert_eq!(world.reconciler.tables().tables.meaning().source_ranges, []);
 }
 
 #[test]
