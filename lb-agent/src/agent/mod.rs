@@ -12,7 +12,7 @@ mod problems;
 mod report;
 mod taken;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use ipnet::IpNet;
@@ -78,7 +78,8 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
     let _servers = health::serve(settings.healthz, settings.metrics, &health, &metrics);
     let node_settings = NodeSettings::start(&settings, &instance);
     let kernel = Kernel::start(&kernel_options(&settings))?;
-    let following = net::follow(settings.devices.clone());
+    let (named, local) = (settings.devices.clone(), settings.detect_local.clone());
+    let following = net::follow(net::DeviceSettings { named, local: local.clone() });
     let following = with_progress("listing devices", following).await.context("list devices")?;
     let mut source = source::Source::new(source_options(&settings, &instance));
     let problems = Problems::told_to(source.complaints());
@@ -86,7 +87,7 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
     let (sender, events) = mpsc::channel(QUEUE);
     let source = tokio::spawn(source.run(sender, stop.clone()));
     let health_ports = HealthPorts::new(health.clone());
-    let engine = Engine::open(kernel.tables()?, &instance, &metrics)?;
+    let engine = Engine::open(kernel.tables()?, &instance, &metrics, local)?;
     let report = Report::new(status, &instance, &settings.bpffs, (source_health, health, metrics));
     let agent = Agent {
         engine,
@@ -204,6 +205,9 @@ impl Agent {
             zone: None,
             node_port_addresses: node_ports,
             local_addresses: network.addresses.clone(),
+            primary_addresses: network.primary.addresses().collect(),
+            local_sources: BTreeSet::new(),
+            masquerade_all: self.settings.masquerade_all,
         };
         self.engine.see(facts, &mut self.problems);
     }

@@ -15,6 +15,7 @@ mod health;
 mod node_local;
 mod node_settings;
 mod policy;
+mod ranges;
 mod reach;
 mod source;
 mod udp;

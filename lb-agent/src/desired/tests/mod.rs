@@ -4,6 +4,7 @@ mod clashes;
 mod endpoints;
 mod exposure;
 mod health;
+mod sources;
 
 use std::net::{IpAddr, SocketAddr};
 
