@@ -23,6 +23,7 @@ fn options(node: &Node, tc_attach: TcAttach) -> KernelOptions {
         socket_lb: SocketLb::All,
         tc_attach,
         snat_ports: (61000, 65535),
+        reset_tcp: false,
         conntrack_max: 1024,
         max_frontends: 1024,
         max_backends: 1024,

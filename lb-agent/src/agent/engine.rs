@@ -28,6 +28,7 @@ pub(super) struct Engine {
     listed: bool,
     failed_at: Option<tokio::time::Instant>,
     last: Written,
+    retired: bool,
 }
 
 /// What has been written so far, for metrics.
@@ -54,6 +55,7 @@ impl Engine {
             listed: false,
             failed_at: None,
             last: Written::default(),
+            retired: false,
         })
     }
 
@@ -83,6 +85,8 @@ impl Engine {
             self.listed = true;
             tracing::info!(services = self.model.services().count(), "everything is listed");
             self.run(problems, Reconciler::listed);
+            // An agent before this one may have ended between its writes and what follows them.
+            self.retired = true;
         }
     }
 
@@ -124,6 +128,11 @@ impl Engine {
         self.last
     }
 
+    /// Has a backend been removed since this was asked, or are the tables just taken over?
+    pub(super) fn take_retired(&mut self) -> bool {
+        std::mem::take(&mut self.retired)
+    }
+
     fn write(&mut self, delta: Delta, problems: &mut Problems) {
         for (name, found) in &delta.problems {
             problems.set(Finder::Rules(name.clone()), found.iter().cloned());
@@ -147,6 +156,7 @@ impl Engine {
             let (steps, duration) = (outcome.steps, self.last.duration);
             tracing::debug!(steps, services = outcome.visited, ?duration, "written");
         }
+        self.retired |= outcome.retired;
         if let Some(error) = &outcome.failure {
             tracing::warn!(%error, "not everything could be written; it is tried again");
         }

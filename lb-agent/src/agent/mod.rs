@@ -8,19 +8,20 @@ mod devices;
 mod engine;
 mod problems;
 mod report;
+mod stale;
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
 use ipnet::IpNet;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{devices::Devices, engine::Engine, problems::Problems, report::Report};
+use self::{devices::Devices, engine::Engine, problems::Problems, report::Report, stale::Sweeper};
 use crate::{
     config::{PortRange, Settings, Source},
     dataplane::{Kernel, KernelOptions},
@@ -67,7 +68,9 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
     tracing::info!(node = settings.node_name, source = %settings.source, "starting");
     let (health, metrics) = (Health::default(), Arc::new(Metrics::default()));
     let _servers = health::serve(settings.healthz, settings.metrics, &health, &metrics);
-    let kernel = Kernel::start(&kernel_options(&settings))?;
+    let mut kernel = Kernel::start(&kernel_options(&settings))?;
+    let ended = Arc::new(Notify::new());
+    let sweeper = sweeper(&mut kernel, &metrics, &ended);
     let following = net::follow(settings.devices.clone());
     let following = with_progress("listing devices", following).await.context("list devices")?;
     let source = source::Source::new(source_options(&settings, &instance));
@@ -78,6 +81,8 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
     let agent = Agent {
         engine: Engine::open(kernel.tables()?, &instance)?,
         devices: Devices::new(kernel),
+        sweeper,
+        ended,
         problems: Problems::default(),
         report,
         settings,
@@ -88,6 +93,8 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
 struct Agent {
     engine: Engine,
     devices: Devices,
+    sweeper: Option<Sweeper>,
+    ended: Arc<Notify>,
     problems: Problems,
     report: Report,
     settings: Settings,
@@ -126,12 +133,25 @@ impl Agent {
                 _ = resync.tick() => {
                     self.devices.repair(&mut self.problems);
                     self.engine.resync(&mut self.problems);
+                    self.sweep();
                 }
+                // Only for the report.
+                () = self.ended.notified() => {}
                 _ = measure.tick() => self.report.measure(),
+            }
+            if self.engine.take_retired() {
+                self.sweep();
             }
             self.report.update(&self.engine, &self.devices, &self.problems);
         }
         Ok(())
+    }
+
+    /// Has what leads to backends that no longer serve ended.
+    fn sweep(&self) {
+        if let Some(sweeper) = &self.sweeper {
+            sweeper.wake();
+        }
     }
 
     /// Takes in what a source says.
@@ -154,6 +174,19 @@ impl Agent {
     }
 }
 
+/// Without it the rest works: a kernel may lack what it needs.
+fn sweeper(
+    kernel: &mut Kernel,
+    metrics: &Arc<Metrics>,
+    ended: &Arc<Notify>,
+) -> Option<Sweeper> {
+    let started = kernel.take_stale()?.map_err(anyhow::Error::from).and_then(|finder| {
+        Sweeper::start(finder, Arc::clone(metrics), Arc::clone(ended)).context("start a thread")
+    });
+    let failed = "sockets that are connected to a removed backend stay open";
+    started.inspect_err(|error| tracing::warn!("{failed}: {error:#}")).ok()
+}
+
 fn every(period: Duration) -> tokio::time::Interval {
     let mut interval = interval(period);
     interval.reset();
@@ -168,6 +201,7 @@ fn kernel_options(settings: &Settings) -> KernelOptions {
         socket_lb: settings.socket_lb,
         tc_attach: settings.tc_attach,
         snat_ports: (settings.snat_ports.first, settings.snat_ports.last),
+        reset_tcp: settings.reset_tcp_on_removal,
         conntrack_max: settings.conntrack_max,
         max_frontends: settings.max_frontends,
         max_backends: settings.max_backends,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use clap::{ArgGroup, Args, builder::RangedI64ValueParser};
+use clap::{ArgAction, ArgGroup, Args, builder::RangedI64ValueParser};
 use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -57,6 +57,10 @@ pub(super) struct RunArgs {
     /// Addresses of this node that answer on node ports: CIDRs, all, localhost, primary
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "all")]
     pub(super) nodeport_addresses: Vec<NodePortAddresses>,
+    /// Resets TCP connections to an endpoint that was removed, in place of letting them go on
+    #[arg(long, value_name = "true|false", default_value_t = false, action = ArgAction::Set)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) reset_tcp_on_removal: bool,
     /// Conntrack entries of each family
     #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = size())]
     pub(super) conntrack_max: u32,
@@ -181,6 +185,7 @@ fn settings(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<Settings> {
         metrics: node.metrics_bind_address,
         nodeport_addresses: arguments.nodeport_addresses,
         snat_ports: node.snat_port_range,
+        reset_tcp_on_removal: arguments.reset_tcp_on_removal,
         conntrack_max: arguments.conntrack_max,
         max_frontends: arguments.max_frontends,
         max_backends: arguments.max_backends,

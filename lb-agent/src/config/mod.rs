@@ -73,6 +73,8 @@ pub struct Settings {
     pub nodeport_addresses: Vec<NodePortAddresses>,
     /// Ports that SNAT may give to a client.
     pub snat_ports: PortRange,
+    /// Are TCP connections to a backend that was removed reset?
+    pub reset_tcp_on_removal: bool,
     /// Conntrack entries in each family.
     pub conntrack_max: u32,
     /// Frontends in each family.

@@ -11,6 +11,7 @@ mod map;
 mod pins;
 mod reader;
 mod slots;
+mod stale;
 mod sys;
 mod tables;
 
@@ -24,6 +25,7 @@ pub use crate::desired::FrontendAddress;
 pub use kernel::{Kernel, KernelError, KernelOptions, SocketLb, TcAttach, object};
 pub use pins::{CleanupError, cleanup};
 pub use reader::{MapFill, Reader};
+pub use stale::StaleFinder;
 pub use tables::KernelTables;
 
 /// The setting that gives a map more room.

@@ -15,6 +15,7 @@ mod classify;
 mod dump;
 mod follow;
 mod nodeport;
+pub mod sockets;
 
 pub use classify::{AddressFacts, LinkFacts, Reach, RouteFacts, classify};
 pub use follow::{Following, follow};

@@ -2,4 +2,5 @@
 
 mod route;
 pub mod sock_addr;
+pub mod stale;
 pub mod tc;

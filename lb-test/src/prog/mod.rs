@@ -160,6 +160,7 @@ pub fn options(node: &Node) -> KernelOptions {
         socket_lb: SocketLb::All,
         tc_attach: TcAttach::Auto,
         snat_ports: (SNAT_RANGE.0, SNAT_RANGE.0 + SNAT_RANGE.1 - 1),
+        reset_tcp: false,
         conntrack_max: 16384,
         max_frontends: 256,
         max_backends: 256,

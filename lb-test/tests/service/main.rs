@@ -12,6 +12,7 @@ mod bulk;
 mod policy;
 mod reach;
 mod source;
+mod stale;
 mod udp;
 
 use std::ops::Deref;

@@ -73,6 +73,7 @@ impl Pipeline {
             socket_lb: SocketLb::Off,
             tc_attach: TcAttach::Auto,
             snat_ports: (61000, 65535),
+            reset_tcp: false,
             conntrack_max: ENTRIES,
             max_frontends: ENTRIES,
             max_backends: ENTRIES,

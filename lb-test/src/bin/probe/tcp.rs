@@ -84,7 +84,12 @@ pub(crate) fn keepalive(requests: &Requests) {
         for number in requests.pace.requests() {
             let began = Instant::now();
             match connection.get() {
-                Ok(body) => tally.answer(&body),
+                Ok(body) => {
+                    tally.answer(&body);
+                    if requests.each {
+                        emit("answer", json!({"body": body, "took": milliseconds(began)}));
+                    }
+                }
                 Err(error) => return tally.failure(began, &error),
             }
             let first = number == 0;

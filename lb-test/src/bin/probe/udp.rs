@@ -21,14 +21,21 @@ pub(crate) fn send(datagrams: &Datagrams) -> Result<()> {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let socket = UdpSocket::bind((any, 0)).context("bind")?;
-    socket.set_read_timeout(Some(datagrams.target.timeout()))?;
-    if datagrams.connected
-        && let Err(error) = socket.connect(address)
-    {
-        emit("failure", json!({"number": 0, "error": format!("connect: {error}")}));
-        return Ok(());
-    }
+    let open = || {
+        let socket = UdpSocket::bind((any, 0)).context("bind")?;
+        socket.set_read_timeout(Some(datagrams.target.timeout()))?;
+        if datagrams.connected {
+            socket.connect(address).context("connect")?;
+        }
+        anyhow::Ok(socket)
+    };
+    let mut socket = match open() {
+        Ok(socket) => socket,
+        Err(error) => {
+            emit("failure", json!({"number": 0, "error": format!("{error:#}")}));
+            return Ok(());
+        }
+    };
     let targets: Vec<_> = [address].into_iter().chain(datagrams.also.iter().copied()).collect();
     let rounds = datagrams.pace.requests();
     for (round, target) in rounds.flat_map(|round| targets.iter().map(move |to| (round, *to))) {
@@ -42,7 +49,18 @@ pub(crate) fn send(datagrams: &Datagrams) -> Result<()> {
                 });
                 emit("answer", fields);
             }
-            Err(error) => emit("failure", json!({"number": round, "error": format!("{error:#}")})),
+            Err(error) => {
+                emit("failure", json!({"number": round, "error": format!("{error:#}")}));
+                if datagrams.reconnect {
+                    match open() {
+                        Ok(new) => socket = new,
+                        Err(error) => {
+                            let error = format!("{error:#}");
+                            emit("failure", json!({"number": round, "error": error}));
+                        }
+                    }
+                }
+            }
         }
     }
     Ok(())
