@@ -15,7 +15,7 @@ use lb_common::{
     },
     conntrack::TICK_SHIFT,
 };
-use lb_ebpf::tables::CtRef;
+use lb_ebpf::{parse::Headers, tables::CtRef};
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 /// Sizes that the agent replaces at load.
@@ -49,6 +49,10 @@ static SCRATCH_V4: PerCpuArray<CtEntry<Ipv4>, 1> = PerCpuArray::new();
 #[btf_map]
 static SCRATCH_V6: PerCpuArray<CtEntry<Ipv6>, 1> = PerCpuArray::new();
 #[btf_map]
+static HEADERS_V4: PerCpuArray<Headers<Ipv4>, 1> = PerCpuArray::new();
+#[btf_map]
+static HEADERS_V6: PerCpuArray<Headers<Ipv6>, 1> = PerCpuArray::new();
+#[btf_map]
 static ROUTE: PerCpuArray<RouteQuery, 1> = PerCpuArray::new();
 /// What each socket remembers.
 #[btf_map]
@@ -70,12 +74,14 @@ pub trait Maps: Sized + 'static {
     fn forget(flow: &CtKey<Self>);
     /// Room for one entry, for this CPU and this program run.
     fn scratch() -> Option<CtRef<Self>>;
+    /// Room for the headers of one packet, for this CPU and this program run.
+    fn headers() -> Option<&'static mut Headers<Self>>;
     /// An address of a device that can be a source.
     fn source(device: &Device) -> Option<Self>;
 }
 
 macro_rules! maps {
-    ($family:ty, $frontends:ident, $backends:ident, $conntrack:ident, $scratch:ident, $source:expr) => {
+    ($family:ty, $frontends:ident, $backends:ident, $conntrack:ident, $scratch:ident, $headers:ident, $source:expr) => {
         impl Maps for $family {
             #[inline(always)]
             fn frontend(key: &FrontendKey<Self>) -> Option<Frontend> {
@@ -127,6 +133,12 @@ macro_rules! maps {
             }
 
             #[inline(always)]
+            fn headers() -> Option<&'static mut Headers<Self>> {
+                // SAFETY: as for `scratch`; one program run looks at one packet.
+                unsafe { $headers.get_ptr_mut(0)?.as_mut() }
+            }
+
+            #[inline(always)]
             fn source(device: &Device) -> Option<Self> {
                 $source(device)
             }
@@ -134,10 +146,10 @@ macro_rules! maps {
     };
 }
 
-maps!(Ipv4, FRONTENDS_V4, BACKENDS_V4, CONNTRACK_V4, SCRATCH_V4, |device: &Device| {
+maps!(Ipv4, FRONTENDS_V4, BACKENDS_V4, CONNTRACK_V4, SCRATCH_V4, HEADERS_V4, |device: &Device| {
     Some(device.source_v4).filter(|source| *source != Ipv4(0))
 });
-maps!(Ipv6, FRONTENDS_V6, BACKENDS_V6, CONNTRACK_V6, SCRATCH_V6, |device: &Device| {
+maps!(Ipv6, FRONTENDS_V6, BACKENDS_V6, CONNTRACK_V6, SCRATCH_V6, HEADERS_V6, |device: &Device| {
     Some(device.source_v6).filter(|source| *source != Ipv6([0; 4]))
 });
 

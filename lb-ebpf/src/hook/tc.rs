@@ -106,7 +106,10 @@ impl<A: Address + Maps + Routing> Next<A, Skb> for Direction {
 
     #[inline(always)]
     fn run(self, skb: &mut Skb, headers: &Headers<A>) -> i32 {
-        let tables = BpfTables::new(skb);
+        // They would take a sixth of the stack.
+        let Some(kept) = A::headers() else { return NEXT };
+        *kept = *headers;
+        let (headers, tables) = (&*kept, BpfTables::new(skb));
         let verdict = match self {
             Self::Egress => {
                 let origin = skb.origin();
