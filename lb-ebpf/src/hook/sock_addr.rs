@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Abi, Address, Backend, BePort, Frontend, FrontendFlags, FrontendKey, Ipv4, Ipv6,
-        L4Proto, SOCKET_PAIRS, SocketPair, SocketPeers,
+        Abi, Address, Backend, BePort, Frontend, FrontendFlags, FrontendKey, Ipv4, Ipv6, L4Proto,
+        SOCKET_PAIRS, SocketPair, SocketPeers,
     },
     flow,
 };

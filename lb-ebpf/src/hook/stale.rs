@@ -59,8 +59,8 @@ pub fn socket(visit: &SocketVisit) -> i32 {
 
 #[inline(always)]
 fn for_pair(visit: &SocketVisit, pair: &SocketPair) {
-    let is_judged = pair.protocol == L4Proto::UDP
-        || pair.protocol == L4Proto::TCP && RESET_TCP.load() != 0;
+    let is_judged =
+        pair.protocol == L4Proto::UDP || pair.protocol == L4Proto::TCP && RESET_TCP.load() != 0;
     if pair.connected == 0 || !is_judged {
         return;
     }

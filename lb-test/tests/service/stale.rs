@@ -26,9 +26,8 @@ impl Cluster {
     /// Makes this pod the only backend of the group [`WEB`]; all serve in the groups of their names.
     fn put_only(&self, name: &str) {
         let groups = |other| if other == name { vec![WEB, other] } else { vec![other] };
-        let object = |name: &&'static str| {
-            pod(name, self.pod(name), &groups(*name), Condition::Ready)
-        };
+        let object =
+            |name: &&'static str| pod(name, self.pod(name), &groups(*name), Condition::Ready);
         self.apply("pods.yaml", &list(&["web-1", "web-2"].iter().map(object).collect::<Vec<_>>()))
             .unwrap();
     }
