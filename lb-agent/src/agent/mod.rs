@@ -175,11 +175,7 @@ impl Agent {
 }
 
 /// Without it the rest works: a kernel may lack what it needs.
-fn sweeper(
-    kernel: &mut Kernel,
-    metrics: &Arc<Metrics>,
-    ended: &Arc<Notify>,
-) -> Option<Sweeper> {
+fn sweeper(kernel: &mut Kernel, metrics: &Arc<Metrics>, ended: &Arc<Notify>) -> Option<Sweeper> {
     let started = kernel.take_stale()?.map_err(anyhow::Error::from).and_then(|finder| {
         Sweeper::start(finder, Arc::clone(metrics), Arc::clone(ended)).context("start a thread")
     });

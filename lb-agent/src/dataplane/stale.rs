@@ -14,13 +14,7 @@ use aya::{
 };
 use lb_common::abi::{Abi, Address, CtEntry, CtKey, Ipv4, Ipv6, StaleSocket, maps};
 
-use super::{
-    KernelError, TableError,
-    kernel::load_and_pin,
-    map::Map,
-    pins::Pins,
-    sys,
-};
+use super::{KernelError, TableError, kernel::load_and_pin, map::Map, pins::Pins, sys};
 use crate::model::Family;
 
 /// A program, and the kernel's name of what it visits.
@@ -75,9 +69,7 @@ fn aim(
     let loaded = load_and_pin(ebpf, program, pins, load)?;
     let link = sys::obj_get(&pins.maps.join(map))
         .and_then(|map| sys::link_iterator(loaded.as_fd(), map.as_fd()));
-    link.map_err(|source| {
-        KernelError::Attach { program, target: format!("map {map}"), source }
-    })
+    link.map_err(|source| KernelError::Attach { program, target: format!("map {map}"), source })
 }
 
 impl StaleFinder {

@@ -273,10 +273,7 @@ pub(super) fn link_tcx(
 }
 
 /// Makes a program visit the elements of a map, each time that the link is read by [`iterate`].
-pub(super) fn link_iterator(
-    program: BorrowedFd<'_>,
-    map: BorrowedFd<'_>,
-) -> io::Result<OwnedFd> {
+pub(super) fn link_iterator(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     // `union bpf_iter_link_info`, as long as it was in Linux 5.15.
     let info = map.as_raw_fd().cast_unsigned();
     let attr = Attr::new().put_fd(0, program).put(8, AttachType::TraceIter as u32);

@@ -145,9 +145,8 @@ impl Metrics {
 
     /// Sockets closed, and entries of flows deleted, in all.
     pub fn ended(&self) -> (u64, u64) {
-        let entries = ["IPv4", "IPv6"].map(|ip_family| {
-            self.deleted_entries.get_or_create(&FamilyLabels { ip_family }).get()
-        });
+        let entries = ["IPv4", "IPv6"]
+            .map(|ip_family| self.deleted_entries.get_or_create(&FamilyLabels { ip_family }).get());
         (self.closed_sockets.get(), entries.iter().sum())
     }
 

@@ -27,14 +27,10 @@ use nix::sched::{CloneFlags, setns};
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 
-/// Closes these sockets, and tells the cookies of those that were found connected as said.
+/// Closes those of the sockets that are still connected as said, and tells their cookies; and why a
+/// namespace could not be searched, where some socket was not found in the others.
 ///
 /// Leaves the calling thread in another network namespace: call it on a thread of its own.
-///
-/// # Errors
-///
-/// The first failure that kept a namespace from being searched, where no socket was left unfound
-/// without it; what could be closed is closed.
 pub fn close(stale: &[StaleSocket]) -> (BTreeSet<u64>, io::Result<()>) {
     let mut open: BTreeMap<u64, &StaleSocket> =
         stale.iter().map(|socket| (socket.cookie, socket)).collect();
@@ -55,6 +51,15 @@ pub fn close(stale: &[StaleSocket]) -> (BTreeSet<u64>, io::Result<()>) {
         }
     }
     (closed, result)
+}
+
+/// Can this kernel close a socket of another program? Asks for one that cannot be.
+///
+/// # Errors
+///
+/// What it says: `EOPNOTSUPP` without `CONFIG_INET_DIAG_DESTROY`.
+pub fn can_close() -> io::Result<()> {
+    Diag::open()?.destroy(L4Proto::UDP.0, AF_INET, SocketId::new_v4())
 }
 
 /// Every network namespace that a process is in or that has a name, once.
@@ -111,9 +116,11 @@ fn is_connected_to(found: &SocketId, stale: &StaleSocket) -> bool {
 }
 
 fn cookie(id: &SocketId) -> u64 {
-    let [a, b, c, d, e, f, g, h] = id.cookie;
-    let (low, high) = (u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h]));
-    u64::from(high) << 32 | u64::from(low)
+    let word = |at: usize| {
+        let bytes = id.cookie[at..].first_chunk();
+        u64::from(bytes.map_or(0, |bytes| u32::from_ne_bytes(*bytes)))
+    };
+    word(4) << 32 | word(0)
 }
 
 /// A question to the kernel about sockets of the namespace that it was opened in.
