@@ -13,7 +13,7 @@ use lb_agent::{
     model::{Family, Protocol},
 };
 use lb_common::abi::{
-    Abi as _, Address, BackendFlags, CtEntry, CtKey, Device, DeviceRole, FrontendFlags,
+    Abi as _, Address, BackendFlags, BePort, CtEntry, CtKey, Device, DeviceRole, FrontendFlags,
     FrontendKind, Ipv4, Ipv6, L4Proto, Region, maps,
 };
 use lb_test::{Node, NodeSpec, Topology, require_topology};
@@ -219,7 +219,7 @@ fn a_cgroup_that_is_none_leaves_the_sockets_with_the_old_one() {
 /// of key and value. Returns what the table holds.
 fn fill<A: Address, const K: usize, const V: usize>(
     map: &Path,
-    count: u32,
+    count: u16,
     backends: &[(L4Proto, u32, u32)],
 ) -> HashMap<MapData, [u8; K], [u8; V]> {
     let map = Map::LruHashMap(MapData::from_pin(map).unwrap());
@@ -228,8 +228,8 @@ fn fill<A: Address, const K: usize, const V: usize>(
         backends.iter().flat_map(|backend| (0..count).map(move |number| (*backend, number)))
     {
         let mut key = CtKey::<A> { protocol, ..CtKey::zeroed() };
-        key.src_port.0 = number as u16;
-        key.dst_port.0 = (backend << 8 | generation) as u16;
+        key.src_port = BePort::new(number);
+        key.dst_port = BePort::new(u16::try_from(backend << 8 | generation).unwrap());
         let entry = CtEntry::<A> { backend, generation, ..CtEntry::zeroed() };
         let bytes = (key.as_bytes().try_into().unwrap(), entry.as_bytes().try_into().unwrap());
         let (key, value): ([u8; K], [u8; V]) = bytes;

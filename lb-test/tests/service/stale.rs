@@ -64,6 +64,10 @@ fn failures(lines: &[Value]) -> Vec<&Value> {
     lines.iter().filter(|line| line["event"] == "failure").collect()
 }
 
+fn failed(stream: &Process) -> usize {
+    failures(&lines(stream)).len()
+}
+
 /// Waits until the newest line is an answer of this pod.
 #[track_caller]
 fn wait_for(stream: &Process, name: &str) {
@@ -94,7 +98,6 @@ fn connected(path: SocketLb) {
     let other = Service::new("other", 2).select("web-1").udp(80, 5353);
     let mut cluster = Cluster::start(path, &[service.object(), other.object()]);
     cluster.put_only("web-1");
-    cluster.agents[0].wait_synced(SOON).unwrap();
     let streams = connected_streams(&cluster);
     let kept = Family::BOTH.map(|family| {
         let shell = cluster.pod("shell");
@@ -102,7 +105,10 @@ fn connected(path: SocketLb) {
         [other, stream(shell, cluster.pod("web-1").socket(family, 5353))]
     });
     let all = streams.iter().map(|(_, stream)| stream).chain(kept.iter().flatten());
-    all.for_each(|stream| wait_for(stream, "web-1"));
+    for stream in all {
+        wait_for(stream, "web-1");
+    }
+    let before: Vec<_> = streams.iter().map(|(_, stream)| failed(stream)).collect();
     cluster.put_only("web-2");
     for (_, stream) in &streams {
         wait_for(stream, "web-2");
@@ -110,19 +116,22 @@ fn connected(path: SocketLb) {
     cluster.agents[0].kill9().unwrap();
     cluster.put_only("web-1");
     cluster.agents[0].restart().unwrap();
-    for (is_closed, stream) in &streams {
+    for ((is_closed, stream), before) in streams.iter().zip(before) {
         wait_for(stream, "web-1");
-        let lines = lines(stream);
-        let closed = failures(&lines);
-        assert_eq!(closed.len(), if *is_closed { 2 } else { 0 }, "{closed:?}");
+        // By packets, only an answer that is on its way while its flow is forgotten is lost.
+        let allowed = if *is_closed { 2..=2 } else { 0..=2 };
+        assert!(allowed.contains(&(failed(stream) - before)), "{}", stream.log());
     }
     for stream in kept.iter().flatten() {
         wait_for(stream, "web-1");
-        assert!(failures(&lines(stream)).is_empty(), "{}", stream.log());
+        assert_eq!(failed(stream), 0, "{}", stream.log());
     }
-    let closed = cluster.agents[0].status().unwrap()["agent"]["stale"]["closedSockets"].as_u64();
     let expected = streams.iter().filter(|(is_closed, _)| *is_closed).count() as u64;
-    assert_eq!(closed, Some(expected), "since the start");
+    eventually(SOON, "status of what was closed since the start", || {
+        let status = cluster.agents[0].status()?;
+        ensure!(status["agent"]["stale"]["closedSockets"] == expected, "{}", status["agent"]);
+        Ok(())
+    });
 }
 
 /// S11, with zero endpoints and with a deleted Service.
@@ -132,15 +141,18 @@ fn ended(path: SocketLb) {
     cluster.put_pods(&["web-1"]);
     let streams = connected_streams(&cluster);
     let streams: Vec<_> = streams.into_iter().map(|(_, stream)| stream).collect();
-    streams.iter().for_each(|stream| wait_for(stream, "web-1"));
-    let failed = |stream: &Process| failures(&lines(stream)).len();
+    for stream in &streams {
+        wait_for(stream, "web-1");
+    }
     let before: Vec<_> = streams.iter().map(failed).collect();
     cluster.put_pods(&[]);
     for (stream, before) in streams.iter().zip(before) {
         wait_for_failure(stream, before, "refused");
     }
     cluster.put_pods(&["web-2"]);
-    streams.iter().for_each(|stream| wait_for(stream, "web-2"));
+    for stream in &streams {
+        wait_for(stream, "web-2");
+    }
     let before: Vec<_> = streams.iter().map(failed).collect();
     cluster.delete("objects.yaml").unwrap();
     for (stream, before) in streams.iter().zip(before) {
