@@ -3,7 +3,7 @@
 //! | program | hook |
 //! |---|---|
 //! | `lb_tc_ingress`, `lb_tc_egress` | tcx or clsact of a device |
-//! | `lb_connect4` … `lb_getpeername6` | cgroup |
+//! | `lb_bind4` … `lb_sendmsg6` | cgroup |
 //! | `lb_stale_sockets`, `lb_stale_flows_v4`, `lb_stale_flows_v6` | iterators that the agent reads |
 #![no_std]
 #![no_main]
@@ -18,6 +18,7 @@ use aya_ebpf::{
     programs::{SockAddrContext, TcContext},
 };
 use hook::{
+    bind,
     sock_addr::{self, Call},
     stale::{self, FlowVisit, SocketVisit},
     tc,
@@ -34,6 +35,18 @@ pub fn lb_tc_ingress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn lb_tc_egress(ctx: TcContext) -> i32 {
     tc::egress(ctx)
+}
+
+/// `bind` of an IPv4 socket.
+#[cgroup_sock_addr(bind4)]
+pub fn lb_bind4(ctx: SockAddrContext) -> i32 {
+    bind::bind::<Ipv4>(&ctx)
+}
+
+/// `bind` of an IPv6 socket.
+#[cgroup_sock_addr(bind6)]
+pub fn lb_bind6(ctx: SockAddrContext) -> i32 {
+    bind::bind::<Ipv6>(&ctx)
 }
 
 /// `connect` of an IPv4 socket.

@@ -34,6 +34,12 @@ impl<A> Headers<A> {
     pub fn l4(&self) -> usize {
         usize::from(self.l4)
     }
+
+    /// May the packet be the first of its flow? A TCP segment other than a SYN never is.
+    #[inline(always)]
+    pub fn begins(&self) -> bool {
+        self.flow.protocol != L4Proto::TCP || self.flags.opens()
+    }
 }
 
 /// Why a packet is not one of a flow.

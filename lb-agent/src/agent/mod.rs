@@ -6,9 +6,11 @@
 
 mod devices;
 mod engine;
+mod node_settings;
 mod problems;
 mod report;
 mod stale;
+mod taken;
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +23,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{devices::Devices, engine::Engine, problems::Problems, report::Report, stale::Sweeper};
+use self::{
+    devices::Devices, engine::Engine, node_settings::NodeSettings, problems::Problems,
+    report::Report, stale::Sweeper,
+};
 use crate::{
     config::{PortRange, Settings, Source},
     dataplane::{Kernel, KernelOptions},
@@ -68,6 +73,7 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
     tracing::info!(node = settings.node_name, source = %settings.source, "starting");
     let (health, metrics) = (Health::default(), Arc::new(Metrics::default()));
     let _servers = health::serve(settings.healthz, settings.metrics, &health, &metrics);
+    let node_settings = NodeSettings::start(&settings, &instance);
     let mut kernel = Kernel::start(&kernel_options(&settings))?;
     let ended = Arc::new(Notify::new());
     let sweeper = sweeper(&mut kernel, &metrics, &ended);
@@ -84,6 +90,7 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
         sweeper,
         ended,
         problems: Problems::default(),
+        node_settings,
         report,
         settings,
     };
@@ -96,6 +103,7 @@ struct Agent {
     sweeper: Option<Sweeper>,
     ended: Arc<Notify>,
     problems: Problems,
+    node_settings: NodeSettings,
     report: Report,
     settings: Settings,
 }
@@ -133,6 +141,7 @@ impl Agent {
                 _ = resync.tick() => {
                     self.devices.repair(&mut self.problems);
                     self.engine.resync(&mut self.problems);
+                    self.node_settings.retry();
                     self.sweep();
                 }
                 // Only for the report.
@@ -195,10 +204,12 @@ fn kernel_options(settings: &Settings) -> KernelOptions {
         bpffs: settings.bpffs.clone(),
         cgroup: settings.cgroup.clone(),
         socket_lb: settings.socket_lb,
+        bind_protection: settings.bind_protection,
         tc_attach: settings.tc_attach,
         snat_ports: (settings.snat_ports.first, settings.snat_ports.last),
         reset_tcp: settings.reset_tcp_on_removal,
         conntrack_max: settings.conntrack_max,
+        affinity_max: settings.affinity_max,
         max_frontends: settings.max_frontends,
         max_backends: settings.max_backends,
     }
