@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use lb_common::{
     abi::{
         Abi, Address, Affinity, AffinityKey, Backend, CtAction, CtEntry, CtKey, Frontend,
-        FrontendKey, Region,
+        FrontendKey, Region, Source,
     },
     conntrack::CtState,
 };
@@ -48,6 +48,9 @@ pub trait Tables<A: Address>: Backends<A> {
 
     /// The backend id in a slot of a region.
     fn slot(&self, region: Region, slot: u32) -> Option<u32>;
+
+    /// Does any range hold this source?
+    fn has_source(&self, source: &Source<A>) -> bool;
 
     /// Interface index of the device that the packet comes in by or leaves by.
     fn device(&self) -> u32;

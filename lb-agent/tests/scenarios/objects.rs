@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use lb_agent::{
     desired::NodeFacts,
     model::{
@@ -47,6 +48,10 @@ pub(crate) struct NodeForm {
     addresses: Vec<IpAddr>,
     #[serde(default, rename = "localAddresses")]
     local_addresses: Vec<IpAddr>,
+    #[serde(default, rename = "localSources")]
+    local_sources: Vec<IpNet>,
+    #[serde(default, rename = "masqueradeAll")]
+    masquerade_all: bool,
 }
 
 /// A Service; its ports as `NAME PORT/PROTOCOL [NODEPORT]`.
@@ -65,6 +70,8 @@ struct ServiceForm {
     #[serde(default)]
     external_policy: Policy,
     affinity: Option<u32>,
+    #[serde(default)]
+    source_ranges: Vec<IpNet>,
     #[serde(default)]
     created: i64,
 }
@@ -110,6 +117,9 @@ impl NodeForm {
                 .chain(self.addresses.iter().copied())
                 .collect(),
             local_addresses: self.local_addresses.iter().copied().collect(),
+            primary_addresses: self.addresses.iter().copied().take(1).collect(),
+            local_sources: self.local_sources.iter().copied().collect(),
+            masquerade_all: self.masquerade_all,
         }
     }
 }
@@ -136,7 +146,7 @@ impl ServiceForm {
             internal_policy: self.internal_policy.into(),
             external_policy: self.external_policy.into(),
             affinity_timeout: self.affinity,
-            source_ranges: Vec::new(),
+            source_ranges: self.source_ranges.clone(),
             health_check_node_port: None,
         }
     }

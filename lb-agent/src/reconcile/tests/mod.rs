@@ -18,6 +18,7 @@ use crate::{
 mod affinity;
 mod properties;
 mod scale;
+mod sources;
 
 /// A model, what should follow from it, and the tables.
 struct World<T> {
@@ -125,9 +126,11 @@ fn kinds(steps: &[Step]) -> Vec<&'static str> {
         Step::PutBackend(..) => "PutBackend",
         Step::PutRegion(..) => "PutRegion",
         Step::PutFrontend(..) => "PutFrontend",
+        Step::PutSourceRange(..) => "PutSourceRange",
         Step::RemoveFrontend(..) => "RemoveFrontend",
         Step::Settle => "Settle",
         Step::RemoveBackend(..) => "RemoveBackend",
+        Step::RemoveSourceRange(..) => "RemoveSourceRange",
     };
     steps.iter().map(kind).collect()
 }
