@@ -2,16 +2,17 @@
 
 use crate::abi::L4Proto;
 
-/// State of a flow, as far as it is tracked.
+/// State of a flow, as far as it is tracked: bits, so that two entries of one flow are one by "or".
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-#[repr(u8)]
-pub enum CtState {
-    /// Datagrams, or a TCP connection whose first packet has been seen.
-    New = 0,
-    /// A TCP connection with packets after the first.
-    Established = 1,
-    /// A TCP connection that one end has ended: a SYN begins another one.
-    Closing = 2,
+pub struct CtState(pub u8);
+
+/// An end of a flow.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum End {
+    /// The one that was chosen.
+    Backend,
+    /// The one that asked.
+    Client,
 }
 
 /// TCP flags as they stand in byte 13 of the header (RFC 9293, 3.1).
@@ -68,28 +69,47 @@ impl TcpFlags {
 }
 
 impl CtState {
-    /// The state with this number; an unknown one is [`CtState::Closing`], the safest.
+    /// Datagrams, or a TCP connection whose first packet has been seen.
+    pub const NEW: Self = Self(0);
+    /// A TCP connection with packets after the first.
+    pub const ESTABLISHED: Self = Self(1);
+    const CLIENT_ENDED: u8 = 2;
+    const BACKEND_ENDED: u8 = 4;
+    const BOTH_ENDED: u8 = Self::CLIENT_ENDED | Self::BACKEND_ENDED;
+
+    /// Has an end ended the connection? A SYN then begins another one.
     #[inline(always)]
     #[must_use]
-    pub const fn from_u8(value: u8) -> Self {
-        match value {
-            0 => Self::New,
-            1 => Self::Established,
-            _ => Self::Closing,
-        }
+    pub const fn is_closing(self) -> bool {
+        self.0 & Self::BOTH_ENDED != 0
     }
 
-    /// The state after a packet with these flags.
+    /// Have both ends ended the connection? Until then one of them may go on sending.
     #[inline(always)]
     #[must_use]
-    pub const fn next(self, flags: TcpFlags) -> Self {
-        if flags.closes() || matches!(self, Self::Closing) {
-            Self::Closing
-        } else if flags.opens() {
-            self
-        } else {
-            Self::Established
-        }
+    pub const fn is_closed(self) -> bool {
+        self.0 & Self::BOTH_ENDED == Self::BOTH_ENDED
+    }
+
+    /// What both states tell.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// The state after a packet with these flags from one of the ends.
+    #[inline(always)]
+    #[must_use]
+    pub const fn next(self, flags: TcpFlags, from: End) -> Self {
+        let ended = match from {
+            _ if flags.resets() => Self::BOTH_ENDED,
+            _ if !flags.closes() => 0,
+            End::Backend => Self::BACKEND_ENDED,
+            End::Client => Self::CLIENT_ENDED,
+        };
+        let established = if flags.opens() { 0 } else { Self::ESTABLISHED.0 };
+        Self(self.0 | ended | established)
     }
 }
 
@@ -119,13 +139,21 @@ mod tests {
 
     #[test]
     fn a_connection_opens_lives_and_closes() {
-        assert_eq!(CtState::New.next(SYN), CtState::New);
-        assert_eq!(CtState::New.next(SYN_ACK), CtState::Established);
-        assert_eq!(CtState::New.next(ACK), CtState::Established);
-        assert_eq!(CtState::Established.next(SYN), CtState::Established);
-        assert_eq!(CtState::Established.next(FIN), CtState::Closing);
-        assert_eq!(CtState::Established.next(RST), CtState::Closing);
-        assert_eq!(CtState::Closing.next(ACK), CtState::Closing);
+        let (new, established) = (CtState::NEW, CtState::ESTABLISHED);
+        assert_eq!(new.next(SYN, End::Client), new);
+        assert_eq!(new.next(SYN_ACK, End::Backend), established);
+        assert_eq!(new.next(ACK, End::Client), established);
+        assert_eq!(established.next(SYN, End::Client), established);
+        assert!(!established.is_closing());
+        for (first, second) in [(End::Client, End::Backend), (End::Backend, End::Client)] {
+            let half = established.next(FIN, first);
+            assert!(half.is_closing() && !half.is_closed());
+            assert_eq!(half.next(FIN, first), half, "sent again");
+            assert_eq!(half.next(ACK, second), half);
+            assert!(half.next(FIN, second).is_closed());
+            assert!(half.with(established.next(FIN, second)).is_closed());
+            assert!(established.next(RST, first).is_closed());
+        }
     }
 
     #[test]

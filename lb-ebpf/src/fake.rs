@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell, UnsafeCell},
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     ptr::NonNull,
 };
 
@@ -112,6 +112,7 @@ struct FakeTables<A> {
     device: Device,
     nanoseconds: Cell<u64>,
     snat_range: (u16, u16),
+    resets_removed: bool,
 }
 
 impl<A: FromIp> FakeTables<A> {
@@ -127,6 +128,7 @@ impl<A: FromIp> FakeTables<A> {
             device: Device::Uplink,
             nanoseconds: Cell::new(1000 << TICK_SHIFT),
             snat_range: SNAT_RANGE,
+            resets_removed: false,
         }
     }
 
@@ -161,6 +163,16 @@ impl<A: FromIp> FakeTables<A> {
     fn set_sources(&mut self, service: u32, prefixes: &[Prefix]) {
         let range = |&(ip, length)| Some(SourceRange::new(service, A::from_ip(ip)?, length));
         self.sources.insert(service, prefixes.iter().filter_map(range).collect());
+    }
+}
+
+impl<A: FromIp> FakeTables<A> {
+    fn evict_from(&mut self, src: SocketAddr) {
+        let is_from =
+            |key: &CtKey<A>| (key.src.into(), key.src_port.get()) == (src.ip(), src.port());
+        self.conntrack
+            .get_mut()
+            .retain(|key, _| !CtKey::from_bytes(key).is_some_and(|key| is_from(&key)));
     }
 }
 
@@ -259,6 +271,10 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         u32::try_from(self.nanoseconds.get() >> TICK_SHIFT).expect("a time within 146 years")
     }
 
+    fn resets_removed(&self) -> bool {
+        self.resets_removed
+    }
+
     fn snat_range(&self) -> (u32, u32) {
         let (first, count) = self.snat_range;
         (first.into(), count.into())
@@ -285,6 +301,17 @@ impl FakeBench {
     /// Sets first port and number of ports of the SNAT range.
     pub(crate) fn set_snat_range(&mut self, range: (u16, u16)) {
         (self.v4.snat_range, self.v6.snat_range) = (range, range);
+    }
+
+    /// Has connections to removed backends reset.
+    pub(crate) fn reset_removed(&mut self) {
+        (self.v4.resets_removed, self.v6.resets_removed) = (true, true);
+    }
+
+    /// Forgets the entries of flows with this source, as a full table may.
+    pub(crate) fn evict_from(&mut self, src: SocketAddr) {
+        self.v4.evict_from(src);
+        self.v6.evict_from(src);
     }
 
     /// Lets time pass, in units of 2^30 ns.

@@ -8,6 +8,9 @@ pub static HOST_NETNS: Global<u64> = Global::new(0);
 /// Mark for packets that are translated already.
 #[unsafe(no_mangle)]
 pub static MARK: Global<u32> = Global::new(1);
+/// Not zero if TCP connections to a backend that was removed are reset.
+#[unsafe(no_mangle)]
+pub static RESET_TCP: Global<u32> = Global::new(0);
 /// Not zero if a refused `connect` can say `ECONNREFUSED`.
 #[unsafe(no_mangle)]
 pub static SET_RETVAL: Global<u32> = Global::new(0);

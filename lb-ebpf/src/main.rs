@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `lb_tc_ingress`, `lb_tc_egress` | tcx or clsact of a device |
 //! | `lb_bind4` … `lb_sendmsg6` | cgroup |
+//! | `lb_stale_sockets`, `lb_stale_flows_v4`, `lb_stale_flows_v6` | iterators that the agent reads |
 #![no_std]
 #![no_main]
 #![allow(missing_docs, unreachable_pub, reason = "the macros make entry points of their own")]
@@ -16,7 +17,12 @@ use aya_ebpf::{
     macros::{cgroup_sock_addr, classifier},
     programs::{SockAddrContext, TcContext},
 };
-use hook::{bind, sock_addr, tc};
+use hook::{
+    bind,
+    sock_addr::{self, Call},
+    stale::{self, FlowVisit, SocketVisit},
+    tc,
+};
 use lb_common::abi::{Ipv4, Ipv6};
 
 /// Packets that come in by a device.
@@ -46,25 +52,25 @@ pub fn lb_bind6(ctx: SockAddrContext) -> i32 {
 /// `connect` of an IPv4 socket.
 #[cgroup_sock_addr(connect4)]
 pub fn lb_connect4(ctx: SockAddrContext) -> i32 {
-    sock_addr::connect::<Ipv4>(&ctx)
+    sock_addr::translate::<Ipv4>(&ctx, Call::Connect)
 }
 
 /// `connect` of an IPv6 socket.
 #[cgroup_sock_addr(connect6)]
 pub fn lb_connect6(ctx: SockAddrContext) -> i32 {
-    sock_addr::connect::<Ipv6>(&ctx)
+    sock_addr::translate::<Ipv6>(&ctx, Call::Connect)
 }
 
 /// `sendto` and `sendmsg` with an IPv4 address.
 #[cgroup_sock_addr(sendmsg4)]
 pub fn lb_sendmsg4(ctx: SockAddrContext) -> i32 {
-    sock_addr::connect::<Ipv4>(&ctx)
+    sock_addr::translate::<Ipv4>(&ctx, Call::Send)
 }
 
 /// `sendto` and `sendmsg` with an IPv6 address.
 #[cgroup_sock_addr(sendmsg6)]
 pub fn lb_sendmsg6(ctx: SockAddrContext) -> i32 {
-    sock_addr::connect::<Ipv6>(&ctx)
+    sock_addr::translate::<Ipv6>(&ctx, Call::Send)
 }
 
 /// `recvfrom` and `recvmsg` of an IPv4 socket.
@@ -89,6 +95,27 @@ pub fn lb_getpeername4(ctx: SockAddrContext) -> i32 {
 #[cgroup_sock_addr(getpeername6)]
 pub fn lb_getpeername6(ctx: SockAddrContext) -> i32 {
     sock_addr::reveal::<Ipv6>(&ctx)
+}
+
+/// Tells of each socket that is connected to a backend that no longer serves.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_sk_storage_map")]
+pub extern "C" fn lb_stale_sockets(visit: &SocketVisit) -> i32 {
+    stale::socket(visit)
+}
+
+/// Tells of each UDP flow of IPv4 whose backend no longer serves.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_map_elem")]
+pub extern "C" fn lb_stale_flows_v4(visit: &FlowVisit<Ipv4>) -> i32 {
+    stale::flow(visit)
+}
+
+/// Tells of each UDP flow of IPv6 whose backend no longer serves.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_map_elem")]
+pub extern "C" fn lb_stale_flows_v6(visit: &FlowVisit<Ipv6>) -> i32 {
+    stale::flow(visit)
 }
 
 /// Some helpers ask for a licence compatible with the GPL.

@@ -2,9 +2,12 @@
 
 use core::ptr::NonNull;
 
-use lb_common::abi::{
-    Abi, Address, Affinity, AffinityKey, Backend, CtEntry, CtKey, Frontend, FrontendKey, Region,
-    Source,
+use lb_common::{
+    abi::{
+        Abi, Address, Affinity, AffinityKey, Backend, CtAction, CtEntry, CtKey, Frontend,
+        FrontendKey, Region, Source,
+    },
+    conntrack::CtState,
 };
 
 /// Backends of one family, and whom they were given to: what the socket path asks for as well.
@@ -63,6 +66,9 @@ pub trait Tables<A: Address>: Backends<A> {
 
     /// The time in units of 2^30 ns.
     fn now(&self) -> u32;
+
+    /// Are TCP connections to a backend that was removed reset?
+    fn resets_removed(&self) -> bool;
 
     /// First port and number of ports of the SNAT range.
     fn snat_range(&self) -> (u32, u32);
@@ -131,9 +137,38 @@ impl<T: Abi> Ref<T> {
 }
 
 impl<A: Address> CtRef<A> {
+    /// What to do with the flow's packets.
+    #[inline(always)]
+    pub fn action(&self) -> CtAction {
+        // SAFETY: the constructor promises that the entry is allocated.
+        unsafe { (*self.0.as_ptr()).action }
+    }
+
+    /// Replaces what the entry holds by the other direction of `entry`, whose packets are those of
+    /// `flow`. Only for one that is not in a map; by field, since a copy would take stack.
+    #[inline(always)]
+    pub fn set_opposite(&self, entry: Self, flow: &CtKey<A>, (action, device): (CtAction, u32)) {
+        let (to, from) = (self.0.as_ptr(), entry.0.as_ptr());
+        // SAFETY: the constructors promise that both entries are allocated.
+        unsafe {
+            (*to).src = flow.dst;
+            (*to).dst = flow.src;
+            (*to).src_port = flow.dst_port;
+            (*to).dst_port = flow.src_port;
+            (*to).action = action;
+            (*to).state = (*from).state;
+            (*to).pad = 0;
+            (*to).service = (*from).service;
+            (*to).backend = (*from).backend;
+            (*to).generation = (*from).generation;
+            (*to).last_seen = (*from).last_seen;
+            (*to).device = device;
+        }
+    }
+
     /// Writes state and time of the last packet.
     #[inline(always)]
-    pub fn touch(&self, state: u8, now: u32) {
+    pub fn touch(&self, CtState(state): CtState, now: u32) {
         let entry = self.0.as_ptr();
         // SAFETY: the constructor promises that the entry is allocated; one store a field.
         unsafe {

@@ -5,11 +5,17 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use lb_common::{abi::BackendFlags, conntrack::UDP_TIMEOUT};
+use lb_common::{
+    abi::{BackendFlags, Counter, L4Proto},
+    conntrack::UDP_TIMEOUT,
+};
 use proptest::prelude::*;
 
 use crate::{
-    cases::{self, Bench, Device, Fate, Hook, Host, Kind, Net, SNAT_RANGE, frame::Frame},
+    cases::{
+        self, Bench, Device, Fate, Hook, Host, Kind, Net, SNAT_RANGE,
+        frame::{Frame, Transport},
+    },
     fake::FakeBench,
 };
 
@@ -176,6 +182,91 @@ fn ports_are_of_the_range_however_small_it_is() {
         assert!(ports.len() * 2 > usize::from(count), "{kind:?}: {ports:?} of {range:?}");
     }
 }
+
+/// A full table throws out one entry of a flow; the other one, in use, puts it back.
+#[test]
+fn an_entry_that_is_thrown_out_is_written_again_by_the_other_direction() {
+    for (kind, host) in
+        Kind::ALL.into_iter().flat_map(|kind| [Host::PodA, Host::Remote].map(|host| (kind, host)))
+    {
+        let mut bench = FakeBench::new();
+        let mut net = Net::new(&mut bench, kind);
+        let (client, vip, id) = (net.client(), net.vip(1), net.backend(host));
+        let (other, backend) = (net.backend(Host::PodB), net.target(host));
+        net.frontend(vip, &[id]);
+        let hook = Hook::Ingress(Device::Uplink);
+        let (fate, out) = match host {
+            Host::Remote => (Fate::Sent(Device::Uplink), hook),
+            _ => (Fate::Next, Hook::Egress(Device::Uplink)),
+        };
+        let source = net.pass(hook, &net.first(client, vip), fate).src;
+        // Only an entry tells of the backend from here on.
+        net.frontend(vip, &[other]);
+        bench.evict_from(backend);
+        bench.pass_time(1);
+        let mut net = Net::new(&mut bench, kind);
+        assert_eq!(net.pass(hook, &net.later(client, vip), fate).src, source);
+        assert_eq!(net.pass(out, &net.later(backend, source), fate).src, vip);
+        bench.evict_from(client);
+        bench.pass_time(1);
+        let mut net = Net::new(&mut bench, kind);
+        assert_eq!(net.pass(out, &net.later(backend, source), fate).src, vip);
+        let became = net.pass(hook, &net.later(client, vip), fate);
+        assert_eq!((became.src, became.dst), (source, backend), "{kind:?}");
+    }
+}
+
+/// The same for a process of the node, whose replies are delivered by the device they are sent by.
+#[test]
+fn a_process_keeps_its_replies_when_their_entry_is_thrown_out() {
+    for kind in Kind::ALL {
+        let mut bench = FakeBench::new();
+        let mut net = Net::new(&mut bench, kind);
+        let (process, vip, id) = (net.at(Host::Node, 40000), net.vip(1), net.backend(Host::PodA));
+        let pod = net.target(Host::PodA);
+        net.frontend(vip, &[id]);
+        let (hook, sent) = (Hook::HostEgress(Device::Uplink), Fate::Sent(Device::PodA));
+        net.expect(hook, &net.first(process, vip), sent, [process, pod]);
+        bench.evict_from(pod);
+        bench.pass_time(1);
+        let mut net = Net::new(&mut bench, kind);
+        net.expect(hook, &net.later(process, vip), sent, [process, pod]);
+        net.expect_delivery(Device::PodA, &net.later(pod, process), [vip, process]);
+    }
+}
+
+/// `--reset-tcp-on-removal`.
+#[test]
+fn s12_a_connection_to_a_removed_backend_is_reset_on_demand() {
+    for kind in Kind::ALL.into_iter().filter(|kind| kind.protocol == L4Proto::TCP) {
+        let mut bench = FakeBench::new();
+        bench.reset_removed();
+        let mut net = Net::new(&mut bench, kind);
+        let (a, b) = (net.backend(Host::PodA), net.backend(Host::PodB));
+        let (client, process, vip) = (net.client(), net.at(Host::Node, 40000), net.vip(1));
+        let pod = net.target(Host::PodA);
+        let (into, host) = (Hook::Ingress(Device::Uplink), Hook::HostEgress(Device::Uplink));
+        net.frontend(vip, &[a]);
+        net.expect(into, &net.first(client, vip), Fate::Next, [client, pod]);
+        net.expect(host, &net.first(process, vip), Fate::Sent(Device::PodA), [process, pod]);
+        net.expect(into, &net.later(client, vip), Fate::Next, [client, pod]);
+        net.frontend(vip, &[b]);
+        net.backend_with(Host::PodA, BackendFlags::NONE, 0);
+        for (hook, asker) in [(into, client), (host, process)] {
+            let request = Net::new(&mut bench, kind).later(asker, vip).encode();
+            let outcome = bench.judge(hook, &request, Fate::Sent(Device::Uplink));
+            assert_eq!(outcome.counted, [Counter::BackendRemoved]);
+            let answer = Frame::decode(&outcome.bytes).expect("a frame");
+            assert_eq!((answer.src, answer.dst), (vip, asker));
+            assert!(matches!(answer.transport, Transport::Tcp { flags: RST, .. }), "{answer:?}");
+        }
+        // A client's own reset goes on to the pod.
+        let mut net = Net::new(&mut bench, kind);
+        net.expect(into, &net.segment(client, vip, RST), Fate::Next, [client, pod]);
+    }
+}
+
+const RST: u8 = 0x04;
 
 /// Seconds: what upstream's tests of the timeout ask for.
 const AFFINITY_TIMEOUT: u32 = 10;

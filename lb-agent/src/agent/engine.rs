@@ -42,6 +42,7 @@ pub(super) struct Engine {
     /// Those that wait until the tables say the same.
     health_checks: BTreeMap<ObjectName, Option<HealthCheck>>,
     metrics: Arc<Metrics>,
+    retired: bool,
 }
 
 /// A Service's health check port after a change (S3).
@@ -87,6 +88,7 @@ impl Engine {
             changes: Changes::new(Arc::clone(metrics), Timestamp::now()),
             health_checks: BTreeMap::new(),
             metrics: Arc::clone(metrics),
+            retired: false,
         })
     }
 
@@ -123,6 +125,8 @@ impl Engine {
             tracing::info!(services = self.model.services().count(), "everything is listed");
             self.write_local_sources();
             self.run(problems, Reconciler::listed);
+            // An agent before this one may have ended between its writes and what follows them.
+            self.retired = true;
         }
         self.measure();
     }
@@ -195,6 +199,11 @@ impl Engine {
         self.last
     }
 
+    /// Has a backend been removed since this was asked, or are the tables just taken over?
+    pub(super) fn take_retired(&mut self) -> bool {
+        std::mem::take(&mut self.retired)
+    }
+
     /// Writes who is local by address, once the node's object is known if there is one (S16).
     fn write_local_sources(&mut self) {
         if !self.listed {
@@ -243,6 +252,7 @@ impl Engine {
             let (steps, duration) = (outcome.steps, self.last.duration);
             tracing::debug!(steps, services = outcome.visited, ?duration, "written");
         }
+        self.retired |= outcome.retired;
         if let Some(error) = &outcome.failure {
             tracing::warn!(%error, "not everything could be written; it is tried again");
         }

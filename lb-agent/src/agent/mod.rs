@@ -10,6 +10,7 @@ mod engine;
 mod node_settings;
 mod problems;
 mod report;
+mod stale;
 mod taken;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
@@ -17,7 +18,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use anyhow::Context;
 use ipnet::IpNet;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
@@ -29,12 +30,13 @@ use self::{
     node_settings::NodeSettings,
     problems::{Finder, Problems},
     report::Report,
+    stale::Sweeper,
 };
 use crate::{
     config::{NodePortAddresses, PortRange, Settings, Source},
     dataplane::{Kernel, KernelOptions},
     desired::NodeFacts,
-    health::{self, Health, HealthPorts, Metrics, ProxyNames},
+    health::{self, Health, HealthPorts, Metrics},
     instance::{Instance, Lock, Status},
     model::Event,
     net::{self, NodeNetwork},
@@ -74,10 +76,12 @@ pub struct Start {
 pub async fn agent(start: Start) -> anyhow::Result<()> {
     let Start { settings, instance, lock: _lock, status, stop } = start;
     tracing::info!(node = settings.node_name, source = %settings.source, "starting");
-    let (health, metrics) = (Health::default(), Arc::new(Metrics::new(proxy_names(&settings))));
+    let (health, metrics) = (Health::default(), Arc::new(Metrics::new(settings.proxy_names)));
     let _servers = health::serve(settings.healthz, settings.metrics, &health, &metrics);
     let node_settings = NodeSettings::start(&settings, &instance);
-    let kernel = Kernel::start(&kernel_options(&settings))?;
+    let mut kernel = Kernel::start(&kernel_options(&settings))?;
+    let ended = Arc::new(Notify::new());
+    let sweeper = sweeper(&mut kernel, &metrics, &ended);
     let (named, local) = (settings.devices.clone(), settings.detect_local.clone());
     let following = net::follow(net::DeviceSettings { named, local: local.clone() });
     let following = with_progress("listing devices", following).await.context("list devices")?;
@@ -93,6 +97,8 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
         engine,
         health_ports,
         devices: Devices::new(kernel),
+        sweeper,
+        ended,
         problems,
         node_settings,
         report,
@@ -105,6 +111,8 @@ struct Agent {
     engine: Engine,
     health_ports: HealthPorts,
     devices: Devices,
+    sweeper: Option<Sweeper>,
+    ended: Arc<Notify>,
     problems: Problems,
     node_settings: NodeSettings,
     report: Report,
@@ -142,12 +150,24 @@ impl Agent {
                     self.retry();
                 }
                 _ = resync.tick() => self.resync(),
+                // Only for the report.
+                () = self.ended.notified() => {}
                 _ = measure.tick() => self.report.measure(),
             }
             self.settle_health_ports().await;
+            if self.engine.take_retired() {
+                self.sweep();
+            }
             self.report.update(&self.engine, &self.devices, &self.problems);
         }
         Ok(())
+    }
+
+    /// Has what leads to backends that no longer serve ended.
+    fn sweep(&self) {
+        if let Some(sweeper) = &self.sweeper {
+            sweeper.wake();
+        }
     }
 
     /// Takes in what a source says.
@@ -161,6 +181,7 @@ impl Agent {
         self.devices.repair(&mut self.problems);
         self.engine.resync(&mut self.problems);
         self.node_settings.retry();
+        self.sweep();
     }
 
     fn retry_at(&self) -> Option<Instant> {
@@ -213,15 +234,20 @@ impl Agent {
     }
 }
 
+/// Without it the rest works: a kernel may lack what it needs.
+fn sweeper(kernel: &mut Kernel, metrics: &Arc<Metrics>, ended: &Arc<Notify>) -> Option<Sweeper> {
+    let started = kernel.take_stale()?.map_err(anyhow::Error::from).and_then(|finder| {
+        Sweeper::start(finder, Arc::clone(metrics), Arc::clone(ended)).context("start a thread")
+    });
+    let failed = "sockets that are connected to a removed backend stay open";
+    started.inspect_err(|error| tracing::warn!("{failed}: {error:#}")).ok()
+}
+
 fn every(period: Duration) -> tokio::time::Interval {
     let mut interval = interval(period);
     interval.reset();
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
-}
-
-fn proxy_names(settings: &Settings) -> ProxyNames {
-    if settings.kube_proxy_metrics { ProxyNames::Both } else { ProxyNames::Own }
 }
 
 fn kernel_options(settings: &Settings) -> KernelOptions {
@@ -232,6 +258,7 @@ fn kernel_options(settings: &Settings) -> KernelOptions {
         bind_protection: settings.bind_protection,
         tc_attach: settings.tc_attach,
         snat_ports: (settings.snat_ports.first, settings.snat_ports.last),
+        reset_tcp: settings.reset_tcp_on_removal,
         conntrack_max: settings.conntrack_max,
         affinity_max: settings.affinity_max,
         max_frontends: settings.max_frontends,

@@ -15,7 +15,7 @@ use super::{
 use crate::{
     dataplane::{Reader, TableError},
     health::{Health, Metrics},
-    instance::{DeviceStatus, Instance, SourceStatus, Status},
+    instance::{DeviceStatus, Instance, SourceStatus, StaleStatus, Status},
     net::{DeviceFacts, NodeNetwork, Usage},
     source::SourceHealth,
 };
@@ -102,6 +102,8 @@ impl Report {
             self.seen = written;
             self.status.last_sync = Some(Timestamp::now());
         }
+        let (closed_sockets, deleted_entries) = self.metrics.ended();
+        self.status.stale = StaleStatus { closed_sockets, deleted_entries };
         self.status.problems = problems.sentences().cloned().collect();
         self.metrics.set_problems(self.status.problems.len());
         let health = self.source.look();

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::Finding;
+use crate::net::sockets::can_close;
 
 /// Capabilities that the agent can't do without, with their numbers (`linux/capability.h`).
 const CAPABILITIES: &[(&str, u32)] = &[("CAP_NET_ADMIN", 12), ("CAP_SYS_ADMIN", 21)];
@@ -62,7 +63,41 @@ pub(super) fn features() -> Vec<Finding> {
         "not before Linux 5.18: a refused connect says EPERM",
         "nothing to do; programs see another error for a Service without endpoints",
     );
-    vec![btf, tcx, refusal]
+    vec![btf, tcx, refusal, sockets(), processes()]
+}
+
+/// Sockets of removed backends are closed by the kernel, on demand (S11).
+fn sockets() -> Finding {
+    match can_close() {
+        Ok(()) => Finding::ok("sock_destroy", "sockets of removed backends are closed"),
+        Err(error) => Finding::warn(
+            "sock_destroy",
+            format!("{error}: connected UDP sockets keep sending to a backend that was removed"),
+            "use a kernel with CONFIG_INET_DIAG_DESTROY=y and CONFIG_INET_UDP_DIAG, and run as root",
+        ),
+    }
+}
+
+/// Network namespaces are found by their processes.
+fn processes() -> Finding {
+    let own = std::fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    let first = std::fs::read_to_string("/proc/1/comm").unwrap_or_default();
+    if sees_all_processes(&own.to_string_lossy(), &first) {
+        return Finding::ok("processes", "those of all pods are seen");
+    }
+    Finding::warn(
+        "processes",
+        "this is a pid namespace of its own: sockets of pods outside it are not closed when their \
+         backend is removed",
+        "run in the host's pid namespace, in a pod with hostPID: true",
+    )
+}
+
+/// A node that is a container itself, as of kind, has an init and its pods below it.
+fn sees_all_processes(namespace: &str, first: &str) -> bool {
+    /// `PROC_PID_INIT_INO` of `include/linux/proc_ns.h`.
+    const MACHINE: &str = "pid:[4026531836]";
+    namespace == MACHINE || matches!(first.trim(), "init" | "systemd")
 }
 
 fn feature(is_there: bool, present: Finding, absent: &str, mend: &str) -> Finding {
@@ -91,6 +126,13 @@ mod tests {
         assert!(parse_version("5.4.0") < Some(OLDEST));
         assert!(parse_version("10.0") > Some(OLDEST));
         assert!(parse_version("") < Some(OLDEST));
+    }
+
+    #[test]
+    fn a_container_of_the_agents_own_hides_the_other_processes() {
+        assert!(sees_all_processes("pid:[4026531836]", "anything\n"));
+        assert!(sees_all_processes("pid:[4026532201]", "systemd\n"));
+        assert!(!sees_all_processes("pid:[4026532201]", "lb-agent\n"));
     }
 
     #[test]

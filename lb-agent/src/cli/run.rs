@@ -17,7 +17,7 @@ use crate::{
     check::{self, Outcome, Plan},
     config::{
         BindAddress, DetectLocal, DetectLocalMode, DevicePattern, NodePortAddresses, PortRange,
-        Settings, SocketLb, Source, TcAttach, network,
+        ProxyNames, Settings, SocketLb, Source, TcAttach, network,
     },
     instance::{Instance, Status},
 };
@@ -62,6 +62,10 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "BOOL", default_value_t = false, action = ArgAction::Set)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) kube_proxy_metrics: bool,
+    /// Resets TCP connections to an endpoint that was removed, in place of letting them go on
+    #[arg(long, value_name = "true|false", default_value_t = false, action = ArgAction::Set)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) reset_tcp_on_removal: bool,
     #[command(flatten)]
     pub(super) clients: ClientArgs,
     /// Entries of the agent's own conntrack, each family
@@ -215,6 +219,7 @@ fn refuse_unfit_node(plan: &Plan<'_>) -> anyhow::Result<()> {
 
 fn settings(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<Settings> {
     let source = source(&arguments, std::env::var_os(IN_CLUSTER).is_some())?;
+    let proxy_names = arguments.proxy_names();
     let node = arguments.node;
     Ok(Settings {
         source,
@@ -230,11 +235,12 @@ fn settings(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<Settings> {
         tc_attach: node.tc_attach,
         healthz: node.healthz_bind_address,
         metrics: node.metrics_bind_address,
-        kube_proxy_metrics: arguments.kube_proxy_metrics,
+        proxy_names,
         nodeport_addresses: arguments.nodeport_addresses,
         masquerade_all: arguments.clients.masquerade_all,
         detect_local: arguments.clients.detect_local(),
         snat_ports: node.snat_port_range,
+        reset_tcp_on_removal: arguments.reset_tcp_on_removal,
         node_ports: node.service_node_port_range,
         netfilter: arguments.netfilter.settings(),
         conntrack_max: arguments.conntrack_max,
@@ -242,6 +248,12 @@ fn settings(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<Settings> {
         max_frontends: arguments.max_frontends,
         max_backends: arguments.max_backends,
     })
+}
+
+impl RunArgs {
+    fn proxy_names(&self) -> ProxyNames {
+        if self.kube_proxy_metrics { ProxyNames::Both } else { ProxyNames::Own }
+    }
 }
 
 fn source(arguments: &RunArgs, in_cluster: bool) -> anyhow::Result<Source> {

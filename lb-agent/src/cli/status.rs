@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::output::{OutputArgs, table};
 use crate::{
     dataplane::{MapFill, Reader},
-    instance::{DeviceStatus, Instance, Status},
+    instance::{DeviceStatus, Instance, StaleStatus, Status},
 };
 
 #[derive(Debug, Serialize)]
@@ -101,8 +101,13 @@ fn summary(report: &Report) -> String {
     };
     let listed = if agent.source.listed { "listed" } else { "not listed yet" };
     let health = agent.source.error.as_deref().unwrap_or(listed);
+    let StaleStatus { closed_sockets, deleted_entries } = agent.stale;
+    let ended = match (closed_sockets, deleted_entries) {
+        (0, 0) => String::new(),
+        _ => format!("\nEnded:   {closed_sockets} sockets, {deleted_entries} flow entries"),
+    };
     format!(
-        "Agent:   {life}, pid {}, version {}, started {}\nSource:  {}: {health}\nTables:  {sync}",
+        "Agent:   {life}, pid {}, version {}, started {}\nSource:  {}: {health}\nTables:  {sync}{ended}",
         agent.pid, agent.version, agent.started, agent.source.from
     )
 }

@@ -14,6 +14,7 @@ mod values;
 
 pub use crate::{
     dataplane::{SocketLb, TcAttach},
+    health::ProxyNames,
     sysctl::NetfilterSettings,
 };
 pub use local::{DetectLocal, DetectLocalMode, network};
@@ -76,8 +77,8 @@ pub struct Settings {
     pub healthz: BindAddress,
     /// Where `/metrics` and `/proxyMode` are served.
     pub metrics: BindAddress,
-    /// Metrics have kube-proxy's names, too.
-    pub kube_proxy_metrics: bool,
+    /// Under which names there is what kube-proxy counts as well.
+    pub proxy_names: ProxyNames,
     /// Addresses of this node that answer on node ports.
     pub nodeport_addresses: Vec<NodePortAddresses>,
     /// Who counts as a client on this node.
@@ -86,6 +87,8 @@ pub struct Settings {
     pub masquerade_all: bool,
     /// Ports that SNAT may give to a client.
     pub snat_ports: PortRange,
+    /// Are TCP connections to a backend that was removed reset?
+    pub reset_tcp_on_removal: bool,
     /// Ports that node ports are taken from.
     pub node_ports: PortRange,
     /// What is made of netfilter's conntrack.

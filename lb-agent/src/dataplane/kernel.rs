@@ -17,6 +17,7 @@ use super::{
     TableError, cgroup, clsact,
     map::Map,
     pins::{Pins, PinsError},
+    stale::{self, StaleFinder},
     sys::{self, AttachType},
     tables::KernelTables,
 };
@@ -58,6 +59,8 @@ pub struct KernelOptions {
     pub tc_attach: TcAttach,
     /// First and last port that SNAT may use.
     pub snat_ports: (u16, u16),
+    /// Are TCP connections to a backend that was removed reset?
+    pub reset_tcp: bool,
     /// Entries of each conntrack map.
     pub conntrack_max: u32,
     /// Entries of each affinity map.
@@ -140,6 +143,7 @@ pub struct Kernel {
     programs: BTreeMap<&'static str, OwnedFd>,
     clsact: Option<Ebpf>,
     devices: Map<u32, Device>,
+    stale: Option<Result<StaleFinder, KernelError>>,
 }
 
 impl Kernel {
@@ -158,8 +162,9 @@ impl Kernel {
             programs.insert(name, load_program(&mut ebpf, name, &pins)?);
         }
         let devices = Map::open(&pins.maps, maps::DEVICES)?;
+        let stale = Some(stale::load(&mut ebpf, &pins));
         let clsact = (options.tc_attach == TcAttach::Clsact || !has_tcx()).then_some(ebpf);
-        let kernel = Self { pins, programs, clsact, devices };
+        let kernel = Self { pins, programs, clsact, devices, stale };
         cgroup::attach(&kernel.programs, &kernel.pins, options)?;
         Ok(kernel)
     }
@@ -171,6 +176,15 @@ impl Kernel {
     /// If a map has another shape.
     pub fn tables(&self) -> Result<KernelTables, TableError> {
         KernelTables::open(&self.pins.maps)
+    }
+
+    /// Hands out what finds sockets and flows of backends that no longer serve, once.
+    ///
+    /// # Errors
+    ///
+    /// If this kernel does not take its programs; all else works without.
+    pub fn take_stale(&mut self) -> Option<Result<StaleFinder, KernelError>> {
+        self.stale.take()
     }
 
     /// Makes a device known and attaches the packet programs to it, or exchanges them there.
@@ -264,6 +278,7 @@ fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelError> {
     let netns = sys::netns_cookie().map_err(KernelError::NetnsCookie)?;
     let mark = mark(netns);
     let host_only = u32::from(options.socket_lb == SocketLb::Host);
+    let reset_tcp = u32::from(options.reset_tcp);
     let set_retval = u32::from(kernel_at_least((5, 18)));
     let (first, last) = options.snat_ports;
     let (snat_first, snat_count) = (u32::from(first), u32::from(last - first) + 1);
@@ -271,6 +286,7 @@ fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelError> {
     loader
         .override_global(globals::HOST_NETNS, &netns, true)
         .override_global(globals::MARK, &mark, true)
+        .override_global(globals::RESET_TCP, &reset_tcp, true)
         .override_global(globals::SET_RETVAL, &set_retval, true)
         .override_global(globals::SNAT_FIRST, &snat_first, true)
         .override_global(globals::SNAT_COUNT, &snat_count, true)
@@ -296,14 +312,24 @@ fn mark(netns: u64) -> u32 {
 }
 
 fn load_program(ebpf: &mut Ebpf, name: &'static str, pins: &Pins) -> Result<OwnedFd, KernelError> {
-    let fail = |source| KernelError::Program { program: name, source };
-    let program = ebpf.program_mut(name).expect("invariant: the object holds each program");
-    match program {
+    let load = |program: &mut Program| match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
         _ => Ok(()),
-    }
-    .map_err(fail)?;
+    };
+    load_and_pin(ebpf, name, pins, load)
+}
+
+/// Loads a program as `load` says, and pins it in place of the one before.
+pub(super) fn load_and_pin(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    pins: &Pins,
+    load: impl FnOnce(&mut Program) -> Result<(), ProgramError>,
+) -> Result<OwnedFd, KernelError> {
+    let fail = |source| KernelError::Program { program: name, source };
+    let program = ebpf.program_mut(name).expect("invariant: the object holds each program");
+    load(program).map_err(fail)?;
     let fd = program.fd().map_err(fail)?.as_fd().try_clone_to_owned();
     let path = pins.programs.join(name);
     remove_pin(&path)?;

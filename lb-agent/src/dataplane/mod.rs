@@ -13,6 +13,7 @@ mod pins;
 mod reader;
 mod slots;
 mod sources;
+mod stale;
 mod sys;
 mod tables;
 
@@ -31,6 +32,7 @@ pub use crate::desired::FrontendAddress;
 pub use kernel::{Kernel, KernelError, KernelOptions, SocketLb, TcAttach, object};
 pub use pins::{CleanupError, cleanup};
 pub use reader::{MapFill, Reader};
+pub use stale::StaleFinder;
 pub use tables::KernelTables;
 
 /// The setting that gives a map more room; empty where its size is fixed.

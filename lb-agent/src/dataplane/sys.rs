@@ -26,6 +26,7 @@ const MAP_LOOKUP_BATCH: u32 = 24;
 const MAP_UPDATE_BATCH: u32 = 26;
 const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
+const ITER_CREATE: u32 = 33;
 
 const MAP_TYPE_ARRAY: u32 = 2;
 /// `BPF_F_BEFORE`: ahead of every program that is attached already.
@@ -51,6 +52,8 @@ pub(super) enum AttachType {
     RecvMsg4 = 19,
     /// `BPF_CGROUP_UDP6_RECVMSG`.
     RecvMsg6 = 20,
+    /// `BPF_TRACE_ITER`.
+    TraceIter = 28,
     /// `BPF_CGROUP_INET4_GETPEERNAME`.
     GetPeerName4 = 29,
     /// `BPF_CGROUP_INET6_GETPEERNAME`.
@@ -271,6 +274,19 @@ pub(super) fn link_tcx(
     let attr =
         Attr::new().put_fd(0, program).put(4, ifindex).put(8, attach_type as u32).put(12, order);
     { attr }.call_for_fd(LINK_CREATE)
+}
+
+/// Makes a program visit the elements of a map, each time that the link is read by [`iterate`].
+pub(super) fn link_iterator(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    // `union bpf_iter_link_info`, as long as it was in Linux 5.15.
+    let info = map.as_raw_fd().cast_unsigned();
+    let attr = Attr::new().put_fd(0, program).put(8, AttachType::TraceIter as u32);
+    { attr }.put_ptr(16, &raw const info).put(24, size_of::<u32>() as u32).call_for_fd(LINK_CREATE)
+}
+
+/// Visits all elements once: reading gives what the program writes of them.
+pub(super) fn iterate(link: BorrowedFd<'_>) -> io::Result<std::fs::File> {
+    Ok(Attr::new().put_fd(0, link).call_for_fd(ITER_CREATE)?.into())
 }
 
 /// Replaces the program of a link; no packet misses both.

@@ -28,6 +28,7 @@ pub struct Metrics {
     problems: Gauge,
     unsupported_devices: Gauge,
     packets: Labelled<PacketLabels, Counter>,
+    closed_sockets: Counter,
     map_entries: Labelled<MapLabels, Gauge>,
     map_capacity: Labelled<MapLabels, Gauge>,
 }
@@ -105,6 +106,11 @@ impl Metrics {
                 "Devices without an Ethernet header, which get no programs",
             ),
             packets: new(registry, "packets", "Packets that were not translated"),
+            closed_sockets: new(
+                registry,
+                "closed_sockets",
+                "Connected sockets closed because their backend no longer serves",
+            ),
             map_entries: new(registry, "map_entries", "Entries in use"),
             map_capacity: new(registry, "map_capacity", "Entries that fit"),
             registry: all,
@@ -185,6 +191,21 @@ impl Metrics {
         self.packets.get_or_create(&labels).inner().store(count, Ordering::Relaxed);
     }
 
+    /// So many sockets were closed because their backend no longer serves.
+    pub fn closed(&self, sockets: u64) {
+        self.closed_sockets.inc_by(sockets);
+    }
+
+    /// Flows whose backend no longer serves were looked for, and so many entries deleted.
+    pub fn swept(&self, family: Family, entries: u64, duration: Duration) {
+        self.proxy.swept(family, entries, duration);
+    }
+
+    /// Sockets closed, and entries of flows deleted, in all.
+    pub fn ended(&self) -> (u64, u64) {
+        (self.closed_sockets.get(), self.proxy.deleted_entries())
+    }
+
     /// A map is so full.
     pub fn set_map(&self, map: &MapFill) {
         let labels = MapLabels { map: map.name };
@@ -223,12 +244,17 @@ mod tests {
         metrics.set_packets(Reason::NoEndpoint, 6);
         let map = MapFill { name: "FRONTENDS_V4", entries: 4, capacity: 262_144, bytes: 1024 };
         metrics.set_map(&map);
+        metrics.closed(3);
+        metrics.swept(Family::V6, 2, Duration::from_millis(1));
         let text = metrics.text();
         for line in [
             "lb_sync_duration_seconds_count 1\n",
             "lb_sync_changes_total 7\n",
             "lb_problems 2\n",
             "lb_packets_total{reason=\"no_endpoint\",kind=\"reject\"} 6\n",
+            "lb_closed_sockets_total 3\n",
+            "lb_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"} 2\n",
+            "lb_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv6\"} 1\n",
             "lb_map_entries{map=\"FRONTENDS_V4\"} 4\n",
             "lb_map_capacity{map=\"FRONTENDS_V4\"} 262144\n",
         ] {

@@ -34,6 +34,8 @@ pub(super) struct ProxyMetrics {
     pub(super) service_changes: Counter,
     pub(super) service_changes_pending: Gauge,
     no_local_endpoints: Family<PolicyLabels, Gauge>,
+    deleted_entries: Family<FamilyLabel, Counter>,
+    sweep: Histograms,
     healthz: Family<CodeLabel, Counter>,
     livez: Family<CodeLabel, Counter>,
 }
@@ -66,6 +68,8 @@ impl Default for ProxyMetrics {
             service_changes: Counter::default(),
             service_changes_pending: Gauge::default(),
             no_local_endpoints: Family::default(),
+            deleted_entries: Family::default(),
+            sweep: Family::new_with_constructor(sync),
             healthz: Family::default(),
             livez: Family::default(),
         }
@@ -114,7 +118,21 @@ impl ProxyMetrics {
             self.no_local_endpoints.clone(),
         );
         self.register_changes(registry);
+        self.register_sweeps(registry);
         self.register_probes(registry);
+    }
+
+    fn register_sweeps(&self, registry: &mut Registry) {
+        registry.register(
+            "conntrack_reconciler_deleted_entries",
+            "Entries of flows deleted because their backend no longer serves",
+            self.deleted_entries.clone(),
+        );
+        registry.register(
+            "conntrack_reconciler_sync_duration_seconds",
+            "Time to find and delete flows whose backend no longer serves",
+            self.sweep.clone(),
+        );
     }
 
     fn register_changes(&self, registry: &mut Registry) {
@@ -173,6 +191,18 @@ impl ProxyMetrics {
             let gauge = self.no_local_endpoints.get_or_create(&labels);
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+    }
+
+    /// Flows were looked for in `duration`, and so many entries deleted.
+    pub(super) fn swept(&self, family: model::Family, entries: u64, duration: Duration) {
+        let label = FamilyLabel::of(family);
+        self.deleted_entries.get_or_create(&label).inc_by(entries);
+        self.sweep.get_or_create(&label).observe(duration.as_secs_f64());
+    }
+
+    /// Entries of flows deleted, in all.
+    pub(super) fn deleted_entries(&self) -> u64 {
+        FamilyLabel::BOTH.map(|label| self.deleted_entries.get_or_create(&label).get()).iter().sum()
     }
 
     /// `/healthz` has answered with `code`.

@@ -23,10 +23,23 @@ pub struct Status {
     pub synced: bool,
     /// When the tables were last brought in step.
     pub last_sync: Option<Timestamp>,
+    /// What was ended because its backend no longer serves, since the start.
+    #[serde(default)]
+    pub stale: StaleStatus,
     /// What is wrong, one sentence each.
     pub problems: Vec<String>,
     /// Devices, with what is attached to them.
     pub devices: Vec<DeviceStatus>,
+}
+
+/// What led to backends that no longer serve.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StaleStatus {
+    /// Connected sockets that were closed.
+    pub closed_sockets: u64,
+    /// Conntrack entries that were deleted.
+    pub deleted_entries: u64,
 }
 
 /// Health of the source.
@@ -67,6 +80,7 @@ impl Status {
             source: SourceStatus { from, ..SourceStatus::default() },
             synced: false,
             last_sync: None,
+            stale: StaleStatus::default(),
             problems: Vec::new(),
             devices: Vec::new(),
         }

@@ -17,6 +17,7 @@ mod dump;
 mod follow;
 mod local;
 mod nodeport;
+pub mod sockets;
 
 pub use bound::bound_ports;
 pub use classify::{AddressFacts, LinkFacts, Reach, RouteFacts, classify};

@@ -36,6 +36,8 @@ use restore::{Restored, Wanted};
 pub struct Outcome {
     /// Steps that were performed.
     pub steps: usize,
+    /// Was a backend removed?
+    pub retired: bool,
     /// Service ports that were looked at.
     pub visited: usize,
     /// Ids whose names may differ; [`Reconciler::names`] tells them.

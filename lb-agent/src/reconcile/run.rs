@@ -58,12 +58,13 @@ impl<T: Tables> Reconciler<T> {
         }
         if let Some(state) = &mut self.state {
             let (tables, wanted) = (&mut self.tables, &self.wanted);
-            let mut pass = Pass { tables, wanted, state, reduced: BTreeMap::new() };
+            let mut pass = Pass { tables, wanted, state, reduced: BTreeMap::new(), retired: false };
             let has_freed = pass.run(&mut outcome);
             if has_freed && !pass.state.blocked.is_empty() {
                 pass.state.touch_blocked();
                 pass.run(&mut outcome);
             }
+            outcome.retired = pass.retired;
             outcome.problems = state.blocked.take_changed();
         }
         outcome
@@ -77,6 +78,8 @@ struct Pass<'a, T> {
     state: &'a mut State,
     /// What is written for Service ports that have no room for all their endpoints.
     reduced: BTreeMap<ServiceId, PortTables>,
+    /// Has a backend been removed?
+    retired: bool,
 }
 
 impl<T: Tables> Pass<'_, T> {
@@ -163,6 +166,7 @@ impl<T: Tables> Pass<'_, T> {
                 self.state.realized.record(*owner, step);
             }
             if let Step::RemoveBackend(id) = step {
+                self.retired = true;
                 plan::release_backend(*id, &mut self.state.pools);
             }
         }

@@ -31,6 +31,13 @@ impl<A: Address> Backend<A> {
     pub const fn is_live(&self) -> bool {
         self.service != 0
     }
+
+    /// Is this the use of its id that `generation` names, and does it still serve?
+    #[inline(always)]
+    #[must_use]
+    pub const fn serves(&self, generation: u32) -> bool {
+        self.is_live() && self.generation == generation && self.flags.has(BackendFlags::SERVING)
+    }
 }
 
 flags! {

@@ -105,4 +105,25 @@ impl CtAction {
     pub const REPLY_SNAT: Self = Self(5);
     /// Ingress, backend to host: write the frontend's address, deliver by `device`.
     pub const REPLY_TO_HOST: Self = Self(6);
+
+    /// Is it for packets of the client?
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_forward(self) -> bool {
+        self.0 < Self::REPLY.0
+    }
+
+    /// The action of the flow's other entry.
+    #[inline(always)]
+    #[must_use]
+    pub const fn opposite(self) -> Self {
+        match self {
+            Self::FORWARD => Self::REPLY,
+            Self::FORWARD_FROM_HOST => Self::REPLY_TO_HOST,
+            Self::FORWARD_SNAT => Self::REPLY_SNAT,
+            Self::REPLY => Self::FORWARD,
+            Self::REPLY_SNAT => Self::FORWARD_SNAT,
+            _ => Self::FORWARD_FROM_HOST,
+        }
+    }
 }

@@ -66,6 +66,8 @@ counters! {
     SourceNotAllowed = Drop "source_not_allowed",
     /// The time to live ended where this node forwards in place of the stack.
     TtlExpired = Drop "ttl_expired",
+    /// The backend of a connection was removed, and `--reset-tcp-on-removal` is set.
+    BackendRemoved = Reject "backend_removed",
     /// A Service has no usable endpoint anywhere (S5).
     NoEndpoint = Reject "no_endpoint",
     /// A fragment, which holds no ports or would leave the rest of its packet behind.

@@ -24,11 +24,11 @@ pub use counter::{Counter, CounterKind};
 pub use device::{Device, DeviceRole};
 pub use frontend::{Frontend, FrontendFlags, FrontendKey, FrontendKind, Region};
 pub use layout::Abi;
-pub use socket::{SOCKET_PAIRS, SocketPair, SocketPeers};
+pub use socket::{SOCKET_PAIRS, SocketPair, SocketPeers, StaleSocket};
 pub use source::{LOCAL_SOURCES, Source, SourceRange};
 
 /// Version of all layouts below, recorded beside the pinned maps.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Slots in one element of a chunk array: one cache line.
 pub const SLOTS_PER_CHUNK: u32 = 16;
@@ -96,6 +96,8 @@ pub mod globals {
     pub const HOST_NETNS: &str = "HOST_NETNS";
     /// `u32`: mark for packets translated already; different on each node.
     pub const MARK: &str = "MARK";
+    /// `u32`: not zero if connections to a backend that was removed are reset.
+    pub const RESET_TCP: &str = "RESET_TCP";
     /// `u32`: not zero if a refused `connect` can say `ECONNREFUSED` (Linux 5.18).
     pub const SET_RETVAL: &str = "SET_RETVAL";
     /// `u32`: first port of the SNAT range.

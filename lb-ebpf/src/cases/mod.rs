@@ -54,6 +54,7 @@ macro_rules! each_case {
             refusals::without_endpoints_a_client_is_refused,
             refusals::without_endpoints_a_host_process_is_refused,
             refusals::without_local_endpoints_the_policy_s_clients_are_dropped,
+            snat::a_half_closed_connection_keeps_its_replies,
             snat::a_pod_reaches_itself_through_its_service,
             snat::a_remote_backend_answers_through_this_node,
             snat::a_time_to_live_that_ends_here_is_counted,

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use lb_common::abi::Counter;
 
-use super::{Device, Fate, Hook, Host, Net, SNAT_RANGE, frame::Frame};
+use super::{Device, Fate, Hook, Host, Net, SNAT_RANGE, frame::Frame, net::FIN_ACK};
 
 const IN: Hook = Hook::Ingress(Device::Uplink);
 
@@ -65,6 +65,29 @@ pub fn two_frontends_with_one_backend_keep_a_client_s_flows_apart(net: &mut Net<
     let out = Hook::Egress(Device::Uplink);
     net.expect(out, &net.later(pod, client), Fate::Next, [one, client]);
     net.expect(IN, &net.later(client, one), Fate::Next, [client, pod]);
+}
+
+/// A client may end its half of a connection and go on reading: its replies keep their way until
+/// the backend has ended the other half.
+pub fn a_half_closed_connection_keeps_its_replies(net: &mut Net<'_>) {
+    if !net.is_tcp() {
+        return;
+    }
+    let id = net.backend(Host::PodA);
+    let (client, pod) = (net.client(), net.target(Host::PodA));
+    let [one, two, three] = [1, 2, 3].map(|number| net.vip(number));
+    for vip in [one, two, three] {
+        net.frontend(vip, &[id]);
+    }
+    let out = Hook::Egress(Device::Uplink);
+    net.expect(IN, &net.first(client, one), Fate::Next, [client, pod]);
+    net.expect(IN, &net.segment(client, one, FIN_ACK), Fate::Next, [client, pod]);
+    there_and_back(net, [Device::Uplink, Device::PodA], [client, two, pod]);
+    net.expect(out, &net.later(pod, client), Fate::Next, [one, client]);
+    net.expect(IN, &net.later(client, one), Fate::Next, [client, pod]);
+    net.expect(out, &net.segment(pod, client, FIN_ACK), Fate::Next, [one, client]);
+    net.expect(IN, &net.first(client, three), Fate::Next, [client, pod]);
+    net.expect(out, &net.later(pod, client), Fate::Next, [three, client]);
 }
 
 /// The same for a process of the node: its own address stays, and the reply finds it.

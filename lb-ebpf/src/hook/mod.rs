@@ -3,4 +3,5 @@
 pub mod bind;
 mod route;
 pub mod sock_addr;
+pub mod stale;
 pub mod tc;

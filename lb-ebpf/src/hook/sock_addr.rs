@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Address, AffinityKey, Backend, BackendFlags, BePort, Frontend, FrontendFlags, FrontendKey,
-        Ipv4, Ipv6, L4Proto, SOCKET_PAIRS, SocketPair, SocketPeers,
+        Abi, Address, AffinityKey, Backend, BePort, Frontend, FrontendFlags, FrontendKey, Ipv4,
+        Ipv6, L4Proto, SOCKET_PAIRS, SocketPair, SocketPeers,
     },
     flow,
 };
@@ -86,6 +86,15 @@ impl SocketAddress for Ipv6 {
     }
 }
 
+/// The system call that a destination was given to.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub enum Call {
+    /// `connect`.
+    Connect,
+    /// `sendto` or `sendmsg` with an address.
+    Send,
+}
+
 /// What an address leads to.
 pub enum Answer {
     /// A backend of a Service.
@@ -98,17 +107,25 @@ pub enum Answer {
 
 /// Translates the destination of `connect` and `sendmsg`.
 #[inline(always)]
-pub fn connect<A: SocketAddress>(ctx: &SockAddrContext) -> i32 {
+pub fn translate<A: SocketAddress>(ctx: &SockAddrContext, call: Call) -> i32 {
     if SOCKET_HOST_ONLY.load() != 0 && !is_host(ctx) {
         return ALLOW;
     }
     match A::read(ctx).resolve(ctx, port(ctx)) {
         Answer::Backend(pair) => {
+            if call == Call::Connect {
+                set_connected(ctx, &pair);
+            }
             A::write(ctx, pair.backend);
             set_port(ctx, pair.backend_port);
             ALLOW
         }
-        Answer::Pass => ALLOW,
+        Answer::Pass => {
+            if call == Call::Connect && protocol(ctx) == L4Proto::UDP {
+                set_connected(ctx, &SocketPair::zeroed());
+            }
+            ALLOW
+        }
         Answer::Refuse => refuse(ECONNREFUSED),
     }
 }
@@ -227,8 +244,7 @@ fn remembered<A: Address + Maps>(
     let is_it = |pair: &SocketPair| pair.frontend == frontend && pair.frontend_port == port;
     let pair = find(peers(ctx)?, is_it)?;
     let backend = A::backend(pair.backend_id)?;
-    let serves = backend.generation == pair.generation && backend.flags.has(BackendFlags::SERVING);
-    serves.then_some(pair)
+    backend.serves(pair.generation).then_some(pair)
 }
 
 /// Writes a pair over the one for the same frontend, else over the oldest.
@@ -245,6 +261,9 @@ fn remember<A: Address>(
         backend_port: backend.port,
         backend_id,
         generation: backend.generation,
+        protocol: protocol(ctx),
+        connected: 0,
+        pad: 0,
     };
     // SAFETY: the context's socket is valid for as long as the program runs.
     let peers = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None).as_mut() };
@@ -262,6 +281,17 @@ fn remember<A: Address>(
     }
     peers.next = peers.next.wrapping_add(1);
     pair
+}
+
+/// Marks the pair for the same frontend as the one that the socket is connected to; no other is.
+#[inline(always)]
+fn set_connected(ctx: &SockAddrContext, pair: &SocketPair) {
+    // SAFETY: the context's socket is valid for as long as the program runs.
+    let Some(peers) = (unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() }) else { return };
+    for known in &mut peers.pairs {
+        let is_it = known.frontend == pair.frontend && known.frontend_port == pair.frontend_port;
+        known.connected = u8::from(is_it);
+    }
 }
 
 #[inline(always)]

@@ -1,10 +1,11 @@
 //! Packets that leave by a device: from backends to clients, and from the host itself.
 
-use lb_common::abi::{Address, CtAction};
+use lb_common::abi::{Address, Counter, CtAction};
 
 use super::{
-    PathResult, Verdict, first, ingress::must_choose_again, is_of_a_later_flow, note, send,
-    translated,
+    PathResult, Verdict, first,
+    ingress::{is_cut_off, must_choose_again},
+    is_of_a_later_flow, note, refuse, send, translated,
 };
 use crate::{packet::Packet, parse::Headers, rewrite, tables::Tables};
 
@@ -30,19 +31,33 @@ pub fn egress<A: Address>(
     tables: &impl Tables<A>,
     origin: Origin,
 ) -> PathResult<A> {
+    let verdict = judge(packet, headers, tables, origin)?;
+    refuse::answer(packet, headers, verdict)
+}
+
+#[inline(always)]
+fn judge<A: Address>(
+    packet: &mut impl Packet,
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    origin: Origin,
+) -> PathResult<A> {
     if let Some(entry_ref) = tables.conntrack(&headers.flow) {
         let entry = entry_ref.get();
         let ends = translated(&entry, &headers.flow);
         if entry.action == CtAction::REPLY && !is_of_a_later_flow(tables, headers, &entry) {
             rewrite::rewrite(packet, headers, &ends)?;
-            note(tables, headers, entry_ref, &entry);
+            note(tables, headers, entry_ref);
             return Ok(Verdict::Continue);
         }
         if entry.action == CtAction::FORWARD_FROM_HOST
             && !must_choose_again(headers, tables, &entry)
         {
+            if is_cut_off(headers, tables, &entry) {
+                return Ok(Verdict::Answer(Counter::BackendRemoved));
+            }
             let verdict = send(packet, headers, tables, &ends)?;
-            note(tables, headers, entry_ref, &entry);
+            note(tables, headers, entry_ref);
             return Ok(verdict);
         }
     }

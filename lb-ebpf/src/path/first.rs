@@ -8,7 +8,7 @@ use lb_common::{
     flow,
 };
 
-use super::{PathResult, Verdict, forward, refuse, send, track};
+use super::{PathResult, Verdict, forward, send, track};
 use crate::{affinity, packet::Packet, parse::Headers, rewrite, tables::Tables};
 
 /// Who asks.
@@ -59,7 +59,7 @@ pub fn first<A: Address>(
     let is_outside = client == Client::Outside && !is_local(headers, tables, flags);
     let region = if is_outside { frontend.external } else { frontend.internal };
     if region.length == 0 {
-        return without_backend(packet, headers, flags, is_outside);
+        return without_backend(flags, is_outside);
     }
     let choice = choose(headers, tables, frontend, is_outside)?;
     let verdict = translate(packet, headers, tables, &choice, (client, flags))?;
@@ -115,17 +115,11 @@ fn is_local<A: Address>(
 
 /// The answer of a Service without a usable backend: rule S5's table.
 #[inline(always)]
-fn without_backend<A: Address>(
-    packet: &mut impl Packet,
-    headers: &Headers<A>,
-    flags: FrontendFlags,
-    is_outside: bool,
-) -> PathResult<A> {
+fn without_backend<A: Address>(flags: FrontendFlags, is_outside: bool) -> PathResult<A> {
     let drop = if is_outside { FrontendFlags::DROP_EXTERNAL } else { FrontendFlags::DROP_INTERNAL };
     if flags.has(drop) {
         return Err(Counter::NoLocalEndpoint);
     }
-    refuse::refuse(packet, headers)?;
     Ok(Verdict::Answer(Counter::NoEndpoint))
 }
 

@@ -1,11 +1,11 @@
 //! Packets that come in by a device: from clients, and from backends back to this node.
 
 use lb_common::{
-    abi::{Address, BackendFlags, Counter, CtAction, CtEntry, L4Proto},
+    abi::{Address, Counter, CtAction, CtEntry, L4Proto},
     conntrack::{CtState, is_expired},
 };
 
-use super::{PathResult, Verdict, first, forward, is_of_a_later_flow, note, translated};
+use super::{PathResult, Verdict, first, forward, is_of_a_later_flow, note, refuse, translated};
 use crate::{
     packet::Packet,
     parse::Headers,
@@ -20,6 +20,16 @@ use crate::{
 /// Why the packet ends here.
 #[inline(always)]
 pub fn ingress<A: Address>(
+    packet: &mut impl Packet,
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+) -> PathResult<A> {
+    let verdict = judge(packet, headers, tables)?;
+    refuse::answer(packet, headers, verdict)
+}
+
+#[inline(always)]
+fn judge<A: Address>(
     packet: &mut impl Packet,
     headers: &Headers<A>,
     tables: &impl Tables<A>,
@@ -49,6 +59,9 @@ fn known<A: Address>(
     if is_forward && must_choose_again(headers, tables, &entry) {
         return Ok(None);
     }
+    if is_forward && is_cut_off(headers, tables, &entry) {
+        return Ok(Some(Verdict::Answer(Counter::BackendRemoved)));
+    }
     let ends = translated(&entry, &headers.flow);
     let verdict = match entry.action {
         CtAction::FORWARD => {
@@ -64,7 +77,7 @@ fn known<A: Address>(
         // Reverse translation belongs to egress: here the packet is one of pod and client.
         _ => return Ok(Some(Verdict::Pass)),
     };
-    note(tables, headers, entry_ref, &entry);
+    note(tables, headers, entry_ref);
     Ok(Some(verdict))
 }
 
@@ -90,12 +103,28 @@ pub(super) fn must_choose_again<A: Address>(
         if !headers.flags.opens() {
             return false;
         }
-        if CtState::from_u8(entry.state) == CtState::Closing {
+        if CtState(entry.state).is_closing() {
             return true;
         }
     }
-    let serves = tables.backend(entry.backend).is_some_and(|backend| {
-        backend.generation == entry.generation && backend.flags.has(BackendFlags::SERVING)
-    });
-    !serves || is_expired(headers.flow.protocol, entry.last_seen, tables.now())
+    !serves(tables, entry) || is_expired(headers.flow.protocol, entry.last_seen, tables.now())
+}
+
+/// Does the backend of a flow still serve?
+#[inline(always)]
+fn serves<A: Address>(tables: &impl Tables<A>, entry: &CtEntry<A>) -> bool {
+    tables.backend(entry.backend).is_some_and(|backend| backend.serves(entry.generation))
+}
+
+/// Is it a connection whose backend was removed, and are those to be reset? Its client is told.
+#[inline(always)]
+pub(super) fn is_cut_off<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    entry: &CtEntry<A>,
+) -> bool {
+    tables.resets_removed()
+        && headers.flow.protocol == L4Proto::TCP
+        && !headers.flags.resets()
+        && !serves(tables, entry)
 }

@@ -8,8 +8,8 @@ pub mod refuse;
 mod track;
 
 use lb_common::{
-    abi::{Address, Counter, CtEntry, CtKey, L4Proto},
-    conntrack::{CtState, is_expired},
+    abi::{Address, Counter, CtAction, CtEntry, CtKey, L4Proto},
+    conntrack::{CtState, End, is_expired},
 };
 
 use crate::{
@@ -23,7 +23,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[must_use]
 pub enum Verdict<A> {
-    /// It has become its own refusal: send it back to where it came from.
+    /// It is to be refused; has become its own refusal where a path is done with it: send it back to
+    /// where it came from.
     Answer(Counter),
     /// Translated: on to the stack, and not to be looked at again.
     Continue,
@@ -52,21 +53,40 @@ fn translated<A: Address>(entry: &CtEntry<A>, flow: &CtKey<A>) -> CtKey<A> {
 
 /// Notes a packet in its flow, at once; in the other direction's entry when it ends the connection
 /// or time has passed, so that a flow that only asks does not lose its way back to another one.
+///
+/// Reads the entry again: a copy that is kept until here takes stack.
 #[inline(always)]
-fn note<A: Address>(
+fn note<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: CtRef<A>) {
+    let entry = entry_ref.get();
+    let from = if entry.action.is_forward() { End::Client } else { End::Backend };
+    let next = CtState(entry.state).next(headers.flags, from);
+    let now = tables.now();
+    entry_ref.touch(next, now);
+    if entry.last_seen == now && !headers.flags.closes() {
+        return;
+    }
+    let peer = entry.peer(headers.flow.protocol);
+    match tables.conntrack(&peer) {
+        Some(peer) => peer.touch(next.with(CtState(peer.get().state)), now),
+        None if next.is_closed() => {}
+        None => mend(tables, headers, entry_ref, &peer),
+    }
+}
+
+/// Writes the other direction's entry again, which a full table has thrown out.
+#[inline(always)]
+fn mend<A: Address>(
     tables: &impl Tables<A>,
     headers: &Headers<A>,
     entry_ref: CtRef<A>,
-    entry: &CtEntry<A>,
+    peer: &CtKey<A>,
 ) {
-    let next = CtState::from_u8(entry.state).next(headers.flags) as u8;
-    let now = tables.now();
-    entry_ref.touch(next, now);
-    if (entry.last_seen != now || headers.flags.closes())
-        && let Some(peer) = tables.conntrack(&entry.peer(headers.flow.protocol))
-    {
-        peer.touch(next.max(peer.get().state), now);
-    }
+    let Some(scratch) = tables.scratch() else { return };
+    let action = entry_ref.action().opposite();
+    let device = if action == CtAction::REPLY_TO_HOST { tables.device() } else { 0 };
+    scratch.set_opposite(entry_ref, &headers.flow, (action, device));
+    // If it got one meanwhile, that is as good.
+    let _ = tables.claim(peer, scratch);
 }
 
 /// Does a reply belong to a flow that came after the one its entry tells of, past this node's
@@ -80,7 +100,7 @@ fn is_of_a_later_flow<A: Address>(
     entry: &CtEntry<A>,
 ) -> bool {
     let is_later = if headers.flow.protocol == L4Proto::TCP {
-        headers.flags.answers_opening() && CtState::from_u8(entry.state) == CtState::Closing
+        headers.flags.answers_opening() && CtState(entry.state).is_closing()
     } else {
         is_expired(headers.flow.protocol, entry.last_seen, tables.now())
     };

@@ -135,7 +135,7 @@ fn is_free<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, back: &CtE
         && back.src_port == flow.dst_port
         && back.dst_port == flow.src_port;
     is_own
-        || CtState::from_u8(back.state) == CtState::Closing
+        || CtState(back.state).is_closed()
         || is_expired(flow.protocol, back.last_seen, tables.now())
 }
 
@@ -165,7 +165,7 @@ fn entry<A: Address>(
         src_port: ends.src_port,
         dst_port: ends.dst_port,
         action,
-        state: CtState::New as u8,
+        state: CtState::NEW.0,
         pad: 0,
         service: choice.backend.service,
         backend: choice.id,

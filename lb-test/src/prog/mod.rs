@@ -165,6 +165,7 @@ pub fn options(node: &Node) -> KernelOptions {
         bind_protection: true,
         tc_attach: TcAttach::Auto,
         snat_ports: (SNAT_RANGE.0, SNAT_RANGE.0 + SNAT_RANGE.1 - 1),
+        reset_tcp: false,
         conntrack_max: 16384,
         affinity_max: 16384,
         max_frontends: 256,

@@ -18,6 +18,7 @@ mod policy;
 mod ranges;
 mod reach;
 mod source;
+mod stale;
 mod udp;
 
 use std::ops::Deref;

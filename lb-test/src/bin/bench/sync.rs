@@ -107,6 +107,7 @@ impl Pipeline {
             bind_protection: false,
             tc_attach: TcAttach::Auto,
             snat_ports: (61000, 65535),
+            reset_tcp: false,
             conntrack_max: ENTRIES,
             affinity_max: ENTRIES,
             max_frontends: ENTRIES,

@@ -66,6 +66,9 @@ struct Requests {
     /// Connections at the same time
     #[arg(long, visible_alias = "connections", default_value_t = 1)]
     parallel: usize,
+    /// Prints each answer over a connection that stays
+    #[arg(long)]
+    each: bool,
     /// How many and how often
     #[command(flatten)]
     pace: Pace,
@@ -87,6 +90,9 @@ struct Datagrams {
     /// Connects the socket, so that only the address it sent to may answer
     #[arg(long)]
     connected: bool,
+    /// Connects anew when somebody has closed the connected socket
+    #[arg(long, requires = "connected")]
+    reconnect: bool,
     /// Sends to this address as well, each time, over the same socket
     #[arg(long, value_name = "ADDRESS", conflicts_with = "connected")]
     also: Vec<SocketAddr>,

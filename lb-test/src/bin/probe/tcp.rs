@@ -93,7 +93,12 @@ pub(crate) fn keepalive(kept: &Kept) {
                 });
             }
             match answer {
-                Ok(body) => tally.answer(&body),
+                Ok(body) => {
+                    tally.answer(&body);
+                    if requests.each {
+                        emit("answer", json!({"body": body, "took": milliseconds(began)}));
+                    }
+                }
                 Err(error) => return tally.failure(began, &error),
             }
             let first = number == 0;

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn6, bind, setsockopt, socket, sockopt::Ipv6V6Only,
 };
@@ -17,18 +17,13 @@ const DATAGRAM_MAX: usize = 65_535;
 /// Sends numbered datagrams over one socket and prints each answer with its source.
 pub(crate) fn send(datagrams: &Datagrams) -> Result<()> {
     let address = datagrams.target.address;
-    let any: IpAddr = match address {
-        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    let mut socket = match open(datagrams) {
+        Ok(socket) => socket,
+        Err(error) => {
+            fail(0, &error);
+            return Ok(());
+        }
     };
-    let socket = UdpSocket::bind((any, 0)).context("bind")?;
-    socket.set_read_timeout(Some(datagrams.target.timeout()))?;
-    if datagrams.connected
-        && let Err(error) = socket.connect(address)
-    {
-        emit("failure", json!({"number": 0, "error": format!("connect: {error}")}));
-        return Ok(());
-    }
     let targets: Vec<_> = [address].into_iter().chain(datagrams.also.iter().copied()).collect();
     let rounds = datagrams.pace.requests();
     for (round, target) in rounds.flat_map(|round| targets.iter().map(move |to| (round, *to))) {
@@ -42,10 +37,37 @@ pub(crate) fn send(datagrams: &Datagrams) -> Result<()> {
                 });
                 emit("answer", fields);
             }
-            Err(error) => emit("failure", json!({"number": round, "error": format!("{error:#}")})),
+            Err(error) => {
+                fail(round, &error);
+                if datagrams.reconnect {
+                    match open(datagrams) {
+                        Ok(new) => socket = new,
+                        Err(error) => fail(round, &error),
+                    }
+                }
+            }
         }
     }
     Ok(())
+}
+
+fn fail(round: u64, error: &Error) {
+    emit("failure", json!({"number": round, "error": format!("{error:#}")}));
+}
+
+/// A socket on any port, connected if that is asked for.
+fn open(datagrams: &Datagrams) -> Result<UdpSocket> {
+    let address = datagrams.target.address;
+    let any: IpAddr = match address {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).context("bind")?;
+    socket.set_read_timeout(Some(datagrams.target.timeout()))?;
+    if datagrams.connected {
+        socket.connect(address).context("connect")?;
+    }
+    Ok(socket)
 }
 
 /// Sends to an address, or to the one that the socket is connected to, and waits for the answer.

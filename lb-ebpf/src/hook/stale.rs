@@ -1,0 +1,112 @@
+//! Iterators: which sockets and flows lead to a backend that no longer serves.
+//!
+//! The kernel calls a program for each element of a map; what the program writes, the agent reads.
+//! The kernel compares, so that the agent reads nothing where nothing is stale.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::seq_file,
+    helpers::{bpf_get_socket_cookie, bpf_seq_write},
+};
+use lb_common::abi::{Abi, Address, CtEntry, CtKey, L4Proto, SocketPair, SocketPeers, StaleSocket};
+
+use crate::{globals::RESET_TCP, maps::Maps};
+
+/// Go on with the next element.
+const NEXT: i32 = 0;
+
+/// `struct bpf_iter_meta`, as far as it is used.
+#[repr(C)]
+pub struct Meta {
+    seq: *mut seq_file,
+}
+
+/// `struct bpf_iter__bpf_sk_storage_map`: one socket with what it remembers.
+#[repr(C)]
+pub struct SocketVisit {
+    meta: *const Meta,
+    map: *const c_void,
+    socket: *mut c_void,
+    peers: *const SocketPeers,
+}
+
+/// `struct bpf_iter__bpf_map_elem`: one entry of a conntrack map.
+#[repr(C)]
+pub struct FlowVisit<A> {
+    meta: *const Meta,
+    map: *const c_void,
+    flow: *const CtKey<A>,
+    entry: *const CtEntry<A>,
+}
+
+/// Writes a [`StaleSocket`] where a socket is connected to a backend that no longer serves.
+#[inline(always)]
+pub fn socket(visit: &SocketVisit) -> i32 {
+    // SAFETY: the kernel gives a valid pointer, or none after the last element.
+    let Some(peers) = (unsafe { visit.peers.as_ref() }) else { return NEXT };
+    if visit.socket.is_null() {
+        return NEXT;
+    }
+    // One after the other: the verifier takes no variable offset here.
+    let [a, b, c, d] = &peers.pairs;
+    for_pair(visit, a);
+    for_pair(visit, b);
+    for_pair(visit, c);
+    for_pair(visit, d);
+    NEXT
+}
+
+#[inline(always)]
+fn for_pair(visit: &SocketVisit, pair: &SocketPair) {
+    let is_judged =
+        pair.protocol == L4Proto::UDP || pair.protocol == L4Proto::TCP && RESET_TCP.load() != 0;
+    if pair.connected == 0 || !is_judged {
+        return;
+    }
+    let serves = match pair.backend.mapped() {
+        Some(_) => serves::<lb_common::abi::Ipv4>(pair.backend_id, pair.generation),
+        None => serves::<lb_common::abi::Ipv6>(pair.backend_id, pair.generation),
+    };
+    if !serves {
+        let stale = StaleSocket {
+            // SAFETY: the kernel gives a valid socket, and it was seen not to be null.
+            cookie: unsafe { bpf_get_socket_cookie(visit.socket) },
+            backend: pair.backend,
+            backend_id: pair.backend_id,
+            generation: pair.generation,
+            backend_port: pair.backend_port,
+            protocol: pair.protocol,
+            pad: [0; 5],
+        };
+        write(visit.meta, &stale);
+    }
+}
+
+/// Writes the key of a UDP flow whose backend no longer serves (S11).
+#[inline(always)]
+pub fn flow<A: Address + Maps>(visit: &FlowVisit<A>) -> i32 {
+    // SAFETY: the kernel gives valid pointers, or none after the last element.
+    let (Some(flow), Some(entry)) = (unsafe { (visit.flow.as_ref(), visit.entry.as_ref()) }) else {
+        return NEXT;
+    };
+    if flow.protocol == L4Proto::UDP && !serves::<A>(entry.backend, entry.generation) {
+        let flow = *flow;
+        write(visit.meta, &flow);
+    }
+    NEXT
+}
+
+#[inline(always)]
+fn serves<A: Address + Maps>(id: u32, generation: u32) -> bool {
+    A::backend(id).is_some_and(|backend| backend.serves(generation))
+}
+
+/// Writes a value for the agent to read; the kernel comes back with the element if it had no room.
+#[inline(always)]
+fn write<T: Abi>(meta: *const Meta, value: &T) {
+    // SAFETY: the kernel gives a valid description of the iteration; the value is as long as said.
+    unsafe {
+        bpf_seq_write((*meta).seq, core::ptr::from_ref(value).cast(), size_of::<T>() as u32);
+    }
+}
