@@ -15,6 +15,7 @@ use crate::{
     model::{Endpoint, EndpointSlice, Event, Family, Model, Protocol, Service, TrafficPolicy},
 };
 
+mod handover;
 mod properties;
 mod scale;
 
