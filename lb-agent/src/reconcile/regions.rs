@@ -42,8 +42,7 @@ impl Regions {
     /// Takes a region that is in use already; `false` if any of it is taken or out of range.
     pub(super) fn reserve(&mut self, region: Region) -> bool {
         let (order, target) = (order(region.length), region.first_chunk);
-        let in_range = target / CHUNKS_PER_ARRAY < MAX_CHUNK_ARRAYS;
-        if order > TOP || !in_range || target % (1 << order) != 0 {
+        if target % (1 << order) != 0 {
             return false;
         }
         while self.next_array <= target / CHUNKS_PER_ARRAY && self.open_array().is_some() {}

@@ -15,7 +15,7 @@ use crate::{
     model::{Endpoint, EndpointSlice, Event, Family, Model, Protocol, Service, TrafficPolicy},
 };
 
-mod handover;
+mod failures;
 mod properties;
 mod scale;
 
