@@ -132,6 +132,7 @@ mod tests {
         let mut regions = Regions::new();
         let region = |first_chunk, length| Region { first_chunk, length };
         assert!(regions.reserve(region(4096 + 32, 251)));
+        assert_eq!(regions.next_array, 2, "no more arrays than it takes");
         assert!(!regions.reserve(region(4096 + 32, 251)), "taken");
         assert!(!regions.reserve(region(4096, 65521)), "overlaps");
         assert!(!regions.reserve(region(8, 251)), "not where a block begins");

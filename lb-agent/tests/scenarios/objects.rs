@@ -29,6 +29,8 @@ struct ServiceForm {
     internal_policy: Option<String>,
     external_policy: Option<String>,
     affinity: Option<u32>,
+    #[serde(default)]
+    source_ranges: Vec<String>,
     /// Seconds since the epoch.
     #[serde(default)]
     created: i64,
@@ -78,6 +80,7 @@ pub(crate) fn service<T: DeserializeOwned>(name: &str, form: &Form) -> T {
             "externalTrafficPolicy": form.external_policy,
             "sessionAffinity": form.affinity.map(|_| "ClientIP"),
             "sessionAffinityConfig": affinity,
+            "loadBalancerSourceRanges": form.source_ranges,
         },
         "status": {"loadBalancer": {"ingress": ingress}},
     }))

@@ -162,6 +162,20 @@ fn nothing_is_freed_nothing_is_waited_for() {
 }
 
 #[test]
+fn what_an_earlier_agent_let_go_of_is_waited_for_once() {
+    let recording = Recording { tables: FakeTables::default(), steps: Vec::new() };
+    let mut world = World::new(recording).listed();
+    world.service(service(Family::V4, "web", 1));
+    let mut world = world.restart().0;
+    world.reconciler.tables().steps.clear();
+    world.slice(web(Family::V4, &[1]));
+    let first = ["Settle", "PutBackend", "PutRegion", "PutFrontend"];
+    assert_eq!(kinds(&std::mem::take(&mut world.reconciler.tables().steps)), first);
+    world.service(service(Family::V4, "other", 2));
+    assert_eq!(kinds(&world.reconciler.tables().steps), ["PutFrontend"]);
+}
+
+#[test]
 fn both_families_of_a_service_port_have_one_id() {
     let mut world = World::new(FakeTables::default()).listed();
     let mut both = service(Family::V4, "web", 1);
