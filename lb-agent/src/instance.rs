@@ -106,6 +106,11 @@ impl Instance {
         self.folder.join("names.jsonl")
     }
 
+    /// Where it is kept which settings of the node the agent has changed.
+    pub fn node_settings(&self) -> PathBuf {
+        self.folder.join("node-settings.json")
+    }
+
     /// Where the running agent tells of itself.
     pub fn status(&self) -> PathBuf {
         self.folder.join("status.json")

@@ -18,4 +18,5 @@ pub mod names;
 pub mod net;
 pub mod reconcile;
 pub mod source;
+pub mod sysctl;
 pub mod telemetry;

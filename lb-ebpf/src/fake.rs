@@ -9,10 +9,11 @@ use std::{
 
 use lb_common::{
     abi::{
-        Abi, Address, Backend, BePort, Counter, CounterKind, CtEntry, CtKey, Frontend, FrontendKey,
-        FrontendKind, Ipv4, Ipv6, L4Proto, Region,
+        Abi, Address, Affinity, AffinityKey, Backend, BePort, Counter, CounterKind, CtEntry, CtKey,
+        Frontend, FrontendKey, FrontendKind, Ipv4, Ipv6, L4Proto, Region,
     },
     checksum::Difference,
+    conntrack::TICK_SHIFT,
 };
 
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
         ingress::ingress,
         redirect::{self, Redirect},
     },
-    tables::{CtRef, Neighbour, Route, Tables},
+    tables::{Backends, CtRef, Neighbour, Ref, Route, Tables},
 };
 
 /// A frame that can be rewritten.
@@ -95,18 +96,19 @@ impl FromIp for Ipv6 {
     }
 }
 
-/// A conntrack entry that stays where it is.
-type Entry<A> = Box<UnsafeCell<CtEntry<A>>>;
+/// An entry that stays where it is.
+type Entry<T> = Box<UnsafeCell<T>>;
 
 /// The tables of one family, and the device that the packet is at.
 struct FakeTables<A> {
     backends: HashMap<u32, Backend<A>>,
     frontends: HashMap<Vec<u8>, Frontend>,
     regions: HashMap<u32, Vec<u32>>,
-    conntrack: RefCell<HashMap<Vec<u8>, Entry<A>>>,
-    scratch: Entry<A>,
+    affinity: RefCell<HashMap<AffinityKey, Entry<Affinity>>>,
+    conntrack: RefCell<HashMap<Vec<u8>, Entry<CtEntry<A>>>>,
+    scratch: Entry<CtEntry<A>>,
     device: Device,
-    now: Cell<u32>,
+    nanoseconds: Cell<u64>,
     snat_range: (u16, u16),
 }
 
@@ -116,10 +118,11 @@ impl<A: FromIp> FakeTables<A> {
             backends: HashMap::new(),
             frontends: HashMap::new(),
             regions: HashMap::new(),
+            affinity: RefCell::default(),
             conntrack: RefCell::default(),
             scratch: Box::new(UnsafeCell::new(CtEntry::zeroed())),
             device: Device::Uplink,
-            now: Cell::new(1000),
+            nanoseconds: Cell::new(1000 << TICK_SHIFT),
             snat_range: SNAT_RANGE,
         }
     }
@@ -145,30 +148,48 @@ impl<A: FromIp> FakeTables<A> {
             service: 7,
             flags: spec.flags,
             kind: FrontendKind::CLUSTER_IP,
-            affinity_timeout: 0,
+            affinity_timeout: spec.affinity_timeout,
             internal: self.put_region(spec.internal),
             external: self.put_region(spec.external),
         };
         self.frontends.insert(key.as_bytes().to_vec(), frontend);
     }
+}
 
-    fn reference(entry: &Entry<A>) -> CtRef<A> {
-        let place = NonNull::new(entry.get()).expect("a box is not null");
-        // SAFETY: entries are boxed, and live as long as the tables.
-        unsafe { CtRef::new(place) }
+fn reference<T: Abi>(entry: &Entry<T>) -> Ref<T> {
+    let place = NonNull::new(entry.get()).expect("a box is not null");
+    // SAFETY: entries are boxed, and live as long as the tables.
+    unsafe { Ref::new(place) }
+}
+
+impl<A: FromIp> Backends<A> for FakeTables<A> {
+    fn backend(&self, id: u32) -> Option<Backend<A>> {
+        self.backends.get(&id).copied().filter(Backend::is_live)
+    }
+
+    fn affinity(&self, client: &AffinityKey) -> Option<Ref<Affinity>> {
+        self.affinity.borrow().get(client).map(reference)
+    }
+
+    fn keep(&self, client: &AffinityKey, affinity: &Affinity) {
+        let entry = Box::new(UnsafeCell::new(*affinity));
+        self.affinity.borrow_mut().insert(*client, entry);
+    }
+
+    fn nanoseconds(&self) -> u64 {
+        self.nanoseconds.get()
     }
 }
 
 impl<A: FromIp> Tables<A> for FakeTables<A> {
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>> {
-        self.conntrack.borrow().get(flow.as_bytes()).map(Self::reference)
+        self.conntrack.borrow().get(flow.as_bytes()).map(reference)
     }
 
     fn track(&self, flow: &CtKey<A>, entry: CtRef<A>) {
         let mut conntrack = self.conntrack.borrow_mut();
         let place = conntrack.entry(flow.as_bytes().to_vec());
-        Self::reference(place.or_insert_with(|| Box::new(UnsafeCell::new(entry.get()))))
-            .set(entry.get());
+        reference(place.or_insert_with(|| Box::new(UnsafeCell::new(entry.get())))).set(entry.get());
     }
 
     fn claim(&self, flow: &CtKey<A>, entry: CtRef<A>) -> bool {
@@ -184,7 +205,7 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
     }
 
     fn scratch(&self) -> Option<CtRef<A>> {
-        Some(Self::reference(&self.scratch))
+        Some(reference(&self.scratch))
     }
 
     fn frontend(&self, key: &FrontendKey<A>) -> Option<Frontend> {
@@ -194,10 +215,6 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
     fn slot(&self, region: Region, slot: u32) -> Option<u32> {
         let slots = self.regions.get(&region.first_chunk)?;
         slots.get(slot as usize).copied().filter(|id| *id != 0)
-    }
-
-    fn backend(&self, id: u32) -> Option<Backend<A>> {
-        self.backends.get(&id).copied().filter(Backend::is_live)
     }
 
     fn device(&self) -> u32 {
@@ -223,7 +240,7 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
     }
 
     fn now(&self) -> u32 {
-        self.now.get()
+        u32::try_from(self.nanoseconds.get() >> TICK_SHIFT).expect("a time within 146 years")
     }
 
     fn snat_range(&self) -> (u32, u32) {
@@ -250,8 +267,13 @@ impl FakeBench {
 
     /// Lets time pass, in units of 2^30 ns.
     pub(crate) fn pass_time(&mut self, ticks: u32) {
-        *self.v4.now.get_mut() += ticks;
-        *self.v6.now.get_mut() += ticks;
+        self.pass_nanoseconds(u64::from(ticks) << TICK_SHIFT);
+    }
+
+    /// Lets time pass, in ns.
+    pub(crate) fn pass_nanoseconds(&mut self, nanoseconds: u64) {
+        *self.v4.nanoseconds.get_mut() += nanoseconds;
+        *self.v6.nanoseconds.get_mut() += nanoseconds;
     }
 }
 

@@ -12,6 +12,7 @@
 //! Not for: anything that calls the kernel.
 #![cfg_attr(not(any(test, feature = "cases")), no_std)]
 
+pub mod affinity;
 #[cfg(any(test, feature = "cases"))]
 pub mod cases;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! | program | hook |
 //! |---|---|
 //! | `lb_tc_ingress`, `lb_tc_egress` | tcx or clsact of a device |
-//! | `lb_connect4` … `lb_getpeername6` | cgroup |
+//! | `lb_bind4` … `lb_sendmsg6` | cgroup |
 #![no_std]
 #![no_main]
 #![allow(missing_docs, unreachable_pub, reason = "the macros make entry points of their own")]
@@ -16,7 +16,7 @@ use aya_ebpf::{
     macros::{cgroup_sock_addr, classifier},
     programs::{SockAddrContext, TcContext},
 };
-use hook::{sock_addr, tc};
+use hook::{bind, sock_addr, tc};
 use lb_common::abi::{Ipv4, Ipv6};
 
 /// Packets that come in by a device.
@@ -29,6 +29,18 @@ pub fn lb_tc_ingress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn lb_tc_egress(ctx: TcContext) -> i32 {
     tc::egress(ctx)
+}
+
+/// `bind` of an IPv4 socket.
+#[cgroup_sock_addr(bind4)]
+pub fn lb_bind4(ctx: SockAddrContext) -> i32 {
+    bind::bind::<Ipv4>(&ctx)
+}
+
+/// `bind` of an IPv6 socket.
+#[cgroup_sock_addr(bind6)]
+pub fn lb_bind6(ctx: SockAddrContext) -> i32 {
+    bind::bind::<Ipv6>(&ctx)
 }
 
 /// `connect` of an IPv4 socket.

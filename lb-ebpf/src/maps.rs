@@ -1,6 +1,6 @@
 //! Every map, and the only unsafe access to one.
 
-use core::ptr::NonNull;
+use core::{marker::PhantomData, ptr::NonNull};
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup},
@@ -10,12 +10,16 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Backend, CHUNKS_PER_ARRAY, Chunk, Counter, CtEntry, CtKey, Device, Frontend, FrontendKey,
-        Ipv4, Ipv6, MAX_CHUNK_ARRAYS, Region, SLOTS_PER_CHUNK, SocketPeers,
+        Address, Affinity, AffinityKey, Backend, CHUNKS_PER_ARRAY, Chunk, Counter, CtEntry, CtKey,
+        Device, Frontend, FrontendKey, Ipv4, Ipv6, MAX_CHUNK_ARRAYS, Region, SLOTS_PER_CHUNK,
+        SocketPeers,
     },
     conntrack::TICK_SHIFT,
 };
-use lb_ebpf::tables::CtRef;
+use lb_ebpf::{
+    parse::Headers,
+    tables::{Backends, CtRef, Ref},
+};
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 /// Sizes that the agent replaces at load.
@@ -36,6 +40,10 @@ static CONNTRACK_V4: LruHashMap<CtKey<Ipv4>, CtEntry<Ipv4>, DEFAULT_SIZE> = LruH
 #[btf_map]
 static CONNTRACK_V6: LruHashMap<CtKey<Ipv6>, CtEntry<Ipv6>, DEFAULT_SIZE> = LruHashMap::new();
 #[btf_map]
+static AFFINITY_V4: LruHashMap<AffinityKey, Affinity, DEFAULT_SIZE> = LruHashMap::new();
+#[btf_map]
+static AFFINITY_V6: LruHashMap<AffinityKey, Affinity, DEFAULT_SIZE> = LruHashMap::new();
+#[btf_map]
 static SLOTS: ArrayOfMaps<
     Array<Chunk, { CHUNKS_PER_ARRAY as usize }>,
     { MAX_CHUNK_ARRAYS as usize },
@@ -49,6 +57,10 @@ static SCRATCH_V4: PerCpuArray<CtEntry<Ipv4>, 1> = PerCpuArray::new();
 #[btf_map]
 static SCRATCH_V6: PerCpuArray<CtEntry<Ipv6>, 1> = PerCpuArray::new();
 #[btf_map]
+static HEADERS_V4: PerCpuArray<Headers<Ipv4>, 1> = PerCpuArray::new();
+#[btf_map]
+static HEADERS_V6: PerCpuArray<Headers<Ipv6>, 1> = PerCpuArray::new();
+#[btf_map]
 static ROUTE: PerCpuArray<RouteQuery, 1> = PerCpuArray::new();
 /// What each socket remembers.
 #[btf_map]
@@ -60,6 +72,10 @@ pub trait Maps: Sized + 'static {
     fn frontend(key: &FrontendKey<Self>) -> Option<Frontend>;
     /// The backend with an id, if it is live.
     fn backend(id: u32) -> Option<Backend<Self>>;
+    /// The backend that a client was given last.
+    fn affinity(client: &AffinityKey) -> Option<Ref<Affinity>>;
+    /// Writes the backend that a client was given.
+    fn keep(client: &AffinityKey, affinity: &Affinity);
     /// The entry of a flow.
     fn conntrack(flow: &CtKey<Self>) -> Option<CtRef<Self>>;
     /// Writes the entry of a flow.
@@ -70,12 +86,14 @@ pub trait Maps: Sized + 'static {
     fn forget(flow: &CtKey<Self>);
     /// Room for one entry, for this CPU and this program run.
     fn scratch() -> Option<CtRef<Self>>;
+    /// Room for the headers of one packet, for this CPU and this program run.
+    fn headers() -> Option<&'static mut Headers<Self>>;
     /// An address of a device that can be a source.
     fn source(device: &Device) -> Option<Self>;
 }
 
 macro_rules! maps {
-    ($family:ty, $frontends:ident, $backends:ident, $conntrack:ident, $scratch:ident, $source:expr) => {
+    ($family:ty, $frontends:ident, $backends:ident, $affinity:ident, $conntrack:ident, $scratch:ident, $headers:ident, $source:expr) => {
         impl Maps for $family {
             #[inline(always)]
             fn frontend(key: &FrontendKey<Self>) -> Option<Frontend> {
@@ -87,6 +105,19 @@ macro_rules! maps {
             #[inline(always)]
             fn backend(id: u32) -> Option<Backend<Self>> {
                 $backends.get(id).copied().filter(Backend::is_live)
+            }
+
+            #[inline(always)]
+            fn affinity(client: &AffinityKey) -> Option<Ref<Affinity>> {
+                let entry = NonNull::new($affinity.get_ptr_mut(client)?)?;
+                // SAFETY: as for `conntrack`.
+                Some(unsafe { Ref::new(entry) })
+            }
+
+            #[inline(always)]
+            fn keep(client: &AffinityKey, affinity: &Affinity) {
+                // A full LRU map makes room; the client can do without the entry.
+                let _ = $affinity.insert(client, affinity, u64::from(BPF_ANY));
             }
 
             #[inline(always)]
@@ -127,6 +158,12 @@ macro_rules! maps {
             }
 
             #[inline(always)]
+            fn headers() -> Option<&'static mut Headers<Self>> {
+                // SAFETY: as for `scratch`; one program run looks at one packet.
+                unsafe { $headers.get_ptr_mut(0)?.as_mut() }
+            }
+
+            #[inline(always)]
             fn source(device: &Device) -> Option<Self> {
                 $source(device)
             }
@@ -134,12 +171,59 @@ macro_rules! maps {
     };
 }
 
-maps!(Ipv4, FRONTENDS_V4, BACKENDS_V4, CONNTRACK_V4, SCRATCH_V4, |device: &Device| {
-    Some(device.source_v4).filter(|source| *source != Ipv4(0))
-});
-maps!(Ipv6, FRONTENDS_V6, BACKENDS_V6, CONNTRACK_V6, SCRATCH_V6, |device: &Device| {
-    Some(device.source_v6).filter(|source| *source != Ipv6([0; 4]))
-});
+maps!(
+    Ipv4,
+    FRONTENDS_V4,
+    BACKENDS_V4,
+    AFFINITY_V4,
+    CONNTRACK_V4,
+    SCRATCH_V4,
+    HEADERS_V4,
+    |device: &Device| { Some(device.source_v4).filter(|source| *source != Ipv4(0)) }
+);
+maps!(
+    Ipv6,
+    FRONTENDS_V6,
+    BACKENDS_V6,
+    AFFINITY_V6,
+    CONNTRACK_V6,
+    SCRATCH_V6,
+    HEADERS_V6,
+    |device: &Device| { Some(device.source_v6).filter(|source| *source != Ipv6([0; 4])) }
+);
+
+/// [`Backends`] in the maps of one family.
+pub struct BpfBackends<A>(PhantomData<A>);
+
+impl<A> BpfBackends<A> {
+    /// All of them.
+    #[inline(always)]
+    pub const fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<A: Address + Maps> Backends<A> for BpfBackends<A> {
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<Backend<A>> {
+        A::backend(id)
+    }
+
+    #[inline(always)]
+    fn affinity(&self, client: &AffinityKey) -> Option<Ref<Affinity>> {
+        A::affinity(client)
+    }
+
+    #[inline(always)]
+    fn keep(&self, client: &AffinityKey, affinity: &Affinity) {
+        A::keep(client, affinity);
+    }
+
+    #[inline(always)]
+    fn nanoseconds(&self) -> u64 {
+        nanoseconds()
+    }
+}
 
 /// The backend id in a slot of a region.
 #[inline(always)]
@@ -181,7 +265,11 @@ pub fn count(counter: Counter) {
 /// The time in units of 2^30 ns.
 #[inline(always)]
 pub fn now() -> u32 {
+    (nanoseconds() >> TICK_SHIFT) as u32
+}
+
+#[inline(always)]
+fn nanoseconds() -> u64 {
     // SAFETY: a helper without arguments.
-    let nanoseconds = unsafe { bpf_ktime_get_coarse_ns() };
-    (nanoseconds >> TICK_SHIFT) as u32
+    unsafe { bpf_ktime_get_coarse_ns() }
 }

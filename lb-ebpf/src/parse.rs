@@ -20,12 +20,26 @@ const IPV6_FRAGMENT: u8 = 44;
 pub struct Headers<A> {
     /// The flow as it stands on the wire.
     pub flow: CtKey<A>,
-    /// Offset of the TCP or UDP header.
-    pub l4: usize,
+    /// Offset of the TCP or UDP header: a byte, whose bounds the verifier knows wherever it is read.
+    l4: u8,
     /// TCP flags; none for UDP.
     pub flags: TcpFlags,
     /// Time to live or hop limit.
     pub ttl: u8,
+}
+
+impl<A> Headers<A> {
+    /// Offset of the TCP or UDP header.
+    #[inline(always)]
+    pub fn l4(&self) -> usize {
+        usize::from(self.l4)
+    }
+
+    /// May the packet be the first of its flow? A TCP segment other than a SYN never is.
+    #[inline(always)]
+    pub fn begins(&self) -> bool {
+        self.flow.protocol != L4Proto::TCP || self.flags.opens()
+    }
 }
 
 /// Why a packet is not one of a flow.
@@ -114,5 +128,7 @@ fn transport<A: Address, P: Packet, N: Next<A, P>>(
         flags = TcpFlags(packet.read(l4 + TCP_FLAGS_OFFSET).ok_or(NoFlow::Truncated)?);
     }
     let flow = CtKey { src, dst, src_port, dst_port, protocol, pad: [0; 3] };
+    #[allow(clippy::cast_possible_truncation, reason = "at most 14 + 60")]
+    let l4 = l4 as u8;
     Ok(next.run(packet, &Headers { flow, l4, flags, ttl }))
 }

@@ -29,14 +29,14 @@ pub fn rewrite<A: Address>(
     let old = &headers.flow;
     let addresses = Difference::new(old.src.sum() + old.dst.sum(), ends.src.sum() + ends.dst.sum());
     let ports = Difference::new(port_sum(old), port_sum(ends));
-    packet.write::<[BePort; 2]>(headers.l4, &[ends.src_port, ends.dst_port])?;
+    packet.write::<[BePort; 2]>(headers.l4(), &[ends.src_port, ends.dst_port])?;
     if A::HEADER == IPV4_HEADER {
         change_ipv4_checksum(packet, addresses)?;
     }
     packet.write_addresses(L3 + A::SOURCE_OFFSET, [ends.src, ends.dst])?;
     let checksum = if old.protocol == L4Proto::TCP { 16 } else { 6 };
     packet.repair_l4_checksum(L4Checksum {
-        offset: headers.l4 + checksum,
+        offset: headers.l4() + checksum,
         protocol: old.protocol,
         addresses,
         ports,

@@ -2,10 +2,27 @@
 
 use core::ptr::NonNull;
 
-use lb_common::abi::{Address, Backend, CtEntry, CtKey, Frontend, FrontendKey, Region};
+use lb_common::abi::{
+    Abi, Address, Affinity, AffinityKey, Backend, CtEntry, CtKey, Frontend, FrontendKey, Region,
+};
+
+/// Backends of one family, and whom they were given to: what the socket path asks for as well.
+pub trait Backends<A: Address> {
+    /// The backend with an id, if it is live.
+    fn backend(&self, id: u32) -> Option<Backend<A>>;
+
+    /// The backend that a client was given last.
+    fn affinity(&self, client: &AffinityKey) -> Option<Ref<Affinity>>;
+
+    /// Writes the backend that a client was given, over an older one if there is any.
+    fn keep(&self, client: &AffinityKey, affinity: &Affinity);
+
+    /// The time in ns of `CLOCK_MONOTONIC`, as exact as the kernel's ticks.
+    fn nanoseconds(&self) -> u64;
+}
 
 /// The maps, for one family.
-pub trait Tables<A: Address> {
+pub trait Tables<A: Address>: Backends<A> {
     /// The entry of a flow.
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>>;
 
@@ -27,9 +44,6 @@ pub trait Tables<A: Address> {
 
     /// The backend id in a slot of a region.
     fn slot(&self, region: Region, slot: u32) -> Option<u32>;
-
-    /// The backend with an id, if it is live.
-    fn backend(&self, id: u32) -> Option<Backend<A>>;
 
     /// Interface index of the device that the packet comes in by or leaves by.
     fn device(&self) -> u32;
@@ -69,13 +83,16 @@ pub enum Neighbour<A> {
     Other,
 }
 
-/// A conntrack entry in its map: read in place, and written by field.
+/// An entry in its map: read in place, and written by field.
 ///
 /// Another CPU may write to the entry at the same time; each field is written by one store.
 #[derive(Clone, Copy)]
-pub struct CtRef<A>(NonNull<CtEntry<A>>);
+pub struct Ref<T>(NonNull<T>);
 
-impl<A: Address> CtRef<A> {
+/// A conntrack entry in its map.
+pub type CtRef<A> = Ref<CtEntry<A>>;
+
+impl<T: Abi> Ref<T> {
     /// Wraps a pointer to an entry.
     ///
     /// # Safety
@@ -83,13 +100,13 @@ impl<A: Address> CtRef<A> {
     /// The entry must stay allocated for as long as the value is used; map values do so within a
     /// program.
     #[inline(always)]
-    pub const unsafe fn new(entry: NonNull<CtEntry<A>>) -> Self {
+    pub const unsafe fn new(entry: NonNull<T>) -> Self {
         Self(entry)
     }
 
     /// What the entry holds.
     #[inline(always)]
-    pub fn get(&self) -> CtEntry<A> {
+    pub fn get(&self) -> T {
         // SAFETY: the constructor promises that the entry is allocated, and every bit pattern is
         // a value.
         unsafe { self.0.as_ptr().read() }
@@ -97,17 +114,19 @@ impl<A: Address> CtRef<A> {
 
     /// Replaces what the entry holds. Only for one that is not in a map.
     #[inline(always)]
-    pub fn set(&self, entry: CtEntry<A>) {
+    pub fn set(&self, entry: T) {
         // SAFETY: the constructor promises that the entry is allocated.
         unsafe { self.0.as_ptr().write(entry) }
     }
 
     /// The entry, for the kernel to copy.
     #[inline(always)]
-    pub const fn as_ptr(&self) -> *const CtEntry<A> {
+    pub const fn as_ptr(&self) -> *const T {
         self.0.as_ptr()
     }
+}
 
+impl<A: Address> CtRef<A> {
     /// Writes state and time of the last packet.
     #[inline(always)]
     pub fn touch(&self, state: u8, now: u32) {
@@ -121,5 +140,14 @@ impl<A: Address> CtRef<A> {
                 (*entry).state = state;
             }
         }
+    }
+}
+
+impl Ref<Affinity> {
+    /// Writes the time of the client's last connection, in ns.
+    #[inline(always)]
+    pub fn renew(&self, now: u64) {
+        // SAFETY: the constructor promises that the entry is allocated; one store.
+        unsafe { (*self.0.as_ptr()).last_used = now };
     }
 }

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use lb_common::conntrack::UDP_TIMEOUT;
+use lb_common::{abi::BackendFlags, conntrack::UDP_TIMEOUT};
 use proptest::prelude::*;
 
 use crate::{
@@ -174,5 +174,64 @@ fn ports_are_of_the_range_however_small_it_is() {
         }
         assert!(ports.iter().all(|port| range.contains(port)), "{kind:?}: {ports:?} of {range:?}");
         assert!(ports.len() * 2 > usize::from(count), "{kind:?}: {ports:?} of {range:?}");
+    }
+}
+
+/// Seconds: what upstream's tests of the timeout ask for.
+const AFFINITY_TIMEOUT: u32 = 10;
+const AFFINITY_TIMEOUT_NS: u64 = 10_000_000_000;
+
+/// Begins a flow from `port` and tells whether it reached the backend on pod A, which only a client
+/// that had it before is given.
+fn keeps_pod_a(bench: &mut FakeBench, kind: Kind, port: u16) -> bool {
+    let mut net = Net::new(bench, kind);
+    let (client, vip) = (net.at(Host::Client, port), net.vip(1));
+    let became = net.pass(Hook::Ingress(Device::Uplink), &net.first(client, vip), Fate::Next);
+    became.dst == net.target(Host::PodA)
+}
+
+/// A Service that gave the client pod A, and gives everybody else pod B.
+fn with_affinity(kind: Kind) -> FakeBench {
+    let mut bench = FakeBench::new();
+    let mut net = Net::new(&mut bench, kind);
+    let flags = BackendFlags::SERVING.with(BackendFlags::AFFINE_CLUSTER);
+    let [a, b] = [Host::PodA, Host::PodB].map(|host| net.backend_with(host, flags, 1));
+    net.affinity_timeout = AFFINITY_TIMEOUT;
+    net.frontend(net.vip(1), &[a]);
+    let (client, vip, pod_a) = (net.at(Host::Client, 1), net.vip(1), net.target(Host::PodA));
+    net.expect(Hook::Ingress(Device::Uplink), &net.first(client, vip), Fate::Next, [client, pod_a]);
+    net.frontend(net.vip(1), &[b]);
+    bench
+}
+
+#[test]
+fn s10_affinity_ends_with_its_timeout_to_the_nanosecond() {
+    for kind in Kind::ALL {
+        let mut bench = with_affinity(kind);
+        bench.pass_nanoseconds(AFFINITY_TIMEOUT_NS - 1);
+        assert!(keeps_pod_a(&mut bench, kind, 2), "{kind:?}");
+        bench.pass_nanoseconds(AFFINITY_TIMEOUT_NS);
+        assert!(!keeps_pod_a(&mut bench, kind, 3), "{kind:?}");
+        bench.pass_nanoseconds(AFFINITY_TIMEOUT_NS - 1);
+        assert!(!keeps_pod_a(&mut bench, kind, 4), "{kind:?}: it has pod B by then");
+    }
+}
+
+#[test]
+fn s10_affinity_is_renewed_by_connections_that_begin_and_not_by_packets_of_one() {
+    for kind in Kind::ALL {
+        let mut bench = with_affinity(kind);
+        for port in 2..5 {
+            bench.pass_nanoseconds(AFFINITY_TIMEOUT_NS * 3 / 4);
+            assert!(keeps_pod_a(&mut bench, kind, port), "{kind:?}: renewed by each");
+        }
+        for _ in 0..2 {
+            bench.pass_nanoseconds(AFFINITY_TIMEOUT_NS / 2);
+            let mut net = Net::new(&mut bench, kind);
+            let (client, vip) = (net.at(Host::Client, 4), net.vip(1));
+            let to_a = [client, net.target(Host::PodA)];
+            net.expect(Hook::Ingress(Device::Uplink), &net.later(client, vip), Fate::Next, to_a);
+        }
+        assert!(!keeps_pod_a(&mut bench, kind, 5), "{kind:?}: renewed by packets");
     }
 }

@@ -21,9 +21,11 @@ fn options(node: &Node, tc_attach: TcAttach) -> KernelOptions {
         bpffs: node.bpffs().join("lb"),
         cgroup: Some(node.cgroup().path().to_owned()),
         socket_lb: SocketLb::All,
+        bind_protection: true,
         tc_attach,
         snat_ports: (61000, 65535),
         conntrack_max: 1024,
+        affinity_max: 1024,
         max_frontends: 1024,
         max_backends: 1024,
     }

@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::Context;
 
-use super::problems::{Finder, Problems, Told};
+use super::{
+    problems::{Finder, Problems, Told},
+    taken::TakenPorts,
+};
 use crate::{
     dataplane::{BackendId, KernelTables, ServiceId},
     desired::{Delta, Desired, NodeFacts},
@@ -25,6 +28,7 @@ pub(super) struct Engine {
     reconciler: Reconciler<KernelTables>,
     names: Names,
     facts: NodeFacts,
+    taken: TakenPorts,
     listed: bool,
     failed_at: Option<tokio::time::Instant>,
     last: Written,
@@ -51,6 +55,7 @@ impl Engine {
             reconciler: Reconciler::new(tables),
             names,
             facts: NodeFacts::default(),
+            taken: TakenPorts::default(),
             listed: false,
             failed_at: None,
             last: Written::default(),
@@ -106,6 +111,7 @@ impl Engine {
 
     /// Mends what the kernel holds, where something else has changed it.
     pub(super) fn resync(&mut self, problems: &mut Problems) {
+        self.taken.look_again(problems);
         let before = self.last.steps;
         self.run(problems, Reconciler::resync);
         let steps = self.last.steps - before;
@@ -129,6 +135,7 @@ impl Engine {
             problems.set(Finder::Rules(name.clone()), found.iter().cloned());
         }
         if !delta.ports.is_empty() {
+            self.taken.see(&delta, problems);
             self.run(problems, |reconciler| reconciler.apply(delta));
         }
     }

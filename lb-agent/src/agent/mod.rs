@@ -6,8 +6,10 @@
 
 mod devices;
 mod engine;
+mod node_settings;
 mod problems;
 mod report;
+mod taken;
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +22,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::{devices::Devices, engine::Engine, problems::Problems, report::Report};
+use self::{
+    devices::Devices, engine::Engine, node_settings::NodeSettings, problems::Problems,
+    report::Report,
+};
 use crate::{
     config::{PortRange, Settings, Source},
     dataplane::{Kernel, KernelOptions},
@@ -67,6 +72,7 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
     tracing::info!(node = settings.node_name, source = %settings.source, "starting");
     let (health, metrics) = (Health::default(), Arc::new(Metrics::default()));
     let _servers = health::serve(settings.healthz, settings.metrics, &health, &metrics);
+    let node_settings = NodeSettings::start(&settings, &instance);
     let kernel = Kernel::start(&kernel_options(&settings))?;
     let following = net::follow(settings.devices.clone());
     let following = with_progress("listing devices", following).await.context("list devices")?;
@@ -79,6 +85,7 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
         engine: Engine::open(kernel.tables()?, &instance)?,
         devices: Devices::new(kernel),
         problems: Problems::default(),
+        node_settings,
         report,
         settings,
     };
@@ -89,6 +96,7 @@ struct Agent {
     engine: Engine,
     devices: Devices,
     problems: Problems,
+    node_settings: NodeSettings,
     report: Report,
     settings: Settings,
 }
@@ -126,6 +134,7 @@ impl Agent {
                 _ = resync.tick() => {
                     self.devices.repair(&mut self.problems);
                     self.engine.resync(&mut self.problems);
+                    self.node_settings.retry();
                 }
                 _ = measure.tick() => self.report.measure(),
             }
@@ -166,9 +175,11 @@ fn kernel_options(settings: &Settings) -> KernelOptions {
         bpffs: settings.bpffs.clone(),
         cgroup: settings.cgroup.clone(),
         socket_lb: settings.socket_lb,
+        bind_protection: settings.bind_protection,
         tc_attach: settings.tc_attach,
         snat_ports: (settings.snat_ports.first, settings.snat_ports.last),
         conntrack_max: settings.conntrack_max,
+        affinity_max: settings.affinity_max,
         max_frontends: settings.max_frontends,
         max_backends: settings.max_backends,
     }

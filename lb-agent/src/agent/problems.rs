@@ -2,11 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::{ObjectName, Problem, ProblemKey};
+use crate::{
+    desired::PortKey,
+    model::{ObjectName, Problem, ProblemKey},
+};
 
 /// Who found a fault; each knows its own as a whole.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Finder {
+    /// A process of this node has a Service's node port.
+    Bound(PortKey),
     /// A device that could not be attached.
     Device(String),
     /// The rules of Kubernetes, about a Service.

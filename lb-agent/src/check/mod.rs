@@ -64,12 +64,16 @@ pub struct Plan<'a> {
     pub cgroup: Option<&'a Path>,
     /// Whose sockets are translated.
     pub socket_lb: SocketLb,
+    /// Are processes of the host kept from binding node ports?
+    pub bind_protection: bool,
     /// Devices named by the user.
     pub devices: &'a [DevicePattern],
     /// Where the agent's servers listen.
     pub servers: [BindAddress; 2],
     /// Ports for SNAT.
     pub snat_ports: PortRange,
+    /// Node ports of the cluster.
+    pub node_ports: PortRange,
 }
 
 /// Looks at everything.
@@ -77,6 +81,7 @@ pub fn all(plan: &Plan<'_>) -> Vec<Finding> {
     let mut findings = needed(plan);
     findings.extend(kernel::features());
     findings.extend(network::sysctls());
+    findings.extend(network::ports(plan.snat_ports, plan.node_ports));
     findings.extend(leftovers::findings(plan));
     findings
 }
@@ -84,13 +89,31 @@ pub fn all(plan: &Plan<'_>) -> Vec<Finding> {
 /// Looks at what the agent can't start without, and at what it should warn of.
 pub fn needed(plan: &Plan<'_>) -> Vec<Finding> {
     let mut findings = vec![kernel::privileges(), kernel::version(), mounts::bpffs(plan.bpffs)];
-    findings.push(match plan.socket_lb {
-        SocketLb::Off => without_sockets(),
-        SocketLb::All | SocketLb::Host => mounts::cgroup(plan.cgroup),
-    });
-    findings.push(network::snat_ports(plan.snat_ports));
+    match plan.socket_lb {
+        SocketLb::Off => {
+            findings.push(without_sockets());
+            findings.extend(plan.bind_protection.then(|| protection(plan.cgroup)));
+        }
+        SocketLb::All | SocketLb::Host => findings.push(mounts::cgroup(plan.cgroup)),
+    }
     findings.extend(network::devices(plan.devices));
     findings
+}
+
+/// Without the socket path, a node without a cgroup loses the protection alone.
+fn protection(cgroup: Option<&Path>) -> Finding {
+    let found = mounts::cgroup(cgroup);
+    match found.outcome {
+        Outcome::Fail if cgroup.is_none() => Finding::warn(
+            "cgroup",
+            format!(
+                "{}: nothing keeps processes of the host from binding node ports",
+                found.detail
+            ),
+            found.mend.replace("--socket-lb=off", "--nodeport-bind-protection=false"),
+        ),
+        _ => found,
+    }
 }
 
 /// Such a connection goes by `lo`, where a mended reply would meet strict `rp_filter`.

@@ -63,17 +63,40 @@ fn reverse_path() -> Finding {
     }
 }
 
-/// Ports that a host process takes by itself must not be those that SNAT gives away.
-pub(super) fn snat_ports(range: PortRange) -> Finding {
+/// Ports that the node must not give away by chance, nor twice.
+pub(super) fn ports(snat: PortRange, nodes: PortRange) -> Vec<Finding> {
     let own = sysctl("net/ipv4/ip_local_port_range").and_then(|text| parse_port_range(&text));
     let reserved = sysctl("net/ipv4/ip_local_reserved_ports").unwrap_or_default();
+    vec![
+        by_chance("snat-ports", snat, own, &reserved),
+        if snat.overlaps(nodes) {
+            Finding::fail(
+                "node-ports",
+                format!("--snat-port-range {snat} overlaps --service-node-port-range {nodes}"),
+                "set one of them to ports outside of the other",
+            )
+        } else {
+            by_chance("node-ports", nodes, own, &reserved)
+        },
+    ]
+}
+
+/// A process that asks for any port must not be given one of these.
+fn by_chance(
+    name: &'static str,
+    range: PortRange,
+    own: Option<PortRange>,
+    reserved: &str,
+) -> Finding {
     match own {
-        Some(own) if own.overlaps(range) && !is_reserved(range, &reserved) => Finding::warn(
-            "snat-ports",
-            format!("{range} overlaps net.ipv4.ip_local_port_range {own}: a reply may be mistaken"),
-            format!("sysctl -w net.ipv4.ip_local_reserved_ports={range}, or set --snat-port-range"),
+        Some(own) if own.overlaps(range) && is_reserved(range, reserved) => {
+            Finding::ok(name, format!("{range} is in net.ipv4.ip_local_reserved_ports"))
+        }
+        Some(own) if own.overlaps(range) => Finding::ok(
+            name,
+            format!("{range} overlaps net.ipv4.ip_local_port_range {own}: run reserves it"),
         ),
-        _ => Finding::ok("snat-ports", format!("{range} is outside of the host's own ports")),
+        _ => Finding::ok(name, format!("{range} is outside of the host's own ports")),
     }
 }
 
@@ -108,6 +131,22 @@ mod tests {
         assert_eq!(outcome("eth1"), Outcome::Fail);
         assert_eq!(outcome("cali.+"), Outcome::Warn);
         assert!(device(&"eth1".parse().unwrap(), &present).mend.contains("lo, eth0"));
+    }
+
+    #[test]
+    fn overlaps_of_port_ranges_are_mentioned() {
+        let range = |text: &str| text.parse::<PortRange>().unwrap();
+        let own = Some(range("32768-60999"));
+        let finding =
+            |text: &str, reserved: &str| by_chance("x", range(text), own, reserved).detail;
+        assert!(finding("30000-32767", "").contains("outside"));
+        assert!(
+            finding("30000-33000", "").contains("ip_local_port_range 32768-60999: run reserves")
+        );
+        assert!(finding("30000-33000", "30000-33000").contains("is in net.ipv4.ip_local_reserved"));
+        let clash = &ports(range("30000-40000"), range("30000-32767"))[1];
+        assert_eq!(clash.outcome, Outcome::Fail);
+        assert!(clash.detail.contains("overlaps --service-node-port-range"), "{}", clash.detail);
     }
 
     #[test]

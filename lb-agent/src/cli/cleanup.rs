@@ -4,7 +4,7 @@ use std::{path::Path, process::ExitCode};
 
 use anyhow::Context;
 
-use crate::{dataplane, instance::Instance};
+use crate::{dataplane, instance::Instance, sysctl::NodeSettings};
 
 pub(super) fn cleanup(bpffs: &Path) -> anyhow::Result<ExitCode> {
     let instance = Instance::of(bpffs);
@@ -13,6 +13,8 @@ pub(super) fn cleanup(bpffs: &Path) -> anyhow::Result<ExitCode> {
     let lock = instance.lock().context("stop it before the cleanup")?;
     let pins = dataplane::cleanup(bpffs)?;
     let mut removed: Vec<_> = pins.iter().map(|path| format!("pin {}", path.display())).collect();
+    let settings = NodeSettings::new(instance.node_settings()).restore();
+    removed.extend(settings.context("take settings of the node back")?);
     let folder = instance.folder().display().to_string();
     instance.remove(lock).with_context(|| format!("remove {folder}"))?;
     if had_folder {

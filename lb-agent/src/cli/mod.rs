@@ -12,6 +12,7 @@ use crate::telemetry::{self, LogFormat};
 
 mod check;
 mod cleanup;
+mod netfilter;
 mod output;
 mod parse;
 pub mod run;

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::*;
 use crate::{
     cli::{Command as Chosen, run::RunArgs},
-    config::{BindAddress, SocketLb},
+    config::{BindAddress, NetfilterSettings, SocketLb},
 };
 
 fn parsed(arguments: &[&str]) -> Result<Cli, Stop> {
@@ -60,7 +60,46 @@ fn defaults_are_those_of_the_contract() {
     let ranges = &arguments.service_cluster_ip_range;
     let shown: Vec<_> = ranges.iter().map(ToString::to_string).collect();
     assert_eq!(shown, ["10.96.0.0/12", "fd00:10:96::/108"]);
-    assert_eq!(arguments.service_node_port_range, "30000-32767".parse().unwrap());
+    assert_eq!(arguments.node.service_node_port_range, "30000-32767".parse().unwrap());
+}
+
+#[test]
+fn netfilter_is_set_as_kube_proxy_sets_it() {
+    let defaults = NetfilterSettings {
+        max_per_core: 32_768,
+        min: 131_072,
+        tcp_established: 86_400,
+        tcp_close_wait: 3600,
+        ..NetfilterSettings::default()
+    };
+    assert_eq!(run_args(&run(&[])).netfilter.settings(), defaults);
+    let file = file(
+        "kind: KubeProxyConfiguration\nconntrack:\n  maxPerCore: 0\n  min: null\n  \
+         tcpBeLiberal: true\n  tcpCloseWaitTimeout: 1h30m0s\n  tcpEstablishedTimeout: 0s\n  \
+         udpStreamTimeout: 180s\n  udpTimeout: 30s\n",
+    );
+    let cli = parsed(&with_file(file.path(), &[])).unwrap();
+    let settings = NetfilterSettings {
+        max_per_core: 0,
+        tcp_established: 0,
+        tcp_close_wait: 5400,
+        tcp_be_liberal: true,
+        udp: 30,
+        udp_stream: 180,
+        ..defaults
+    };
+    assert_eq!(run_args(&cli).netfilter.settings(), settings);
+    assert_eq!(cli.note, None);
+}
+
+#[test]
+fn node_ports_are_protected_unless_switched_off() {
+    let protects = |more: &[&str]| run_args(&run(more)).node.nodeport_bind_protection;
+    assert!(protects(&[]) && protects(&["--nodeport-bind-protection"]));
+    assert!(!protects(&["--nodeport-bind-protection=false"]));
+    let file = file("nodeportBindProtection: false\n");
+    let cli = parsed(&with_file(file.path(), &[])).unwrap();
+    assert!(!run_args(&cli).node.nodeport_bind_protection);
 }
 
 #[test]

@@ -6,11 +6,12 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use clap::{ArgGroup, Args, builder::RangedI64ValueParser};
+use clap::{ArgAction, ArgGroup, Args, builder::RangedI64ValueParser};
 use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::netfilter::NetfilterArgs;
 use crate::{
     agent::{self, Start},
     check::{self, Outcome, Plan},
@@ -57,9 +58,12 @@ pub(super) struct RunArgs {
     /// Addresses of this node that answer on node ports: CIDRs, all, localhost, primary
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "all")]
     pub(super) nodeport_addresses: Vec<NodePortAddresses>,
-    /// Conntrack entries of each family
+    /// Entries of the agent's own conntrack, each family
     #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = size())]
     pub(super) conntrack_max: u32,
+    /// Clients of each family whose backend is remembered for session affinity
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = size())]
+    pub(super) affinity_max: u32,
     /// Frontends of each family
     #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = size())]
     pub(super) max_frontends: u32,
@@ -70,9 +74,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     #[arg(default_value = "10.96.0.0/12,fd00:10:96::/108")]
     pub(super) service_cluster_ip_range: Vec<IpNet>,
-    /// Ports that a folder's Services get node ports from
-    #[arg(long, value_name = "FIRST-LAST", default_value = "30000-32767")]
-    pub(super) service_node_port_range: PortRange,
+    #[command(flatten)]
+    pub(super) netfilter: NetfilterArgs,
 }
 
 /// Flags that `run` and `check` share.
@@ -84,12 +87,17 @@ pub(super) struct NodeArgs {
     /// Use this device: a name or a regular expression; repeatable [default: found by netlink]
     #[arg(long, value_name = "NAME|REGEX")]
     pub(super) device: Vec<DevicePattern>,
-    /// The cgroup v2 whose sockets are translated [default: where it is mounted]
+    /// The cgroup v2 whose sockets are translated and kept off node ports [default: where it is
+    /// mounted]
     #[arg(long, value_name = "DIR")]
     pub(super) cgroup: Option<PathBuf>,
     /// Whose sockets are translated at connect
     #[arg(long, value_enum, value_name = "WHOSE", default_value_t = SocketLb::All)]
     pub(super) socket_lb: SocketLb,
+    /// Keeps processes of the host from binding node ports
+    #[arg(long, value_name = "BOOL", default_value_t = true, action = ArgAction::Set)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) nodeport_bind_protection: bool,
     /// How packet programs are attached to devices
     #[arg(long, value_enum, value_name = "HOW", default_value_t = TcAttach::Auto)]
     pub(super) tc_attach: TcAttach,
@@ -104,6 +112,9 @@ pub(super) struct NodeArgs {
     /// Ports that a client may get on the way to another node
     #[arg(long, value_name = "FIRST-LAST", default_value = "61000-65535")]
     pub(super) snat_port_range: PortRange,
+    /// Node ports of the cluster; a folder's Services get theirs from here
+    #[arg(long, value_name = "FIRST-LAST", default_value = "30000-32767")]
+    pub(super) service_node_port_range: PortRange,
 }
 
 fn size() -> RangedI64ValueParser<u32> {
@@ -117,15 +128,17 @@ impl NodeArgs {
             bpffs,
             cgroup: self.cgroup.as_deref(),
             socket_lb: self.socket_lb,
+            bind_protection: self.nodeport_bind_protection,
             devices: &self.device,
             servers: [self.healthz_bind_address, self.metrics_bind_address],
             snat_ports: self.snat_port_range,
+            node_ports: self.service_node_port_range,
         }
     }
 }
 
 pub(super) fn run(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<ExitCode> {
-    let (snat, nodes) = (arguments.node.snat_port_range, arguments.service_node_port_range);
+    let (snat, nodes) = (arguments.node.snat_port_range, arguments.node.service_node_port_range);
     if snat.overlaps(nodes) {
         eprintln!("error: --snat-port-range {snat} overlaps --service-node-port-range {nodes}");
         return Ok(ExitCode::from(2));
@@ -170,18 +183,22 @@ fn settings(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<Settings> {
         source,
         node_name: node_name(arguments.hostname_override)?,
         devices: node.device,
-        cgroup: match node.socket_lb {
-            SocketLb::Off => None,
-            SocketLb::All | SocketLb::Host => node.cgroup.or_else(check::cgroup2_mount),
+        cgroup: match (node.socket_lb, node.nodeport_bind_protection) {
+            (SocketLb::Off, false) => None,
+            _ => node.cgroup.or_else(check::cgroup2_mount),
         },
         bpffs,
         socket_lb: node.socket_lb,
+        bind_protection: node.nodeport_bind_protection,
         tc_attach: node.tc_attach,
         healthz: node.healthz_bind_address,
         metrics: node.metrics_bind_address,
         nodeport_addresses: arguments.nodeport_addresses,
         snat_ports: node.snat_port_range,
+        node_ports: node.service_node_port_range,
+        netfilter: arguments.netfilter.settings(),
         conntrack_max: arguments.conntrack_max,
+        affinity_max: arguments.affinity_max,
         max_frontends: arguments.max_frontends,
         max_backends: arguments.max_backends,
     })
@@ -204,7 +221,7 @@ fn source(arguments: &RunArgs, in_cluster: bool) -> anyhow::Result<Source> {
     Ok(Source::Folder {
         path,
         service_networks: arguments.service_cluster_ip_range.clone(),
-        node_ports: arguments.service_node_port_range,
+        node_ports: arguments.node.service_node_port_range,
     })
 }
 

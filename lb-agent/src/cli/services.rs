@@ -45,6 +45,8 @@ pub struct ServiceRow {
     pub kind: &'static str,
     /// Its address and port.
     pub frontend: Address,
+    /// How long a client that begins no connection keeps its backend; zero without affinity.
+    pub affinity_timeout_seconds: u32,
     /// For clients on this node.
     pub internal: Choice,
     /// For clients from outside.
@@ -113,10 +115,13 @@ fn matches(row: &ServiceRow, filters: &[String]) -> bool {
 }
 
 /// Joins tables and names: one row a frontend, in order of Service, kind and address.
+///
+/// Without those at the unspecified address, which keep others from binding a node port.
 pub fn rows(snapshot: &Snapshot, names: &NameTable) -> Vec<ServiceRow> {
     let mut rows: Vec<_> = snapshot
         .frontends
         .iter()
+        .filter(|(address, _)| !address.ip.is_unspecified())
         .map(|(address, entry)| row(snapshot, names, *address, entry))
         .collect();
     // A stable sort: frontends come in order of their addresses.
@@ -145,6 +150,7 @@ fn row(
         protocol: address.protocol.to_string(),
         kind: kind_name(entry.kind),
         frontend: Address { ip: address.ip, port: address.port },
+        affinity_timeout_seconds: entry.affinity_timeout,
         internal: choice(entry.internal, FrontendFlags::DROP_INTERNAL),
         external: choice(entry.external, FrontendFlags::DROP_EXTERNAL),
     }
@@ -201,14 +207,22 @@ fn kind_name(kind: FrontendKind) -> &'static str {
 fn text(rows: &[ServiceRow], format: Format) -> String {
     let cells = rows.iter().map(|row| {
         let frontend = SocketAddr::new(row.frontend.ip, row.frontend.port);
-        vec![
-            row.service.clone(),
-            row.kind.to_owned(),
-            format!("{frontend}/{}", row.protocol),
-            choices(row, format),
-        ]
+        let frontend = format!("{frontend}/{}", row.protocol);
+        let mut cells = vec![row.service.clone(), row.kind.to_owned(), frontend];
+        if format == Format::Wide {
+            cells.push(affinity(row.affinity_timeout_seconds));
+        }
+        cells.push(choices(row, format));
+        cells
     });
-    table(&["SERVICE", "TYPE", "FRONTEND", "BACKENDS"], cells)
+    match format {
+        Format::Wide => table(&["SERVICE", "TYPE", "FRONTEND", "AFFINITY", "BACKENDS"], cells),
+        _ => table(&["SERVICE", "TYPE", "FRONTEND", "BACKENDS"], cells),
+    }
+}
+
+fn affinity(seconds: u32) -> String {
+    if seconds == 0 { "none".to_owned() } else { format!("{seconds} s") }
 }
 
 /// The answer for clients on this node, and the other one where it is not the same.

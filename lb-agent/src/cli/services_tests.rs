@@ -56,11 +56,13 @@ fn snapshot() -> Snapshot {
         ..entry(FrontendKind::LOAD_BALANCER, ALL, none)
     };
     let cluster = entry(FrontendKind::CLUSTER_IP, ALL, ALL);
-    let cluster_v6 = entry(FrontendKind::CLUSTER_IP, V6, V6);
+    let cluster_v6 =
+        FrontendEntry { affinity_timeout: 10_800, ..entry(FrontendKind::CLUSTER_IP, V6, V6) };
     snapshot.frontends = BTreeMap::from([
         (frontend("10.96.100.100:80", Protocol::Tcp), cluster),
         (frontend("[fd00:10:96::64]:80", Protocol::Tcp), cluster_v6),
         (frontend("192.0.2.2:30080", Protocol::Tcp), entry(FrontendKind::NODE_PORT, ALL, LOCAL)),
+        (frontend("0.0.0.0:30080", Protocol::Tcp), entry(FrontendKind::NODE_PORT, ALL, LOCAL)),
         (frontend("203.0.113.1:80", Protocol::Tcp), dropped),
         (frontend("10.96.0.10:53", Protocol::Udp), refused),
     ]);
@@ -99,13 +101,14 @@ service 2             ClusterIP     10.96.0.10:53/UDP        none: refused
 #[test]
 fn the_wide_table_names_pods_and_nodes() {
     let mut rows = rows(&snapshot(), &names());
-    rows.truncate(1);
+    rows.truncate(2);
     let expected = "\
-SERVICE               TYPE       FRONTEND              BACKENDS
-default/web-svc:http  ClusterIP  10.96.100.100:80/TCP  10.248.1.20:80 default/web-1 on a (this node)
-                                                       10.248.1.21:80 default/web-2 on a (this node)
-                                                       10.248.2.50:80 default/web-3 on b
-                                                       10.248.2.51:80 ? on ?
+SERVICE               TYPE       FRONTEND                 AFFINITY  BACKENDS
+default/web-svc:http  ClusterIP  10.96.100.100:80/TCP     none      10.248.1.20:80 default/web-1 on a (this node)
+                                                                    10.248.1.21:80 default/web-2 on a (this node)
+                                                                    10.248.2.50:80 default/web-3 on b
+                                                                    10.248.2.51:80 ? on ?
+default/web-svc:http  ClusterIP  [fd00:10:96::64]:80/TCP  10800 s   [fd00:10:248::2]:80 default/web-3 on b
 ";
     assert_eq!(trimmed(&text(&rows, Format::Wide)), expected);
 }
@@ -120,6 +123,8 @@ fn programs_get_everything() {
     assert_eq!(load_balancer["frontend"]["ip"], "203.0.113.1");
     assert_eq!(load_balancer["frontend"]["port"], 80);
     assert_eq!(load_balancer["protocol"], "TCP");
+    assert_eq!(load_balancer["affinity_timeout_seconds"], 0);
+    assert_eq!(value[1]["affinity_timeout_seconds"], 10_800);
     assert_eq!(load_balancer["external"]["answer"], "drop");
     assert_eq!(load_balancer["internal"]["answer"], "backends");
     let backend = serde_json::json!({

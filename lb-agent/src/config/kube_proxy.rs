@@ -11,6 +11,13 @@ pub(super) const KIND: &str = "KubeProxyConfiguration";
 /// Path of a field, and the flag of equal meaning.
 const FIELDS: &[(&str, &str)] = &[
     ("clientConnection.kubeconfig", "kubeconfig"),
+    ("conntrack.maxPerCore", "conntrack-max-per-core"),
+    ("conntrack.min", "conntrack-min"),
+    ("conntrack.tcpBeLiberal", "conntrack-tcp-be-liberal"),
+    ("conntrack.tcpCloseWaitTimeout", "conntrack-tcp-timeout-close-wait"),
+    ("conntrack.tcpEstablishedTimeout", "conntrack-tcp-timeout-established"),
+    ("conntrack.udpStreamTimeout", "conntrack-udp-timeout-stream"),
+    ("conntrack.udpTimeout", "conntrack-udp-timeout"),
     ("healthzBindAddress", "healthz-bind-address"),
     ("hostnameOverride", "hostname-override"),
     ("logging.format", "log-format"),

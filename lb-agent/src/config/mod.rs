@@ -11,8 +11,11 @@ pub mod file;
 mod kube_proxy;
 mod values;
 
-pub use crate::dataplane::{SocketLb, TcAttach};
-pub use values::{BindAddress, DevicePattern, NodePortAddresses, PortRange, ValueError};
+pub use crate::{
+    dataplane::{SocketLb, TcAttach},
+    sysctl::NetfilterSettings,
+};
+pub use values::{BindAddress, DevicePattern, NodePortAddresses, PortRange, Seconds, ValueError};
 
 /// Where Services come from.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -57,12 +60,14 @@ pub struct Settings {
     pub node_name: String,
     /// Devices to use; empty means those that netlink tells of.
     pub devices: Vec<DevicePattern>,
-    /// The cgroup whose sockets are translated; none where nothing is to be attached.
+    /// The cgroup whose sockets are looked at; none where nothing is to be attached.
     pub cgroup: Option<PathBuf>,
     /// Folder of the pins.
     pub bpffs: PathBuf,
     /// Whose sockets are translated.
     pub socket_lb: SocketLb,
+    /// Are processes of the host kept from binding node ports?
+    pub bind_protection: bool,
     /// How packet programs are attached.
     pub tc_attach: TcAttach,
     /// Where `/healthz` and `/livez` are served.
@@ -73,8 +78,14 @@ pub struct Settings {
     pub nodeport_addresses: Vec<NodePortAddresses>,
     /// Ports that SNAT may give to a client.
     pub snat_ports: PortRange,
+    /// Ports that node ports are taken from.
+    pub node_ports: PortRange,
+    /// What is made of netfilter's conntrack.
+    pub netfilter: NetfilterSettings,
     /// Conntrack entries in each family.
     pub conntrack_max: u32,
+    /// Clients with affinity in each family.
+    pub affinity_max: u32,
     /// Frontends in each family.
     pub max_frontends: u32,
     /// Backends in each family.

@@ -9,6 +9,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use jiff::SignedDuration;
 use regex::Regex;
 
 /// A range of ports, both ends included.
@@ -103,6 +104,22 @@ impl FromStr for NodePortAddresses {
     }
 }
 
+/// A length of time in whole seconds, written as Go does: `24h0m0s`, or `0`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Seconds(pub u32);
+
+impl FromStr for Seconds {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        if text == "0" {
+            return Ok(Self(0));
+        }
+        let duration: SignedDuration = text.parse().map_err(|_| ValueError::Seconds)?;
+        duration.as_secs().try_into().map(Self).map_err(|_| ValueError::Seconds)
+    }
+}
+
 /// Which devices get programs: a name, or a pattern that fits the whole name.
 #[derive(Clone, Debug)]
 pub struct DevicePattern {
@@ -161,6 +178,9 @@ pub enum ValueError {
     /// See [`PortRange`].
     #[error("expected FIRST-LAST within 1-65535")]
     PortRange,
+    /// See [`Seconds`].
+    #[error("expected a length of time such as 24h, 1h30m or 0")]
+    Seconds,
 }
 
 #[cfg(test)]
@@ -175,6 +195,17 @@ mod tests {
         assert!(!range.overlaps("32768-60999".parse().unwrap()));
         for wrong in ["", "1", "2-1", "0-5", "1-65536", "a-b"] {
             assert_eq!(wrong.parse::<PortRange>(), Err(ValueError::PortRange), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn lengths_of_time_are_those_of_kube_proxy() {
+        for (text, seconds) in [("24h0m0s", 86_400), ("1h", 3600), ("0", 0), ("0s", 0), ("90s", 90)]
+        {
+            assert_eq!(text.parse(), Ok(Seconds(seconds)), "{text}");
+        }
+        for wrong in ["", "5", "-1h", "1 day", "soon"] {
+            assert_eq!(wrong.parse::<Seconds>(), Err(ValueError::Seconds), "{wrong}");
         }
     }
 

@@ -2,10 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     io,
     os::fd::{AsFd, OwnedFd},
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -16,7 +14,7 @@ use aya::{
 use lb_common::abi::{Device, globals, maps};
 
 use super::{
-    TableError, clsact,
+    TableError, cgroup, clsact,
     map::Map,
     pins::{Pins, PinsError},
     sys::{self, AttachType},
@@ -50,16 +48,20 @@ pub enum TcAttach {
 pub struct KernelOptions {
     /// Folder of pins.
     pub bpffs: PathBuf,
-    /// Folder of the cgroup below which sockets are translated; none to translate none.
+    /// Folder of the cgroup below which sockets are looked at; none to look at none.
     pub cgroup: Option<PathBuf>,
-    /// Which of them.
+    /// Which of them are translated.
     pub socket_lb: SocketLb,
+    /// Are processes of the host kept from binding `NodePort`s?
+    pub bind_protection: bool,
     /// How packet programs are attached.
     pub tc_attach: TcAttach,
     /// First and last port that SNAT may use.
     pub snat_ports: (u16, u16),
     /// Entries of each conntrack map.
     pub conntrack_max: u32,
+    /// Entries of each affinity map.
+    pub affinity_max: u32,
     /// Entries of each frontend map.
     pub max_frontends: u32,
     /// Entries of each backend map.
@@ -125,18 +127,6 @@ impl KernelError {
     }
 }
 
-/// A program for a hook of cgroups.
-const SOCKET_PROGRAMS: [(&str, AttachType); 8] = [
-    ("lb_connect4", AttachType::Connect4),
-    ("lb_connect6", AttachType::Connect6),
-    ("lb_getpeername4", AttachType::GetPeerName4),
-    ("lb_getpeername6", AttachType::GetPeerName6),
-    ("lb_recvmsg4", AttachType::RecvMsg4),
-    ("lb_recvmsg6", AttachType::RecvMsg6),
-    ("lb_sendmsg4", AttachType::SendMsg4),
-    ("lb_sendmsg6", AttachType::SendMsg6),
-];
-
 /// A program for a hook of devices, and the end of its link's name: egress first, so that no request
 /// is translated whose reply would not be.
 const PACKET_PROGRAMS: [(&str, AttachType, &str); 2] = [
@@ -163,14 +153,14 @@ impl Kernel {
         let pins = Pins::prepare(&options.bpffs)?;
         let mut ebpf = load(options, &pins)?;
         let mut programs = BTreeMap::new();
-        let sockets = SOCKET_PROGRAMS.iter().map(|(name, _)| *name);
+        let sockets = cgroup::PROGRAMS.iter().map(|(name, ..)| *name);
         for name in sockets.chain(PACKET_PROGRAMS.iter().map(|(name, ..)| *name)) {
             programs.insert(name, load_program(&mut ebpf, name, &pins)?);
         }
         let devices = Map::open(&pins.maps, maps::DEVICES)?;
         let clsact = (options.tc_attach == TcAttach::Clsact || !has_tcx()).then_some(ebpf);
         let kernel = Self { pins, programs, clsact, devices };
-        kernel.attach_sockets(options)?;
+        cgroup::attach(&kernel.programs, &kernel.pins, options)?;
         Ok(kernel)
     }
 
@@ -262,50 +252,6 @@ impl Kernel {
             source,
         })
     }
-
-    fn attach_sockets(&self, options: &KernelOptions) -> Result<(), KernelError> {
-        let Some(path) = options.cgroup.as_ref().filter(|_| options.socket_lb != SocketLb::Off)
-        else {
-            return self.detach_sockets();
-        };
-        let fail = |source| KernelError::Cgroup { path: path.clone(), source };
-        let cgroup = File::open(path).map_err(fail)?;
-        for (program, attach_type) in SOCKET_PROGRAMS {
-            self.attach_socket(program, attach_type, &cgroup).map_err(|source| {
-                let target = format!("cgroup {}", path.display());
-                KernelError::Attach { program, target, source }
-            })?;
-        }
-        Ok(())
-    }
-
-    fn detach_sockets(&self) -> Result<(), KernelError> {
-        SOCKET_PROGRAMS
-            .iter()
-            .try_for_each(|(program, _)| remove_pin(&self.pins.links.join(program)))
-    }
-
-    fn attach_socket(
-        &self,
-        name: &'static str,
-        attach_type: AttachType,
-        cgroup: &File,
-    ) -> io::Result<()> {
-        let program = self.programs[name].as_fd();
-        let path = self.pins.links.join(name);
-        let old = sys::obj_get(&path).ok();
-        if let Some(link) = &old
-            && sys::link_info(link.as_fd())?.cgroup == cgroup.metadata()?.ino()
-        {
-            return sys::link_update(link.as_fd(), program);
-        }
-        // Another cgroup: the old link goes only when there is a new one.
-        let new = sys::link_cgroup(program, cgroup.as_fd(), attach_type)?;
-        if old.is_some() {
-            std::fs::remove_file(&path)?;
-        }
-        sys::obj_pin(new.as_fd(), &path)
-    }
 }
 
 /// The object that holds all programs, as the compiler made it.
@@ -333,6 +279,8 @@ fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelError> {
         .map_max_entries(maps::FRONTENDS_V6, options.max_frontends)
         .map_max_entries(maps::BACKENDS_V4, options.max_backends)
         .map_max_entries(maps::BACKENDS_V6, options.max_backends)
+        .map_max_entries(maps::AFFINITY_V4, options.affinity_max)
+        .map_max_entries(maps::AFFINITY_V6, options.affinity_max)
         .map_max_entries(maps::CONNTRACK_V4, options.conntrack_max)
         .map_max_entries(maps::CONNTRACK_V6, options.conntrack_max);
     for name in maps::ALL {
@@ -364,7 +312,7 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str, pins: &Pins) -> Result<Owne
     Ok(fd)
 }
 
-fn remove_pin(path: &Path) -> Result<(), KernelError> {
+pub(super) fn remove_pin(path: &Path) -> Result<(), KernelError> {
     match std::fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(KernelError::Pin { path: path.to_owned(), source })

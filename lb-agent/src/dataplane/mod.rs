@@ -3,6 +3,7 @@
 //! [`Tables`] is all that the agent writes for Services. `bpf` performs it on pinned maps, `fake`
 //! in memory. Not for: deciding what to write, or in which order.
 
+mod cgroup;
 mod clsact;
 pub mod fake;
 pub mod faulty;
@@ -31,6 +32,7 @@ fn size_flag(map: &str) -> Option<&'static str> {
     match map {
         maps::FRONTENDS_V4 | maps::FRONTENDS_V6 => Some("max-frontends"),
         maps::BACKENDS_V4 | maps::BACKENDS_V6 => Some("max-backends"),
+        maps::AFFINITY_V4 | maps::AFFINITY_V6 => Some("affinity-max"),
         maps::CONNTRACK_V4 | maps::CONNTRACK_V6 => Some("conntrack-max"),
         _ => None,
     }
@@ -56,7 +58,7 @@ pub struct FrontendEntry {
     pub service: ServiceId,
     /// What kind of address it is.
     pub kind: FrontendKind,
-    /// Refuse or drop, and for whom.
+    /// Refuse or drop, for whom, and which list each side chooses from.
     pub flags: FrontendFlags,
     /// Affinity timeout in seconds; zero without affinity.
     pub affinity_timeout: u32,
@@ -71,7 +73,7 @@ pub struct FrontendEntry {
 pub struct BackendEntry {
     /// Address and port of the endpoint; of the family of its [`BackendId`].
     pub address: SocketAddr,
-    /// Local, serving.
+    /// Local, serving, open to affinity.
     pub flags: BackendFlags,
     /// Which use of the id it is; never zero.
     pub generation: u32,

@@ -7,7 +7,8 @@ use std::{
 };
 
 use lb_common::abi::{
-    Abi, Backend, Counter, CtEntry, CtKey, Device, Frontend, FrontendKey, Ipv4, Ipv6, maps,
+    Abi, Affinity, AffinityKey, Backend, Counter, CtEntry, CtKey, Device, Frontend, FrontendKey,
+    Ipv4, Ipv6, maps,
 };
 
 use super::{KernelTables, Snapshot, TableError, Tables as _, map::Map, pins::Pins, sys};
@@ -95,6 +96,8 @@ impl Reader {
             self.filled::<FrontendKey<Ipv6>, Frontend>(maps::FRONTENDS_V6, |_| true)?,
             self.filled::<u32, Backend<Ipv4>>(maps::BACKENDS_V4, Backend::is_live)?,
             self.filled::<u32, Backend<Ipv6>>(maps::BACKENDS_V6, Backend::is_live)?,
+            self.filled::<AffinityKey, Affinity>(maps::AFFINITY_V4, |_| true)?,
+            self.filled::<AffinityKey, Affinity>(maps::AFFINITY_V6, |_| true)?,
             self.filled::<CtKey<Ipv4>, CtEntry<Ipv4>>(maps::CONNTRACK_V4, |_| true)?,
             self.filled::<CtKey<Ipv6>, CtEntry<Ipv6>>(maps::CONNTRACK_V6, |_| true)?,
         ])

@@ -35,6 +35,10 @@ const BEFORE: u32 = 1 << 3;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]
 pub(super) enum AttachType {
+    /// `BPF_CGROUP_INET4_BIND`.
+    Bind4 = 8,
+    /// `BPF_CGROUP_INET6_BIND`.
+    Bind6 = 9,
     /// `BPF_CGROUP_INET4_CONNECT`.
     Connect4 = 10,
     /// `BPF_CGROUP_INET6_CONNECT`.

@@ -6,11 +6,13 @@ use std::{
     sync::Arc,
 };
 
-use lb_common::abi::{FrontendFlags, FrontendKind};
+use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind};
 
 use crate::model::{Family, Service, ServicePort, TrafficPolicy, is_routable};
 
-use super::{FamilyTables, Frontend, FrontendAddress, ListKind, NodeFacts, endpoints::Candidates};
+use super::{
+    Backend, FamilyTables, Frontend, FrontendAddress, ListKind, NodeFacts, endpoints::Candidates,
+};
 
 /// One Service port in one family, on its way to become [`FamilyTables`].
 pub(super) struct Exposure<'a> {
@@ -32,7 +34,12 @@ impl Exposure<'_> {
         // Of S5: with policy Local, an endpoint that is somewhere else makes refuse into drop.
         let local_drops = local.is_empty() && candidates.has_any();
         let frontends = self.frontends(local_drops);
-        FamilyTables { backends: candidates.backends(), cluster, local, frontends }
+        let mut backends = candidates.backends();
+        if self.service.affinity_timeout.is_some() {
+            mark(&mut backends, &cluster, BackendFlags::AFFINE_CLUSTER);
+            mark(&mut backends, &local, BackendFlags::AFFINE_LOCAL);
+        }
+        FamilyTables { backends, cluster, local, frontends }
     }
 
     /// Can clients from outside the cluster reach it (S1.1)?
@@ -70,6 +77,7 @@ impl Exposure<'_> {
         let external_ip = short_circuit(FrontendKind::EXTERNAL_IP, FrontendFlags::NONE);
         let node_port = short_circuit(FrontendKind::NODE_PORT, FrontendFlags::NONE);
         let loopback = short_circuit(FrontendKind::NODE_PORT, FrontendFlags::HOST_ONLY);
+        let guard = short_circuit(FrontendKind::NODE_PORT, self.guard_flags());
 
         let mut frontends = BTreeMap::new();
         let mut add = |address, frontend| {
@@ -82,6 +90,7 @@ impl Exposure<'_> {
         self.at_port(&self.service.external_ips).for_each(|address| add(address, external_ip));
         self.node_ports().for_each(|address| add(address, node_port));
         self.loopback_node_port().into_iter().for_each(|address| add(address, loopback));
+        self.guard().into_iter().for_each(|address| add(address, guard));
         frontends
     }
 
@@ -113,6 +122,25 @@ impl Exposure<'_> {
         self.facts.node_port_addresses.contains(&ip).then(|| self.address(ip, node_port))
     }
 
+    /// At the unspecified address, where this family answers on the node port at all: keeps
+    /// processes of the host from binding the port.
+    fn guard(&self) -> Option<FrontendAddress> {
+        let any = match self.family {
+            Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let answered = self.node_ports().chain(self.loopback_node_port()).next()?;
+        Some(FrontendAddress { ip: any, ..answered })
+    }
+
+    /// `connect` to the unspecified address means loopback, which may have no node ports.
+    fn guard_flags(&self) -> FrontendFlags {
+        match self.loopback_node_port() {
+            Some(_) => FrontendFlags::HOST_ONLY,
+            None => FrontendFlags::HOST_ONLY.with(FrontendFlags::BIND_ONLY),
+        }
+    }
+
     fn of_family<'b>(
         &self,
         addresses: impl IntoIterator<Item = &'b IpAddr>,
@@ -123,6 +151,15 @@ impl Exposure<'_> {
 
     fn address(&self, ip: IpAddr, port: u16) -> FrontendAddress {
         FrontendAddress { ip, port, protocol: self.port.protocol }
+    }
+}
+
+/// S10: affinity holds only to backends of the list that a client chooses from.
+fn mark(backends: &mut BTreeMap<SocketAddr, Backend>, list: &[SocketAddr], flag: BackendFlags) {
+    for address in list {
+        if let Some(backend) = backends.get_mut(address) {
+            backend.flags = backend.flags.with(flag);
+        }
     }
 }
 

@@ -71,14 +71,7 @@ fn not_supported(service: &Service) -> impl Iterator<Item = Problem> {
             "use the cluster IP or the node port, or remove the ranges to let everyone in",
         )
     });
-    let affinity = service.affinity_timeout.map(|_| {
-        problem(
-            "spec.sessionAffinity",
-            "ClientIP is not supported, so a client's connections are spread over the endpoints",
-            "set it to None if that is well",
-        )
-    });
-    ranges.into_iter().chain(affinity)
+    ranges.into_iter()
 }
 
 fn too_many_endpoints(

@@ -65,7 +65,7 @@ pub enum ListKind {
 /// One endpoint of a Service port.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Backend {
-    /// Local, serving.
+    /// Local, serving, and the lists that hold it where the Service asks for affinity.
     pub flags: BackendFlags,
     /// Node it runs on, for people to read.
     pub node: Option<Arc<str>>,

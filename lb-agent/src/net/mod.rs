@@ -11,11 +11,13 @@ use std::{
 
 use lb_common::abi::{Device, DeviceRole};
 
+mod bound;
 mod classify;
 mod dump;
 mod follow;
 mod nodeport;
 
+pub use bound::bound_ports;
 pub use classify::{AddressFacts, LinkFacts, Reach, RouteFacts, classify};
 pub use follow::{Following, follow};
 pub use nodeport::nodeports;

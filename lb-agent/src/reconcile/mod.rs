@@ -5,6 +5,7 @@
 //! for [`Reconciler::retry`]; one Service port that fails never stops the others. Not for: rules of
 //! Kubernetes (`desired`), and when to run (the caller's).
 
+mod entries;
 mod held;
 mod ids;
 mod names;

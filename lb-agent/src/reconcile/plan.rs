@@ -11,19 +11,18 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Region, maps},
+    abi::{BackendFlags, Region, maps},
     maglev,
 };
 
 use crate::{
-    dataplane::{
-        BackendEntry, BackendId, FrontendAddress, FrontendEntry, ServiceId, Step, TableError,
-    },
-    desired::{Frontend, ListKind, PortTables},
+    dataplane::{BackendEntry, BackendId, FrontendAddress, ServiceId, Step, TableError},
+    desired::PortTables,
     model::Family,
 };
 
 use super::{
+    entries::frontend_entry,
     held::{Held, HeldBackend, HeldRegion, Realized},
     ids::Pool,
     regions::Regions,
@@ -171,6 +170,22 @@ fn put_backends(service: ServiceId, tables: &PortTables, held: &Held, plan: &mut
             plan.push(service, Step::PutBackend(id, entry));
         }
     }
+    for (address, entry) in &held.backends {
+        if tables.backend(address).is_none() {
+            end_affinity(service, *address, *entry, plan);
+        }
+    }
+}
+
+/// S10: a backend that is about to go would be given to its clients for as long as it is there,
+/// past the frontends that no longer lead to it.
+fn end_affinity(service: ServiceId, address: SocketAddr, held: HeldBackend, plan: &mut Plan) {
+    let HeldBackend { id, generation, written: Some(flags) } = held else { return };
+    let ended = flags.without(BackendFlags::AFFINE_CLUSTER.with(BackendFlags::AFFINE_LOCAL));
+    if ended != flags {
+        let entry = BackendEntry { address, flags: ended, generation, service };
+        plan.push(service, Step::PutBackend(id, entry));
+    }
 }
 
 fn put_regions(id: ServiceId, tables: &PortTables, held: &Held, plan: &mut Plan) {
@@ -188,27 +203,6 @@ fn put_frontends(id: ServiceId, tables: &PortTables, realized: &Realized, plan: 
         if realized.frontends.get(address) != Some(&entry) {
             plan.push(id, Step::PutFrontend(*address, entry));
         }
-    }
-}
-
-fn frontend_entry(
-    service: ServiceId,
-    tables: &PortTables,
-    frontend: Frontend,
-    family: Family,
-    held: &Held,
-) -> FrontendEntry {
-    let region = |kind: ListKind| {
-        let list = tables.families.get(&family).map(|family| family.list(kind));
-        list.and_then(|list| held.region(list)).map_or(Region::EMPTY, |held| held.region)
-    };
-    FrontendEntry {
-        service,
-        kind: frontend.kind,
-        flags: frontend.flags,
-        affinity_timeout: tables.affinity_timeout,
-        internal: region(frontend.internal),
-        external: region(frontend.external),
     }
 }
 

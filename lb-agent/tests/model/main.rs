@@ -20,7 +20,10 @@ use std::{
 };
 
 use lb_agent::{
-    dataplane::{FrontendAddress, Tables, fake::FrontendMeaning},
+    dataplane::{
+        BackendEntry, FrontendAddress, FrontendEntry, Snapshot, Tables, fake::FrontendMeaning,
+    },
+    desired::PortKey,
     model::{Family, Protocol},
 };
 use lb_common::abi::{BackendFlags, FrontendFlags};
@@ -154,27 +157,50 @@ impl World {
         let all: BTreeSet<_> = snapshot.frontends.keys().copied().chain(claimed).collect();
         for at in all {
             let meaning = reconciler.tables().inner().meaning_at(&at);
+            let entry = snapshot.frontends.get(&at);
             for client in CLIENTS {
                 let (found, right) =
                     (answer(client, meaning.as_ref()), truth.answer(client, &question(&at)));
                 assert_eq!(found, right, "{client:?} to {at}: found, and right");
-            }
-            let found = snapshot.frontends.get(&at).map(|entry| {
-                let names = reconciler.names(entry.service).unwrap().port;
-                let family = Family::of(at.ip);
-                let own = snapshot.backends.iter().filter(|(id, backend)| {
-                    id.family == family && backend.service == entry.service
-                });
-                let serving = own.map(|(_, b)| (b.address, b.flags.has(BackendFlags::LOCAL)));
-                Owner {
-                    service: (names.service.namespace.to_string(), names.service.name.to_string()),
-                    port: names.port.to_string(),
-                    serving: serving.collect::<BTreeMap<SocketAddr, bool>>(),
+                if let (Answer::OneOf(list, 1..), Some(entry)) = (found, entry) {
+                    let mut kept = kept(client, entry, &snapshot);
+                    kept.retain(|backend| backend.is_ipv4() == at.ip.is_ipv4());
+                    assert_eq!(kept, list, "{client:?} of {at} is kept");
                 }
+            }
+            let found = entry.map(|entry| {
+                let names = reconciler.names(entry.service).unwrap().port;
+                owner(&names, Family::of(at.ip), entry, &snapshot)
             });
             assert_eq!(found, truth.owner(&question(&at)), "owner of {at}: found, and right");
         }
     }
+}
+
+/// The backends of a Service port.
+fn backends_of(entry: &FrontendEntry, snapshot: &Snapshot) -> impl Iterator<Item = BackendEntry> {
+    let own = snapshot.backends.values().filter(|backend| backend.service == entry.service);
+    own.copied().collect::<Vec<_>>().into_iter()
+}
+
+fn owner(port: &PortKey, family: Family, entry: &FrontendEntry, snapshot: &Snapshot) -> Owner {
+    let own = backends_of(entry, snapshot).filter(|own| Family::of(own.address.ip()) == family);
+    Owner {
+        service: (port.service.namespace.to_string(), port.service.name.to_string()),
+        port: port.port.to_string(),
+        serving: own.map(|own| (own.address, own.flags.has(BackendFlags::LOCAL))).collect(),
+    }
+}
+
+/// The backends that a client may be kept with (S10): those of the list in use.
+fn kept(client: Client, entry: &FrontendEntry, snapshot: &Snapshot) -> BTreeSet<SocketAddr> {
+    let is_local = match client {
+        Client::Outside => entry.flags.has(FrontendFlags::EXTERNAL_LOCAL),
+        Client::Host | Client::Pod => entry.flags.has(FrontendFlags::INTERNAL_LOCAL),
+    };
+    let flag = if is_local { BackendFlags::AFFINE_LOCAL } else { BackendFlags::AFFINE_CLUSTER };
+    let kept = backends_of(entry, snapshot).filter(|backend| backend.flags.has(flag));
+    kept.map(|backend| backend.address).collect()
 }
 
 fn question(at: &FrontendAddress) -> At {
@@ -193,7 +219,8 @@ fn frontend_address((ip, port, protocol): &At) -> FrontendAddress {
 /// What the programs make of a frontend.
 fn answer(client: Client, meaning: Option<&FrontendMeaning>) -> Answer {
     let Some(meaning) = meaning else { return Answer::NotOurs };
-    if meaning.flags.has(FrontendFlags::HOST_ONLY) && client != Client::Host {
+    let is_for_the_host = meaning.flags.has(FrontendFlags::HOST_ONLY);
+    if is_for_the_host && client != Client::Host || meaning.flags.has(FrontendFlags::BIND_ONLY) {
         return Answer::NotOurs;
     }
     let (list, drops) = match client {

@@ -119,6 +119,11 @@ impl Node {
             .filter(|ip| self.wanted.iter().any(|word| names(word, *ip)))
             .collect()
     }
+
+    /// Do node ports answer on loopback?
+    pub(crate) fn has_loopback_node_ports(&self) -> bool {
+        self.wanted.iter().any(|word| ["all", "localhost"].contains(word))
+    }
 }
 
 fn names(word: &str, ip: IpAddr) -> bool {

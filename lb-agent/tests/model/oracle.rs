@@ -64,7 +64,7 @@ enum Kind {
 struct Claim {
     rank: Rank,
     left_alone: bool,
-    loopback: bool,
+    host_only: bool,
     local_inside: bool,
     local_outside: bool,
     affinity: u64,
@@ -115,7 +115,7 @@ impl Truth {
     pub(crate) fn answer(&self, client: Client, at: &At) -> Answer {
         let Some(claim) = self.0.get(at) else { return Answer::NotOurs };
         // S22: left alone. S8: a pod's own 127.0.0.1 is its business.
-        if claim.left_alone || claim.loopback && client != Client::Host {
+        if claim.left_alone || claim.host_only && client != Client::Host {
             return Answer::NotOurs;
         }
         let is_local =
@@ -129,9 +129,9 @@ impl Truth {
         }
     }
 
-    /// Who answers there.
+    /// Who answers there, or keeps processes of the host from binding the port.
     pub(crate) fn owner(&self, at: &At) -> Option<Owner> {
-        let claim = self.0.get(at).filter(|claim| !claim.left_alone)?;
+        let claim = self.0.get(at).filter(|claim| !claim.left_alone || at.0.is_unspecified())?;
         let (_, _, service, port, _) = claim.rank.clone();
         Some(Owner { service, port, serving: claim.lists.serving.clone() })
     }
@@ -185,7 +185,9 @@ fn claims_of(name: &Name, service: &Value, objects: &Objects, node: &Node) -> Ve
             let lists = lists(name, port, cluster_ip, objects, node);
             for ((ip, number), kind) in wishes {
                 let claim = claim(name, service, port, (kind, ip), &lists);
-                let left_alone = kind == Kind::ClusterIp && node.holds(ip);
+                let held = kind == Kind::ClusterIp && node.holds(ip);
+                // The unspecified address means loopback, which may have no node ports.
+                let left_alone = held || ip.is_unspecified() && !node.has_loopback_node_ports();
                 claims.push(((ip, number, protocol(port)), Claim { left_alone, ..claim }));
             }
         }
@@ -216,6 +218,11 @@ fn wishes(
         wishes.extend(addresses.map(|ip| ((ip, node_port), Kind::NodePort)));
     }
     wishes.retain(|((ip, _), _)| ip.is_ipv4() == cluster_ip.is_ipv4());
+    // S8: where a node port answers at all, no process of the host can bind it.
+    if wishes.iter().any(|(_, kind)| *kind == Kind::NodePort) {
+        let any = if cluster_ip.is_ipv4() { "0.0.0.0" } else { "::" };
+        wishes.push(((ip(any), node_port), Kind::NodePort));
+    }
     wishes.push(((cluster_ip, own), Kind::ClusterIp));
     wishes
 }
@@ -239,7 +246,7 @@ fn claim(
     Claim {
         rank: (!cluster_ip, created, name.clone(), port, kind),
         left_alone: false,
-        loopback: ip.is_loopback(),
+        host_only: ip.is_loopback() || ip.is_unspecified(),
         // S7, S6.3, S6.4.
         local_inside: cluster_ip && internal,
         // S1.3, S6.2.

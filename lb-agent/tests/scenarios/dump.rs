@@ -18,7 +18,8 @@ pub(crate) fn lines(pipeline: &mut Pipeline) -> BTreeSet<String> {
     let mut lines: BTreeSet<_> = problems.map(|problem| format!("problem: {problem}")).collect();
     let reconciler = pipeline.reconciler();
     let snapshot = reconciler.tables().inner().snapshot().unwrap();
-    for (address, entry) in &snapshot.frontends {
+    // What keeps others from binding a node port is beside every node port, and no story by itself.
+    for (address, entry) in snapshot.frontends.iter().filter(|(at, _)| !at.ip.is_unspecified()) {
         let name = name(&names(reconciler, entry.service));
         lines.extend(frontend(&snapshot, &name, address, entry));
     }
@@ -92,11 +93,15 @@ fn leads_to(snapshot: &Snapshot, family: Family, region: Region, drops: bool) ->
 
 fn backends(snapshot: &Snapshot, names: &ServiceNames) -> Vec<String> {
     let line = |(id, backend): (&BackendId, &lb_agent::reconcile::BackendName)| {
-        let local =
-            if snapshot.backends[id].flags.has(BackendFlags::LOCAL) { ", local" } else { "" };
+        let flags = snapshot.backends[id].flags;
+        let when = |flag, text| if flags.has(flag) { text } else { "" };
+        let local = when(BackendFlags::LOCAL, ", local");
+        let cluster = when(BackendFlags::AFFINE_CLUSTER, ", kept in Cluster");
+        let in_local = when(BackendFlags::AFFINE_LOCAL, ", kept in Local");
         let pod = backend.pod.as_ref().map_or("no pod".to_owned(), ToString::to_string);
         let node = backend.node.as_deref().unwrap_or("no node");
-        format!("{} backend {} is {pod} on {node}{local}", name(names), backend.address)
+        let about = format!("{pod} on {node}{local}{cluster}{in_local}");
+        format!("{} backend {} is {about}", name(names), backend.address)
     };
     names.backends.iter().map(line).collect()
 }

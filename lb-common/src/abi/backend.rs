@@ -43,4 +43,9 @@ impl BackendFlags {
     pub const LOCAL: Self = Self(1);
     /// It still serves: datagrams of known flows may go on to it (S11).
     pub const SERVING: Self = Self(2);
+    /// A client of the Cluster list may be given it by affinity: set while that list holds it, and
+    /// where the Service asks for affinity alone (S10).
+    pub const AFFINE_CLUSTER: Self = Self(4);
+    /// The same for the Local list.
+    pub const AFFINE_LOCAL: Self = Self(8);
 }

@@ -118,9 +118,16 @@ macro_rules! flags {
             }
 
             /// The bits of both.
+            #[inline(always)]
             #[must_use]
             pub const fn with(self, other: Self) -> Self {
                 Self(self.0 | other.0)
+            }
+
+            /// The bits that `other` has not.
+            #[must_use]
+            pub const fn without(self, other: Self) -> Self {
+                Self(self.0 & !other.0)
             }
         }
     };

@@ -6,6 +6,7 @@
 //! writes into maps of another version.
 
 mod addr;
+mod affinity;
 mod backend;
 mod conntrack;
 mod counter;
@@ -15,6 +16,7 @@ mod layout;
 mod socket;
 
 pub use addr::{Address, BePort, Ipv4, Ipv6, L4Proto};
+pub use affinity::{Affinity, AffinityKey, ClientKind};
 pub use backend::{Backend, BackendFlags};
 pub use conntrack::{CtAction, CtEntry, CtKey};
 pub use counter::{Counter, CounterKind};
@@ -38,7 +40,9 @@ pub type Chunk = [u32; SLOTS_PER_CHUNK as usize];
 /// Names of the maps, as pinned below `maps/`.
 pub mod maps {
     /// All of them.
-    pub const ALL: [&str; 10] = [
+    pub const ALL: [&str; 12] = [
+        AFFINITY_V4,
+        AFFINITY_V6,
         BACKENDS_V4,
         BACKENDS_V6,
         CONNTRACK_V4,
@@ -50,6 +54,12 @@ pub mod maps {
         SLOTS,
         SOCKETS,
     ];
+    /// LRU hash: [`AffinityKey`](super::AffinityKey) → [`Affinity`](super::Affinity) to a backend of
+    /// IPv4.
+    pub const AFFINITY_V4: &str = "AFFINITY_V4";
+    /// LRU hash: [`AffinityKey`](super::AffinityKey) → [`Affinity`](super::Affinity) to a backend of
+    /// IPv6.
+    pub const AFFINITY_V6: &str = "AFFINITY_V6";
     /// Array: backend id → [`Backend`](super::Backend) of IPv4.
     pub const BACKENDS_V4: &str = "BACKENDS_V4";
     /// Array: backend id → [`Backend`](super::Backend) of IPv6.

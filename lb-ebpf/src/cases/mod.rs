@@ -9,6 +9,7 @@
 //! comes out: verdict, bytes, counters. Each runs for IPv4 and IPv6, TCP and UDP.
 #![allow(clippy::missing_panics_doc, reason = "a case fails by panicking")]
 
+pub mod affinity;
 pub mod flows;
 pub mod frame;
 mod net;
@@ -27,6 +28,14 @@ pub use net::Net;
 macro_rules! each_case {
     ($call:ident) => {
         $call! {
+            affinity::s10_a_backend_that_left_the_list_gets_no_new_flow,
+            affinity::s10_a_client_keeps_its_backend_and_another_has_its_own,
+            affinity::s10_a_remote_backend_is_kept_too,
+            affinity::s10_a_segment_of_no_connection_leaves_nothing,
+            affinity::s10_affinity_is_switched_off_and_on,
+            affinity::s10_all_addresses_of_a_service_port_share_the_choice,
+            affinity::s10_nothing_is_remembered_of_a_refusal_or_a_drop,
+            affinity::s10_the_list_is_the_one_that_the_client_chooses_from,
             flows::a_closed_connection_lets_its_port_begin_another,
             flows::a_connection_does_not_begin_with_a_removed_backend,
             flows::a_connection_past_the_service_from_a_used_port_is_left_alone,
@@ -193,6 +202,8 @@ pub struct FrontendSpec<'a> {
     pub protocol: L4Proto,
     /// What it says to those whom it has no backend for, and whom it is for.
     pub flags: FrontendFlags,
+    /// Affinity timeout in seconds; zero without affinity.
+    pub affinity_timeout: u32,
     /// Ids for clients on this node, at most 16.
     pub internal: &'a [u32],
     /// Ids for clients from outside, at most 16.

@@ -26,12 +26,14 @@ pub struct Net<'a> {
     bench: &'a mut dyn Bench,
     /// Which family and protocol.
     pub kind: Kind,
+    /// Affinity timeout of frontends to write, in seconds; zero without affinity.
+    pub affinity_timeout: u32,
 }
 
 impl<'a> Net<'a> {
     /// Looks at a bench as one kind.
     pub fn new(bench: &'a mut dyn Bench, kind: Kind) -> Self {
-        Self { bench, kind }
+        Self { bench, kind, affinity_timeout: 0 }
     }
 
     /// Is the kind a TCP one?
@@ -91,8 +93,9 @@ impl<'a> Net<'a> {
         flags: FrontendFlags,
         [internal, external]: [&[u32]; 2],
     ) {
-        let protocol = self.kind.protocol;
-        self.bench.put_frontend(&FrontendSpec { address, protocol, flags, internal, external });
+        let Self { affinity_timeout, kind: Kind { protocol, .. }, .. } = *self;
+        let spec = FrontendSpec { address, protocol, flags, affinity_timeout, internal, external };
+        self.bench.put_frontend(&spec);
     }
 
     /// The first packet of a flow: a SYN, or a datagram.

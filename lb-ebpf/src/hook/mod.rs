@@ -1,5 +1,6 @@
 //! Where we are attached.
 
+pub mod bind;
 mod route;
 pub mod sock_addr;
 pub mod tc;

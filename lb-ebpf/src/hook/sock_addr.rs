@@ -11,18 +11,19 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Address, Backend, BackendFlags, BePort, Frontend, FrontendFlags, FrontendKey, Ipv4, Ipv6,
-        L4Proto, SOCKET_PAIRS, SocketPair, SocketPeers,
+        Address, AffinityKey, Backend, BackendFlags, BePort, Frontend, FrontendFlags, FrontendKey,
+        Ipv4, Ipv6, L4Proto, SOCKET_PAIRS, SocketPair, SocketPeers,
     },
     flow,
 };
+use lb_ebpf::affinity;
 
 use crate::{
     globals::{HOST_NETNS, SET_RETVAL, SOCKET_HOST_ONLY},
-    maps::{self, Maps, SOCKETS},
+    maps::{self, BpfBackends, Maps, SOCKETS},
 };
 
-const ALLOW: i32 = 1;
+pub(super) const ALLOW: i32 = 1;
 const REFUSE: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 
@@ -108,14 +109,18 @@ pub fn connect<A: SocketAddress>(ctx: &SockAddrContext) -> i32 {
             ALLOW
         }
         Answer::Pass => ALLOW,
-        Answer::Refuse => {
-            if SET_RETVAL.load() != 0 {
-                // SAFETY: a helper that takes a number.
-                unsafe { bpf_set_retval(-ECONNREFUSED) };
-            }
-            REFUSE
-        }
+        Answer::Refuse => refuse(ECONNREFUSED),
     }
+}
+
+/// Ends the system call with an error, `EPERM` where the kernel has no way to say another.
+#[inline(always)]
+pub(super) fn refuse(errno: i32) -> i32 {
+    if SET_RETVAL.load() != 0 {
+        // SAFETY: a helper that takes a number.
+        unsafe { bpf_set_retval(-errno) };
+    }
+    REFUSE
 }
 
 /// Gives `recvmsg` and `getpeername` the frontend that the socket talks to.
@@ -137,6 +142,9 @@ fn choose<A: Address + Maps>(ctx: &SockAddrContext, address: A, port: BePort) ->
     let Some(frontend) = A::frontend(&FrontendKey::new(address, port, protocol)) else {
         return Answer::Pass;
     };
+    if frontend.flags.has(FrontendFlags::BIND_ONLY) {
+        return Answer::Pass;
+    }
     if frontend.flags.has(FrontendFlags::HOST_ONLY) && !is_host(ctx) {
         return Answer::Pass;
     }
@@ -156,10 +164,32 @@ fn choose<A: Address + Maps>(ctx: &SockAddrContext, address: A, port: BePort) ->
     }
 }
 
+/// The backend that the socket's network namespace was given before, where the Service asks for
+/// that (S10), else any.
+#[inline(always)]
+fn pick<A: Address + Maps>(
+    ctx: &SockAddrContext,
+    frontend: &Frontend,
+    protocol: L4Proto,
+) -> Option<(u32, Backend<A>)> {
+    if frontend.affinity_timeout == 0 {
+        return pick_slot(ctx, frontend, protocol);
+    }
+    let backends = BpfBackends::<A>::new();
+    let client = AffinityKey::of_netns(frontend.service, netns(ctx));
+    let list = affinity::list(frontend, FrontendFlags::INTERNAL_LOCAL);
+    let (id, backend) = match affinity::recall(&backends, frontend, &client, list) {
+        Some(choice) => choice,
+        None => pick_slot(ctx, frontend, protocol)?,
+    };
+    affinity::remember(&backends, &client, (id, backend.generation));
+    Some((id, backend))
+}
+
 /// TCP takes any slot: the source port that the packet path would hash is not known yet. UDP takes
 /// one that follows from the socket, so that a stream of datagrams stays together.
 #[inline(always)]
-fn pick<A: Maps>(
+fn pick_slot<A: Maps>(
     ctx: &SockAddrContext,
     frontend: &Frontend,
     protocol: L4Proto,
@@ -237,19 +267,25 @@ fn find(peers: &SocketPeers, is_it: impl Fn(&SocketPair) -> bool) -> Option<Sock
 
 /// Is the socket in the agent's own network namespace?
 #[inline(always)]
-fn is_host(ctx: &SockAddrContext) -> bool {
+pub(super) fn is_host(ctx: &SockAddrContext) -> bool {
+    netns(ctx) == HOST_NETNS.load()
+}
+
+/// Cookie of the socket's network namespace.
+#[inline(always)]
+fn netns(ctx: &SockAddrContext) -> u64 {
     // SAFETY: the context is valid for as long as the program runs.
-    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) == HOST_NETNS.load() }
+    unsafe { bpf_get_netns_cookie(ctx.as_ptr()) }
 }
 
 #[inline(always)]
-fn protocol(ctx: &SockAddrContext) -> L4Proto {
+pub(super) fn protocol(ctx: &SockAddrContext) -> L4Proto {
     // SAFETY: the context is valid for as long as the program runs.
     L4Proto(unsafe { addr_of_mut!((*ctx.sock_addr).protocol).read_volatile() } as u8)
 }
 
 #[inline(always)]
-fn port(ctx: &SockAddrContext) -> BePort {
+pub(super) fn port(ctx: &SockAddrContext) -> BePort {
     // SAFETY: the context is valid for as long as the program runs; the port is in its low half.
     BePort(unsafe { addr_of_mut!((*ctx.sock_addr).user_port).read_volatile() } as u16)
 }

@@ -1,7 +1,5 @@
 //! TC: a socket buffer as a [`Packet`], the maps as [`Tables`], verdicts as return codes.
 
-use core::marker::PhantomData;
-
 use aya_ebpf::{
     EbpfContext,
     bindings::{
@@ -12,8 +10,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Abi, Address, Backend, Counter, CounterKind, CtKey, DeviceRole, Frontend, FrontendKey,
-        Ipv4, Ipv6, L4Proto, Region,
+        Abi, Address, Affinity, AffinityKey, Backend, Counter, CounterKind, CtKey, DeviceRole,
+        Frontend, FrontendKey, Ipv4, Ipv6, L4Proto, Region,
     },
     checksum::Difference,
 };
@@ -24,13 +22,13 @@ use lb_ebpf::{
         PathResult, Verdict, egress as out, ingress as into,
         redirect::{self, Redirect},
     },
-    tables::{CtRef, Route, Tables},
+    tables::{Backends, CtRef, Ref, Route, Tables},
 };
 
 use super::route::Routing;
 use crate::{
     globals::{MARK, SNAT_COUNT, SNAT_FIRST},
-    maps::{self, Maps},
+    maps::{self, BpfBackends, Maps},
 };
 
 /// Neither accepts nor drops: the next program, ours or a CNI's, decides (`TCX_NEXT`).
@@ -106,7 +104,10 @@ impl<A: Address + Maps + Routing> Next<A, Skb> for Direction {
 
     #[inline(always)]
     fn run(self, skb: &mut Skb, headers: &Headers<A>) -> i32 {
-        let tables = BpfTables::new(skb);
+        // They would take a sixth of the stack.
+        let Some(kept) = A::headers() else { return NEXT };
+        *kept = *headers;
+        let (headers, tables) = (&*kept, BpfTables::new(skb));
         let verdict = match self {
             Self::Egress => {
                 let origin = skb.origin();
@@ -309,13 +310,35 @@ impl Packet for Skb {
 /// The maps, and the context that some questions need.
 struct BpfTables<A> {
     ctx: TcContext,
-    family: PhantomData<A>,
+    backends: BpfBackends<A>,
 }
 
 impl<A> BpfTables<A> {
     #[inline(always)]
     fn new(skb: &Skb) -> Self {
-        Self { ctx: TcContext::new(skb.0.skb.skb), family: PhantomData }
+        Self { ctx: TcContext::new(skb.0.skb.skb), backends: BpfBackends::new() }
+    }
+}
+
+impl<A: Address + Maps> Backends<A> for BpfTables<A> {
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<Backend<A>> {
+        self.backends.backend(id)
+    }
+
+    #[inline(always)]
+    fn affinity(&self, client: &AffinityKey) -> Option<Ref<Affinity>> {
+        self.backends.affinity(client)
+    }
+
+    #[inline(always)]
+    fn keep(&self, client: &AffinityKey, affinity: &Affinity) {
+        self.backends.keep(client, affinity);
+    }
+
+    #[inline(always)]
+    fn nanoseconds(&self) -> u64 {
+        self.backends.nanoseconds()
     }
 }
 
@@ -353,11 +376,6 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     #[inline(always)]
     fn slot(&self, region: Region, slot: u32) -> Option<u32> {
         maps::slot(region, slot)
-    }
-
-    #[inline(always)]
-    fn backend(&self, id: u32) -> Option<Backend<A>> {
-        A::backend(id)
     }
 
     #[inline(always)]

@@ -1,12 +1,14 @@
 //! The first packet of a flow: choose a backend, remember the choice, translate.
 
 use lb_common::{
-    abi::{Address, Backend, BackendFlags, Counter, Frontend, FrontendFlags, FrontendKey, Region},
+    abi::{
+        Address, AffinityKey, Backend, BackendFlags, Counter, Frontend, FrontendFlags, FrontendKey,
+    },
     flow,
 };
 
 use super::{PathResult, Verdict, forward, refuse, send, track};
-use crate::{packet::Packet, parse::Headers, rewrite, tables::Tables};
+use crate::{affinity, packet::Packet, parse::Headers, rewrite, tables::Tables};
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -54,21 +56,38 @@ pub fn first<A: Address>(
     if region.length == 0 {
         return without_backend(packet, headers, frontend.flags, is_outside);
     }
-    let choice = choose(headers, tables, region)?;
-    if must_masquerade(headers, tables, &choice, client) {
-        let ends = track::snat(headers, tables, &choice, client)?;
+    let choice = choose(headers, tables, frontend, is_outside)?;
+    let verdict = translate(packet, headers, tables, &choice, client)?;
+    if frontend.affinity_timeout != 0 && headers.begins() {
+        let given = (choice.id, choice.backend.generation);
+        affinity::remember(tables, &affinity_key(headers, frontend), given);
+    }
+    Ok(verdict)
+}
+
+/// Remembers a choice and translates the packet.
+#[inline(always)]
+fn translate<A: Address>(
+    packet: &mut impl Packet,
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    choice: &Choice<A>,
+    client: Client,
+) -> PathResult<A> {
+    if must_masquerade(headers, tables, choice, client) {
+        let ends = track::snat(headers, tables, choice, client)?;
         return match client {
             Client::Host => send(packet, headers, tables, &ends),
             Client::Outside | Client::Pod => forward(packet, headers, tables, &ends),
         };
     }
     if client == Client::Host {
-        let ends = track::dnat(headers, tables, &choice, track::Dnat::FromHost)
+        let ends = track::dnat(headers, tables, choice, track::Dnat::FromHost)
             .ok_or(Counter::RewriteFailed)?;
         return send(packet, headers, tables, &ends);
     }
-    let ends = track::dnat(headers, tables, &choice, track::Dnat::InPlace)
-        .ok_or(Counter::RewriteFailed)?;
+    let ends =
+        track::dnat(headers, tables, choice, track::Dnat::InPlace).ok_or(Counter::RewriteFailed)?;
     rewrite::rewrite(packet, headers, &ends)?;
     Ok(Verdict::Continue)
 }
@@ -89,16 +108,35 @@ fn without_backend<A: Address>(
     Ok(Verdict::Answer(Counter::NoEndpoint))
 }
 
+/// The backend that the client was given before, where the Service asks for that (S10), else one by
+/// the flow's hash.
 #[inline(always)]
 fn choose<A: Address>(
     headers: &Headers<A>,
     tables: &impl Tables<A>,
-    region: Region,
+    frontend: &Frontend,
+    is_outside: bool,
 ) -> Result<Choice<A>, Counter> {
+    let (region, local) = if is_outside {
+        (frontend.external, FrontendFlags::EXTERNAL_LOCAL)
+    } else {
+        (frontend.internal, FrontendFlags::INTERNAL_LOCAL)
+    };
+    if frontend.affinity_timeout != 0 {
+        let (client, list) = (affinity_key(headers, frontend), affinity::list(frontend, local));
+        if let Some((id, backend)) = affinity::recall(tables, frontend, &client, list) {
+            return Ok(Choice { id, backend });
+        }
+    }
     let slot = flow::slot(flow::hash(&headers.flow), region.length);
     let id = tables.slot(region, slot).ok_or(Counter::DanglingSlot)?;
     let backend = tables.backend(id).ok_or(Counter::DanglingSlot)?;
     Ok(Choice { id, backend })
+}
+
+#[inline(always)]
+fn affinity_key<A: Address>(headers: &Headers<A>, frontend: &Frontend) -> AffinityKey {
+    AffinityKey::of_address(frontend.service, &headers.flow.src)
 }
 
 /// Must the backend answer to this node instead of the client?

@@ -30,7 +30,7 @@ const RST_ACK: u8 = 0x14;
 #[inline(always)]
 pub fn refuse<A: Address>(packet: &mut impl Packet, headers: &Headers<A>) -> Result<(), Counter> {
     // An IP header with options does not fit the fixed quote.
-    if headers.flags.resets() || headers.l4 != L3 + A::HEADER {
+    if headers.flags.resets() || headers.l4() != L3 + A::HEADER {
         return Err(Counter::NoEndpoint);
     }
     if headers.flow.protocol == L4Proto::TCP {
@@ -69,7 +69,7 @@ fn reset_numbers<A: Address>(
     packet: &impl Packet,
     headers: &Headers<A>,
 ) -> Result<([u32; 2], u8), Counter> {
-    let l4 = headers.l4;
+    let l4 = headers.l4();
     let [sequence, acknowledgement] =
         packet.read::<[u32; 2]>(l4 + 4).ok_or(Counter::RewriteFailed)?;
     if headers.flags.acknowledges() {

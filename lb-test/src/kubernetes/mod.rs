@@ -196,6 +196,8 @@ impl ControlPlane {
             "--secure-port=0".into(),
             // Slices follow Pods at once; the default gathers changes for half a second.
             "--endpointslice-updates-batch-period=0s".into(),
+            // Several slices a Service, as large ones have.
+            "--max-endpoints-per-slice=1".into(),
         ];
         start(&self.host, &self.programs.controller_manager, &arguments)
     }

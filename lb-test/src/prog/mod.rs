@@ -158,9 +158,11 @@ pub fn options(node: &Node) -> KernelOptions {
         bpffs: node.bpffs().join("lb"),
         cgroup: Some(node.cgroup().path().to_owned()),
         socket_lb: SocketLb::All,
+        bind_protection: true,
         tc_attach: TcAttach::Auto,
         snat_ports: (SNAT_RANGE.0, SNAT_RANGE.0 + SNAT_RANGE.1 - 1),
         conntrack_max: 16384,
+        affinity_max: 16384,
         max_frontends: 256,
         max_backends: 256,
     }

@@ -48,7 +48,7 @@ impl Filled {
             service: SERVICE,
             kind: FrontendKind::CLUSTER_IP,
             flags: frontend.flags,
-            affinity_timeout: 0,
+            affinity_timeout: frontend.affinity_timeout,
             internal: self.put_region(frontend.internal)?,
             external: self.put_region(frontend.external)?,
         };

@@ -3,7 +3,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Result, ensure};
 use lb_agent::dataplane::{Reader, Snapshot};
@@ -11,6 +11,7 @@ use lb_test::{
     Agent, AgentOptions, Family, Host, Node, NodeSpec, PodSpec, Process, SocketLb, Topology,
     eventually, programs,
 };
+use nix::sys::signal::Signal;
 
 /// A change is to be in force within a second; the rest is for a machine that runs other tests.
 pub(crate) const SOON: Duration = Duration::from_secs(3);
@@ -38,7 +39,7 @@ pub(crate) const WEBS: [(&str, &str); 3] =
 /// The running cluster.
 pub(crate) struct Cluster {
     pub(crate) agents: Vec<Agent>,
-    servers: Vec<Process>,
+    servers: BTreeMap<&'static str, [Process; 2]>,
     pub(crate) topology: Topology,
 }
 
@@ -64,11 +65,7 @@ impl Cluster {
             builder = builder.pod(PodSpec::routed(name, node));
         }
         let topology = builder.build().unwrap();
-        let servers = WEBS.iter().flat_map(|(name, _)| {
-            let pod = topology.pod(name);
-            [programs::nginx(pod, &[8080]).unwrap(), programs::udp_echo(pod, 5353).unwrap()]
-        });
-        let servers = servers.collect();
+        let servers = WEBS.iter().map(|(name, _)| (*name, serve(&topology, name))).collect();
         let cluster = Self { agents: Vec::new(), servers, topology };
         cluster.topology.apply("service.yaml", WEB).unwrap();
         cluster.endpoints(names);
@@ -86,6 +83,16 @@ impl Cluster {
     pub(crate) fn endpoints(&self, names: &[&str]) {
         let pods: String = names.iter().map(|name| pod(&self.topology, name, "True", "")).collect();
         self.topology.apply("pods.yaml", &pods).unwrap();
+    }
+
+    /// Ends the programs of a pod as the kubelet does, which lets what is being answered finish, and
+    /// starts them again: another pod that has got the same address.
+    pub(crate) fn replace_programs(&mut self, name: &'static str) {
+        let [mut web, mut echo] = self.servers.remove(name).unwrap();
+        web.signal(Signal::SIGQUIT).unwrap();
+        web.wait(PATIENT).unwrap();
+        echo.kill9().unwrap();
+        self.servers.insert(name, serve(&self.topology, name));
     }
 
     /// Where the Service is asked from: a pod, a node, and a client outside.
@@ -123,6 +130,12 @@ impl Cluster {
             Ok(())
         });
     }
+}
+
+/// Starts a web pod's programs: HTTP, and UDP echo.
+fn serve(topology: &Topology, name: &str) -> [Process; 2] {
+    let pod = topology.pod(name);
+    [programs::nginx(pod, &[8080]).unwrap(), programs::udp_echo(pod, 5353).unwrap()]
 }
 
 /// One pod of the Service's, with its `Ready` condition and more metadata, as `, deletionTimestamp: …`.

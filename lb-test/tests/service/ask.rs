@@ -25,6 +25,14 @@ fn tries(from: &Host, to: SocketAddr, count: u32) -> BTreeSet<String> {
     summary["bodies"].as_object().unwrap().keys().cloned().collect()
 }
 
+/// The one pod that answers HTTP on several new connections.
+#[track_caller]
+pub(crate) fn answering_one(from: &Host, to: SocketAddr) -> String {
+    let mut pods = tries(from, to, SOME);
+    assert_eq!(pods.len(), 1, "{} to {to}", from.name());
+    pods.pop_first().unwrap()
+}
+
 /// Asserts that exactly these pods answer HTTP.
 #[track_caller]
 pub(crate) fn assert_answering(from: &Host, to: SocketAddr, pods: &[&str]) {

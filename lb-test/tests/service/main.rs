@@ -6,9 +6,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod affinity;
 mod ask;
 mod beside;
+mod bind;
 mod bulk;
+mod node_local;
+mod node_settings;
 mod policy;
 mod reach;
 mod source;

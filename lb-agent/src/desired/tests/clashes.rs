@@ -177,7 +177,7 @@ fn s8_one_number_may_be_a_node_port_of_each_protocol() {
     let delta = world.update("web");
     assert!(delta.problems.is_empty(), "{:?}", delta.problems);
     let frontends = delta.ports.values().flatten().map(|tables| tables.frontends().count());
-    assert_eq!(frontends.collect::<Vec<_>>(), [5, 5, 5]);
+    assert_eq!(frontends.collect::<Vec<_>>(), [6, 6, 6]);
 }
 
 #[test]

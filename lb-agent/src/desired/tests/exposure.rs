@@ -1,6 +1,6 @@
 //! Which addresses a Service has, and what clients meet there: S5 to S8, S22.
 
-use lb_common::abi::{FrontendFlags, FrontendKind};
+use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind};
 
 use super::*;
 use crate::model::TrafficPolicy::Local;
@@ -120,8 +120,34 @@ fn s8_a_node_port_answers_on_the_nodes_addresses_and_to_the_host_on_loopback() {
             (tcp(ip(family, NODES, 1), 30080), 0),
             (tcp(ip(family, NODES, 2), 30080), 0),
             (tcp(loopback, 30080), FrontendFlags::HOST_ONLY.0),
+            (tcp(unspecified(family), 30080), FrontendFlags::HOST_ONLY.0),
         ];
         assert_eq!(flags, wanted.into());
+    }
+}
+
+fn unspecified(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        Family::V6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+#[test]
+fn s8_a_guard_keeps_a_node_port_that_answers_from_others_and_only_that() {
+    for family in FAMILIES {
+        let case = case(family, &exposed(family, CLUSTER_POLICY, CLUSTER_POLICY), Vec::new());
+        let guard = case.tables.frontends[&tcp(unspecified(family), 30080)];
+        let nobody = FrontendFlags::HOST_ONLY.with(FrontendFlags::BIND_ONLY);
+        assert_eq!((guard.kind, guard.flags), (FrontendKind::NODE_PORT, nobody));
+        let others = case.tables.frontends.keys().filter(|at| at.ip.is_unspecified());
+        assert_eq!(others.count(), 1, "ports of other frontends are free");
+
+        let mut facts = facts();
+        facts.node_port_addresses.retain(|ip| Family::of(*ip) != family);
+        let tables = tables_of(&exposed(family, CLUSTER_POLICY, CLUSTER_POLICY), &[], &facts);
+        let port = tables.ports.first_key_value().unwrap().1;
+        assert!(port.frontends().all(|(_, frontend)| frontend.kind != FrontendKind::NODE_PORT));
     }
 }
 
@@ -145,11 +171,11 @@ fn s22_a_cluster_ip_that_a_local_device_holds_is_left_alone() {
     let tables = tables_of(&service, &[], &facts);
     let port = tables.ports.first_key_value().unwrap().1;
     assert!(port.frontends().all(|(_, frontend)| frontend.kind != FrontendKind::CLUSTER_IP));
-    assert_eq!(port.frontends().count(), 4);
+    assert_eq!(port.frontends().count(), 5);
     // Not even as another address of the same Service.
     let external_ips = service.cluster_ips.clone();
     let tables = tables_of(&Service { external_ips, ..service }, &[], &facts);
-    assert_eq!(tables.ports.first_key_value().unwrap().1.frontends().count(), 3);
+    assert_eq!(tables.ports.first_key_value().unwrap().1.frontends().count(), 4);
 }
 
 #[test]
@@ -166,11 +192,32 @@ fn s9_source_ranges_that_nobody_checks_keep_the_load_balancer_address_closed() {
     assert_eq!(is_open(&service), (false, 1));
 }
 
+/// The flags of affinity of the backends, by pod.
+fn affine(case: &Case) -> Vec<u16> {
+    let affine = BackendFlags::AFFINE_CLUSTER.with(BackendFlags::AFFINE_LOCAL);
+    case.tables.backends.values().map(|backend| backend.flags.0 & affine.0).collect()
+}
+
 #[test]
-fn s10_affinity_that_is_not_kept_is_said() {
-    let mut service = exposed(Family::V4, CLUSTER_POLICY, CLUSTER_POLICY);
-    service.affinity_timeout = Some(10_800);
-    let problems = tables_of(&service, &[], &facts()).problems;
-    assert_eq!(problems.len(), 1);
-    assert_eq!(problems[0].field, "spec.sessionAffinity");
+fn s10_affinity_holds_to_the_backends_of_each_list_alone() {
+    let (cluster, local) = (BackendFlags::AFFINE_CLUSTER.0, BackendFlags::AFFINE_LOCAL.0);
+    for family in FAMILIES {
+        let endpoints = [
+            endpoint(family, 1, "here"),
+            endpoint(family, 2, "there"),
+            leaving(endpoint(family, 3, "here")),
+            leaving(endpoint(family, 4, "there")),
+        ];
+        let flags = |external, timeout, endpoints: &[Endpoint]| {
+            let mut service = exposed(family, CLUSTER_POLICY, external);
+            service.affinity_timeout = timeout;
+            affine(&case(family, &service, endpoints.to_vec()))
+        };
+        assert_eq!(flags(Local, None, &endpoints), [0, 0, 0, 0]);
+        assert_eq!(flags(CLUSTER_POLICY, Some(10), &endpoints), [cluster, cluster, 0, 0]);
+        assert_eq!(flags(Local, Some(10), &endpoints), [cluster | local, cluster, 0, 0]);
+        // Where nothing is ready here, the Local list falls back; and so does the other one.
+        assert_eq!(flags(Local, Some(10), &endpoints[1..]), [cluster, local, 0]);
+        assert_eq!(flags(Local, Some(10), &endpoints[2..]), [cluster | local, cluster]);
+    }
 }

@@ -15,6 +15,7 @@ use crate::{
     model::{Endpoint, EndpointSlice, Event, Family, Model, Protocol, Service, TrafficPolicy},
 };
 
+mod affinity;
 mod failures;
 mod properties;
 mod scale;
@@ -200,7 +201,7 @@ fn equal_lists_share_a_region_and_an_unchanged_list_keeps_it() {
         let regions: BTreeSet<u32> = world.snapshot().regions.into_keys().collect();
         assert_eq!(regions.len(), 1);
         let outcome = world.service(Service { affinity_timeout: Some(60), ..outside });
-        assert_eq!(outcome.steps, 2, "the two frontends alone");
+        assert_eq!(outcome.steps, 4, "the backends and the frontends, two each");
         assert_eq!(world.snapshot().regions.into_keys().collect::<BTreeSet<u32>>(), regions);
         let mut changed = web(family, &[1, 2]);
         changed.endpoints[1].node = Some("there".into());

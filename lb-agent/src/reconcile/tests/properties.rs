@@ -41,7 +41,7 @@ prop_compose! {
     fn any_service()(
         n in 0..4_u8, vip in 1..4_u8, dual: bool, family in family(), external in 0..3_u8,
         node_port in prop::option::of(30000..30002_u16), policies in (policy(), policy()),
-        created in 0..3_i64, two_ports: bool,
+        created in 0..3_i64, two_ports: bool, affinity_timeout in prop::option::of(10..12_u32),
     ) -> Service {
         let mut service = service(family, &format!("s{n}"), vip);
         if dual {
@@ -55,7 +55,8 @@ prop_compose! {
         if two_ports {
             service.ports.push(port("metrics", 9100));
         }
-        Service { created, internal_policy: policies.0, external_policy: policies.1, ..service }
+        let (internal_policy, external_policy) = policies;
+        Service { created, internal_policy, external_policy, affinity_timeout, ..service }
     }
 }
 

@@ -15,7 +15,7 @@ mod sync;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use clap::{Parser, Subcommand};
+use clap::{Parser, ValueEnum};
 use lb_test::{NodeSpec, PodSpec, Topology, require};
 
 use report::Report;
@@ -26,31 +26,38 @@ const SIZES: [u32; 2] = [10, 10_000];
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask bench", about = "Measures against the goals; takes 2 minutes")]
 struct Cli {
+    /// What to measure [default: all of it]
+    #[arg(value_enum)]
+    parts: Vec<Part>,
     /// Write the figures to this file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    #[command(subcommand)]
-    part: Option<Part>,
+    /// Measures system calls from within a node's cgroup, at these places
+    #[arg(long, value_name = "JSON", hide = true)]
+    socket_places: Option<String>,
 }
 
-#[derive(Subcommand)]
+/// A part of the table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
 enum Part {
-    /// Measures system calls from within a node's cgroup
-    #[command(hide = true)]
-    Sockets {
-        /// Where, as JSON
-        places: String,
-    },
+    /// The agent: start, memory, size
+    Agent,
+    /// Packets through the TC programs
+    Packet,
+    /// System calls on sockets
+    Socket,
+    /// From a change in the cluster to the last map write
+    Sync,
 }
 
 fn main() -> Result<()> {
     let cli = Cli::parse();
-    if let Some(Part::Sockets { places }) = cli.part {
+    if let Some(places) = cli.socket_places {
         return sockets::run_child(&places);
     }
     ensure!(require::root(), "needs root, for network namespaces and BPF");
     let mut report = Report::new()?;
-    measure(&mut report)?;
+    measure(&cli.parts, &mut report)?;
     print!("{report}");
     if let Some(path) = cli.json {
         let text = serde_json::to_string_pretty(&report)?;
@@ -59,8 +66,39 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn measure(report: &mut Report) -> Result<()> {
-    let topology = Topology::builder()
+fn measure(parts: &[Part], report: &mut Report) -> Result<()> {
+    let wants = |part| parts.is_empty() || parts.contains(&part);
+    let topology = topology()?;
+    let node = topology.node("node1");
+    for size in SIZES {
+        eprintln!("measuring with {size} Services");
+        if [Part::Agent, Part::Packet, Part::Socket].into_iter().any(wants) {
+            cluster::write(&topology, size)?;
+            let mut agent = agent::start(&topology, size, report)?;
+            if wants(Part::Packet) {
+                packets::measure(&topology, size, report)?;
+            }
+            if wants(Part::Socket) {
+                sockets::measure(&topology, size, report)?;
+            }
+            agent.term()?;
+            agent.command(&["cleanup"])?;
+        }
+        if wants(Part::Sync) {
+            sync::measure(node, size, report)?;
+        }
+    }
+    if wants(Part::Sync) {
+        sync::compare(node, SIZES, report)?;
+    }
+    if wants(Part::Agent) {
+        agent::measure_starts(&topology, report)?;
+    }
+    Ok(())
+}
+
+fn topology() -> Result<Topology> {
+    Topology::builder()
         .node(NodeSpec::new("node1"))
         .node(NodeSpec::new("node2"))
         .pod(PodSpec::routed("web1", "node1"))
@@ -68,16 +106,5 @@ fn measure(report: &mut Report) -> Result<()> {
         .pod(PodSpec::routed("web2", "node2"))
         .pod(PodSpec::routed("shell2", "node2"))
         .client("client")
-        .build()?;
-    for size in SIZES {
-        eprintln!("measuring with {size} Services");
-        cluster::write(&topology, size)?;
-        let mut agent = agent::start(&topology, size, report)?;
-        packets::measure(&topology, size, report)?;
-        sockets::measure(&topology, size, report)?;
-        agent.term()?;
-        agent.command(&["cleanup"])?;
-        sync::measure(topology.node("node1"), size, report)?;
-    }
-    agent::measure_starts(&topology, report)
+        .build()
 }

@@ -59,7 +59,7 @@ pub(crate) fn measure(topology: &Topology, size: u32, report: &mut Report) -> Re
     let program = std::env::current_exe()?;
     let shell = topology.pod("shell1");
     let places = serde_json::to_string(&places)?;
-    let output = shell.run(&program.to_string_lossy(), &["sockets", &places])?;
+    let output = shell.run(&program.to_string_lossy(), &["--socket-places", &places])?;
     let [vip, direct, without]: [Series; 3] = serde_json::from_str(&output)?;
     let mut add = |name: &str, value: (f64, Unit), goal: Option<f64>| {
         report.add(name, size, value, goal);

@@ -30,16 +30,16 @@ const ENTRIES: u32 = 1 << 18;
 /// Adds the figures of a cold start and of single changes.
 pub(crate) fn measure(node: &Node, size: u32, report: &mut Report) -> Result<()> {
     let mut colds = Vec::new();
-    let mut pipeline = Pipeline::start(node)?;
+    let mut pipeline = Pipeline::start(node, "sync")?;
     for index in 0..STARTS {
         if index > 0 {
-            pipeline = Pipeline::start(node)?;
+            pipeline = Pipeline::start(node, "sync")?;
         }
         colds.push(pipeline.fill(size)?);
     }
     let (mut published, mut complete) = (Vec::new(), Vec::new());
     for number in 0..CHANGES {
-        let [first, last] = pipeline.change(number, size)?;
+        let [first, last] = pipeline.change(number / 2 * 37 % size, number)?;
         published.push(first);
         complete.push(last);
     }
@@ -55,8 +55,41 @@ pub(crate) fn measure(node: &Node, size: u32, report: &mut Report) -> Result<()>
     Ok(())
 }
 
+/// Adds what a change costs in the larger cluster over what it costs in the smaller one.
+///
+/// Both are there at the same time, and changed in turn, so that both have the same machine. The
+/// same number of Services changes in both: what differs is only how much else there is.
+pub(crate) fn compare(node: &Node, sizes: [u32; 2], report: &mut Report) -> Result<()> {
+    let mut pipelines = Vec::new();
+    for size in sizes {
+        let mut pipeline = Pipeline::start(node, &format!("sync-{size}"))?;
+        pipeline.fill(size)?;
+        pipelines.push((size, pipeline, Vec::new()));
+    }
+    for number in 0..CHANGES {
+        for (size, pipeline, published) in &mut pipelines {
+            let every = *size / sizes[0];
+            let of = number / 2 % sizes[0] * every;
+            published.push(pipeline.change(of, number)?[0]);
+        }
+    }
+    let [(_, small, few), (_, large, many)] = &pipelines[..] else { unreachable!("two sizes") };
+    let [writes, more] = [small, large].map(|pipeline| f64::from(pipeline.writes));
+    let name =
+        |what| format!("one change at {} Services over one at {}: {what}", sizes[1], sizes[0]);
+    let mut add = |what, ratio| report.add(&name(what), None, (ratio, Unit::Times), 1.0);
+    add("map writes", more / writes);
+    add("time until in effect, p50", percentile(many, 0.5) / percentile(few, 0.5));
+    for size in sizes {
+        cleanup(&node.bpffs().join(format!("sync-{size}")))?;
+    }
+    Ok(())
+}
+
 /// The agent's pipeline, without a source.
 struct Pipeline {
+    /// Steps that changes have taken.
+    writes: u32,
     model: Model,
     desired: Desired,
     reconciler: Reconciler<Watched>,
@@ -64,23 +97,26 @@ struct Pipeline {
 
 impl Pipeline {
     /// An empty pipeline on fresh maps.
-    fn start(node: &Node) -> Result<Self> {
-        let bpffs = node.bpffs().join("sync");
+    fn start(node: &Node, folder: &str) -> Result<Self> {
+        let bpffs = node.bpffs().join(folder);
         cleanup(&bpffs)?;
         let options = KernelOptions {
             bpffs,
             cgroup: None,
             socket_lb: SocketLb::Off,
+            bind_protection: false,
             tc_attach: TcAttach::Auto,
             snat_ports: (61000, 65535),
             conntrack_max: ENTRIES,
+            affinity_max: ENTRIES,
             max_frontends: ENTRIES,
             max_backends: ENTRIES,
         };
         let tables = node.enter(|| -> Result<_> { Ok(Kernel::start(&options)?.tables()?) })??;
         let facts = NodeFacts { name: "node1".into(), ..NodeFacts::default() };
         let reconciler = Reconciler::new(Watched { tables, published: Instant::now() });
-        Ok(Self { model: Model::default(), desired: Desired::new(facts), reconciler })
+        let desired = Desired::new(facts);
+        Ok(Self { writes: 0, model: Model::default(), desired, reconciler })
     }
 
     /// Milliseconds from "everything is listed" to the last write.
@@ -98,14 +134,15 @@ impl Pipeline {
         Ok(time.as_secs_f64() * 1e3)
     }
 
-    /// Takes an endpoint out of a Service or back in; milliseconds until the frontend is replaced,
-    /// and until what it replaced is gone.
-    fn change(&mut self, number: u32, size: u32) -> Result<[f64; 2]> {
-        let slice = slice((number / 2 * 37) % size, 1 - number % 2);
+    /// Takes an endpoint out of a Service, or with an odd number back in; milliseconds until the
+    /// frontend is replaced, and until what it replaced is gone.
+    fn change(&mut self, service: u32, number: u32) -> Result<[f64; 2]> {
+        let slice = slice(service, 1 - number % 2);
         let begun = Instant::now();
         let outcome = self.take(vec![Event::SliceApplied(slice)])?;
         let complete = begun.elapsed();
         ensure!(outcome.steps > 0, "change {number} wrote nothing");
+        self.writes += u32::try_from(outcome.steps)?;
         let published = self.reconciler.tables().published.duration_since(begun);
         Ok([published, complete].map(|time| time.as_secs_f64() * 1e3))
     }

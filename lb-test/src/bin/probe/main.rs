@@ -4,6 +4,7 @@
 //! binary as a process of the node or pod. An address like `[::ffff:10.96.0.1]:80` makes an IPv6
 //! socket that speaks IPv4. Failures of what is probed are lines; the exit code stays 0.
 
+mod bind;
 mod http;
 mod tcp;
 mod udp;
@@ -24,11 +25,17 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Binds each address in turn, by TCP and by UDP; prints `bound` or `failure` for each
+    Bind {
+        /// Addresses and ports
+        #[arg(required = true)]
+        addresses: Vec<SocketAddr>,
+    },
     /// Gets `/` over new connections; prints an `answer` or `failure` each, then a `summary`
     TcpGet(Requests),
     /// Gets `/` again and again over connections that stay; prints `ready`, each `failure`, and a
     /// `summary`
-    TcpKeepalive(Requests),
+    TcpKeepalive(Kept),
     /// Connects and prints `peer`, the address that getpeername shows
     Peername(Target),
     /// Sends datagrams; prints an `answer` with payload and source, or a `failure`, each
@@ -62,6 +69,15 @@ struct Requests {
     /// How many and how often
     #[command(flatten)]
     pace: Pace,
+}
+
+#[derive(Args)]
+struct Kept {
+    #[command(flatten)]
+    requests: Requests,
+    /// Takes another connection for one that the server has ended, as browsers do
+    #[arg(long)]
+    reconnect: bool,
 }
 
 #[derive(Args)]
@@ -126,8 +142,9 @@ fn emit(event: &str, mut fields: Value) {
 
 fn main() -> Result<()> {
     match Cli::parse().command {
+        Command::Bind { addresses } => bind::bind(&addresses),
         Command::TcpGet(requests) => tcp::get(&requests),
-        Command::TcpKeepalive(requests) => tcp::keepalive(&requests),
+        Command::TcpKeepalive(kept) => tcp::keepalive(&kept),
         Command::Peername(target) => tcp::peername(&target),
         Command::Udp(datagrams) => return udp::send(&datagrams),
         Command::UdpServer(server) => return udp::serve(&server),

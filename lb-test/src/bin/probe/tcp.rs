@@ -9,7 +9,7 @@ use anyhow::{Error, Result};
 use serde_json::json;
 
 use crate::http::Connection;
-use crate::{Requests, Target, emit};
+use crate::{Kept, Requests, Target, emit};
 
 /// Counts answers by body, and failures, over all threads.
 struct Tally {
@@ -70,20 +70,29 @@ fn get_once(target: &Target) -> Result<(String, String)> {
     Ok((connection.get()?, local))
 }
 
-/// Gets again and again over connections that stay; a broken one is a failure and stays broken.
-pub(crate) fn keepalive(requests: &Requests) {
+/// Gets again and again over connections that stay; a broken one is a failure and stays broken,
+/// unless the server has ended it and another is to be had.
+pub(crate) fn keepalive(kept: &Kept) {
+    let requests = &kept.requests;
     let tally = Tally::new();
     let first_answers = AtomicUsize::new(0);
     in_threads(requests.parallel, || {
+        let open = || Connection::open(requests.target.address, requests.target.timeout());
         let began = Instant::now();
-        let mut connection =
-            match Connection::open(requests.target.address, requests.target.timeout()) {
-                Ok(connection) => connection,
-                Err(error) => return tally.failure(began, &error),
-            };
+        let mut connection = match open() {
+            Ok(connection) => connection,
+            Err(error) => return tally.failure(began, &error),
+        };
         for number in requests.pace.requests() {
             let began = Instant::now();
-            match connection.get() {
+            let mut answer = connection.get();
+            if answer.is_err() && kept.reconnect {
+                answer = open().and_then(|other| {
+                    connection = other;
+                    connection.get()
+                });
+            }
+            match answer {
                 Ok(body) => tally.answer(&body),
                 Err(error) => return tally.failure(began, &error),
             }

@@ -1,0 +1,52 @@
+//! A DNS cache on each node that holds kube-dns's ClusterIP, as `NodeLocal` `DNSCache` does (S22).
+
+use std::time::Duration;
+
+use anyhow::ensure;
+use lb_test::address::DualStack;
+use lb_test::manifests::{Service, cluster_ips};
+use lb_test::programs::{dig, dnsmasq};
+use lb_test::{Family, SocketLb, eventually};
+
+use crate::{Cluster, on_both_paths};
+
+/// kube-dns.
+const DNS: u8 = 10;
+
+on_both_paths! {
+    cache => s22_a_local_dns_cache_answers_by_the_socket_path, s22_a_local_dns_cache_answers_by_the_packet_path;
+}
+
+/// While a device of the node holds the ClusterIP, the cache answers; else the Service's pod.
+fn cache(path: SocketLb) {
+    let service = Service::new("kube-dns", DNS).select("web-1").udp(53, 53).tcp(53, 53);
+    let cluster = Cluster::start(path, &[service.object()]);
+    let (pods, caches) = (DualStack::of_pod(1, 21), DualStack::of_pod(1, 99));
+    let _pods = dnsmasq(cluster.pod("web-1"), "web.test", pods).unwrap();
+    let node = cluster.node("node1");
+    let _cache = dnsmasq(node, "web.test", caches).unwrap();
+    wait_answers(&cluster, pods);
+    node.run("ip", &["link", "add", "nodelocaldns", "type", "bridge"]).unwrap();
+    for family in Family::BOTH {
+        let address = cluster_ips(DNS).family(family).to_string();
+        node.run("ip", &["addr", "add", &address, "dev", "nodelocaldns", "nodad"]).unwrap();
+    }
+    wait_answers(&cluster, caches);
+    node.run("ip", &["link", "del", "nodelocaldns"]).unwrap();
+    wait_answers(&cluster, pods);
+}
+
+#[track_caller]
+fn wait_answers(cluster: &Cluster, expected: DualStack) {
+    for family in Family::BOTH {
+        let server = cluster_ips(DNS).socket(family, 53);
+        for from in cluster.inside() {
+            let what = format!("{expected:?} for {} from {server}", from.name());
+            eventually(Duration::from_secs(5), &what, || {
+                let answer = dig(from, server, "web.test", "A")?;
+                ensure!(answer == expected.v4.to_string(), "{answer}");
+                Ok(())
+            });
+        }
+    }
+}
