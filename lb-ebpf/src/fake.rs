@@ -10,7 +10,7 @@ use std::{
 use lb_common::{
     abi::{
         Abi, Address, Affinity, AffinityKey, Backend, BePort, Counter, CounterKind, CtEntry, CtKey,
-        Frontend, FrontendKey, FrontendKind, Ipv4, Ipv6, L4Proto, Region,
+        Frontend, FrontendKey, FrontendKind, Ipv4, Ipv6, L4Proto, Region, Source, SourceRange,
     },
     checksum::Difference,
     conntrack::TICK_SHIFT,
@@ -18,7 +18,8 @@ use lb_common::{
 
 use crate::{
     cases::{
-        BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Host, Outcome, SNAT_RANGE,
+        BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Host, Outcome, Prefix,
+        SERVICE, SNAT_RANGE,
     },
     packet::{L4Checksum, Packet},
     parse::{self, Headers, Next, NoFlow},
@@ -105,6 +106,7 @@ struct FakeTables<A> {
     frontends: HashMap<Vec<u8>, Frontend>,
     regions: HashMap<u32, Vec<u32>>,
     affinity: RefCell<HashMap<AffinityKey, Entry<Affinity>>>,
+    sources: HashMap<u32, Vec<SourceRange<A>>>,
     conntrack: RefCell<HashMap<Vec<u8>, Entry<CtEntry<A>>>>,
     scratch: Entry<CtEntry<A>>,
     device: Device,
@@ -119,6 +121,7 @@ impl<A: FromIp> FakeTables<A> {
             frontends: HashMap::new(),
             regions: HashMap::new(),
             affinity: RefCell::default(),
+            sources: HashMap::new(),
             conntrack: RefCell::default(),
             scratch: Box::new(UnsafeCell::new(CtEntry::zeroed())),
             device: Device::Uplink,
@@ -131,7 +134,7 @@ impl<A: FromIp> FakeTables<A> {
         let Some(address) = A::from_ip(backend.address.ip()) else { return };
         let BackendSpec { flags, generation, .. } = *backend;
         let port = BePort::new(backend.address.port());
-        let service = if generation == 0 { 0 } else { 7 };
+        let service = if generation == 0 { 0 } else { SERVICE };
         self.backends.insert(id, Backend { address, port, flags, generation, service });
     }
 
@@ -145,7 +148,7 @@ impl<A: FromIp> FakeTables<A> {
         let Some(address) = A::from_ip(spec.address.ip()) else { return };
         let key = FrontendKey::new(address, BePort::new(spec.address.port()), spec.protocol);
         let frontend = Frontend {
-            service: 7,
+            service: SERVICE,
             flags: spec.flags,
             kind: FrontendKind::CLUSTER_IP,
             affinity_timeout: spec.affinity_timeout,
@@ -153,6 +156,11 @@ impl<A: FromIp> FakeTables<A> {
             external: self.put_region(spec.external),
         };
         self.frontends.insert(key.as_bytes().to_vec(), frontend);
+    }
+
+    fn set_sources(&mut self, service: u32, prefixes: &[Prefix]) {
+        let range = |&(ip, length)| Some(SourceRange::new(service, A::from_ip(ip)?, length));
+        self.sources.insert(service, prefixes.iter().filter_map(range).collect());
     }
 }
 
@@ -217,6 +225,14 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         slots.get(slot as usize).copied().filter(|id| *id != 0)
     }
 
+    fn has_source(&self, source: &Source<A>) -> bool {
+        let mut ranges = self.sources.values().flatten();
+        ranges.any(|range| {
+            let bits = |of: &Source<A>| bits(of.as_bytes(), range.bits);
+            bits(&range.first) == bits(source)
+        })
+    }
+
     fn device(&self) -> u32 {
         self.device as u32
     }
@@ -247,6 +263,12 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         let (first, count) = self.snat_range;
         (first.into(), count.into())
     }
+}
+
+/// The first bits of some bytes, as a trie of prefixes compares them.
+fn bits(bytes: &[u8], count: u32) -> Vec<bool> {
+    let bits = bytes.iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1 == 1));
+    bits.take(count as usize).collect()
 }
 
 /// Judges packets by the paths over these fakes.
@@ -286,6 +308,11 @@ impl Bench for FakeBench {
     fn put_frontend(&mut self, frontend: &FrontendSpec<'_>) {
         self.v4.put_frontend(frontend);
         self.v6.put_frontend(frontend);
+    }
+
+    fn set_sources(&mut self, service: u32, prefixes: &[Prefix]) {
+        self.v4.set_sources(service, prefixes);
+        self.v6.set_sources(service, prefixes);
     }
 
     fn judge(&mut self, hook: Hook, bytes: &[u8], _expected: Fate) -> Outcome {

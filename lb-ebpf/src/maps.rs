@@ -4,7 +4,9 @@ use core::{marker::PhantomData, ptr::NonNull};
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup},
-    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, SkStorage},
+    btf_maps::{
+        Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage, lpm_trie::Key,
+    },
     helpers::bpf_ktime_get_coarse_ns,
     macros::btf_map,
 };
@@ -12,7 +14,7 @@ use lb_common::{
     abi::{
         Address, Affinity, AffinityKey, Backend, CHUNKS_PER_ARRAY, Chunk, Counter, CtEntry, CtKey,
         Device, Frontend, FrontendKey, Ipv4, Ipv6, MAX_CHUNK_ARRAYS, Region, SLOTS_PER_CHUNK,
-        SocketPeers,
+        SocketPeers, Source,
     },
     conntrack::TICK_SHIFT,
 };
@@ -49,6 +51,10 @@ static SLOTS: ArrayOfMaps<
     { MAX_CHUNK_ARRAYS as usize },
 > = ArrayOfMaps::new();
 #[btf_map]
+static SOURCE_RANGES_V4: LpmTrie<Source<Ipv4>, u32, DEFAULT_SIZE> = LpmTrie::new();
+#[btf_map]
+static SOURCE_RANGES_V6: LpmTrie<Source<Ipv6>, u32, DEFAULT_SIZE> = LpmTrie::new();
+#[btf_map]
 static DEVICES: HashMap<u32, Device, 4096, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
@@ -76,6 +82,8 @@ pub trait Maps: Sized + 'static {
     fn affinity(client: &AffinityKey) -> Option<Ref<Affinity>>;
     /// Writes the backend that a client was given.
     fn keep(client: &AffinityKey, affinity: &Affinity);
+    /// Does any range hold this source?
+    fn has_source(source: &Source<Self>) -> bool;
     /// The entry of a flow.
     fn conntrack(flow: &CtKey<Self>) -> Option<CtRef<Self>>;
     /// Writes the entry of a flow.
@@ -93,7 +101,7 @@ pub trait Maps: Sized + 'static {
 }
 
 macro_rules! maps {
-    ($family:ty, $frontends:ident, $backends:ident, $affinity:ident, $conntrack:ident, $scratch:ident, $headers:ident, $source:expr) => {
+    ($family:ty, $frontends:ident, $backends:ident, $affinity:ident, $sources:ident, $conntrack:ident, $scratch:ident, $headers:ident, $source:expr) => {
         impl Maps for $family {
             #[inline(always)]
             fn frontend(key: &FrontendKey<Self>) -> Option<Frontend> {
@@ -118,6 +126,12 @@ macro_rules! maps {
             fn keep(client: &AffinityKey, affinity: &Affinity) {
                 // A full LRU map makes room; the client can do without the entry.
                 let _ = $affinity.insert(client, affinity, u64::from(BPF_ANY));
+            }
+
+            #[inline(always)]
+            fn has_source(source: &Source<Self>) -> bool {
+                let bits = 8 * size_of::<Source<Self>>() as u32;
+                $sources.get(&Key::new(bits, *source)).is_some()
             }
 
             #[inline(always)]
@@ -176,6 +190,7 @@ maps!(
     FRONTENDS_V4,
     BACKENDS_V4,
     AFFINITY_V4,
+    SOURCE_RANGES_V4,
     CONNTRACK_V4,
     SCRATCH_V4,
     HEADERS_V4,
@@ -186,6 +201,7 @@ maps!(
     FRONTENDS_V6,
     BACKENDS_V6,
     AFFINITY_V6,
+    SOURCE_RANGES_V6,
     CONNTRACK_V6,
     SCRATCH_V6,
     HEADERS_V6,

@@ -4,6 +4,7 @@ use core::ptr::NonNull;
 
 use lb_common::abi::{
     Abi, Address, Affinity, AffinityKey, Backend, CtEntry, CtKey, Frontend, FrontendKey, Region,
+    Source,
 };
 
 /// Backends of one family, and whom they were given to: what the socket path asks for as well.
@@ -44,6 +45,9 @@ pub trait Tables<A: Address>: Backends<A> {
 
     /// The backend id in a slot of a region.
     fn slot(&self, region: Region, slot: u32) -> Option<u32>;
+
+    /// Does any range hold this source?
+    fn has_source(&self, source: &Source<A>) -> bool;
 
     /// Interface index of the device that the packet comes in by or leaves by.
     fn device(&self) -> u32;

@@ -13,6 +13,7 @@ use super::{
     taken::TakenPorts,
 };
 use crate::{
+    config::DetectLocal,
     dataplane::{BackendId, KernelTables, ServiceId},
     desired::{Delta, Desired, NodeFacts},
     instance::Instance,
@@ -29,6 +30,7 @@ pub(super) struct Engine {
     names: Names,
     facts: NodeFacts,
     taken: TakenPorts,
+    detect_local: DetectLocal,
     listed: bool,
     failed_at: Option<tokio::time::Instant>,
     last: Written,
@@ -46,7 +48,11 @@ pub(super) struct Written {
 }
 
 impl Engine {
-    pub(super) fn open(tables: KernelTables, instance: &Instance) -> anyhow::Result<Self> {
+    pub(super) fn open(
+        tables: KernelTables,
+        instance: &Instance,
+        detect_local: DetectLocal,
+    ) -> anyhow::Result<Self> {
         let path = instance.names();
         let names = Names::open(&path).with_context(|| format!("open {}", path.display()))?;
         Ok(Self {
@@ -56,6 +62,7 @@ impl Engine {
             names,
             facts: NodeFacts::default(),
             taken: TakenPorts::default(),
+            detect_local,
             listed: false,
             failed_at: None,
             last: Written::default(),
@@ -87,14 +94,18 @@ impl Engine {
         if listed && !self.listed {
             self.listed = true;
             tracing::info!(services = self.model.services().count(), "everything is listed");
+            self.write_local_sources();
             self.run(problems, Reconciler::listed);
         }
     }
 
-    /// Takes in facts of the node; the zone is the model's to say.
+    /// Takes in facts of the node; zone and pods' networks are the model's to say.
     pub(super) fn see(&mut self, facts: NodeFacts, problems: &mut Problems) {
-        let zone = self.model.node().and_then(|node| node.zone.clone());
-        self.facts = NodeFacts { zone, ..facts };
+        let node = self.model.node();
+        let zone = node.and_then(|node| node.zone.clone());
+        let local_sources = self.detect_local.sources(node.map_or(&[], |node| &node.pod_cidrs));
+        self.facts = NodeFacts { zone, local_sources, ..facts };
+        self.write_local_sources();
         let delta = self.desired.set_facts(&self.model, self.facts.clone());
         self.write(delta, problems);
     }
@@ -113,6 +124,7 @@ impl Engine {
     pub(super) fn resync(&mut self, problems: &mut Problems) {
         self.taken.look_again(problems);
         let before = self.last.steps;
+        self.write_local_sources();
         self.run(problems, Reconciler::resync);
         let steps = self.last.steps - before;
         if steps > 0 {
@@ -128,6 +140,17 @@ impl Engine {
     /// What has been written so far.
     pub(super) const fn written(&self) -> Written {
         self.last
+    }
+
+    /// Writes who is local by address, once the node's object is known if there is one (S16).
+    fn write_local_sources(&mut self) {
+        if !self.listed {
+            return;
+        }
+        let sources = &self.facts.local_sources;
+        if let Err(error) = self.reconciler.tables().set_local_sources(sources) {
+            tracing::error!(%error, "write the local sources; it is tried again within a minute");
+        }
     }
 
     fn write(&mut self, delta: Delta, problems: &mut Problems) {

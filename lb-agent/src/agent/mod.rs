@@ -11,7 +11,7 @@ mod problems;
 mod report;
 mod taken;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use ipnet::IpNet;
@@ -74,7 +74,8 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
     let _servers = health::serve(settings.healthz, settings.metrics, &health, &metrics);
     let node_settings = NodeSettings::start(&settings, &instance);
     let kernel = Kernel::start(&kernel_options(&settings))?;
-    let following = net::follow(settings.devices.clone());
+    let (named, local) = (settings.devices.clone(), settings.detect_local.clone());
+    let following = net::follow(net::DeviceSettings { named, local: local.clone() });
     let following = with_progress("listing devices", following).await.context("list devices")?;
     let source = source::Source::new(source_options(&settings, &instance));
     let source_health = source.health();
@@ -82,7 +83,7 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
     let source = tokio::spawn(source.run(sender, stop.clone()));
     let report = Report::new(status, &instance, &settings.bpffs, (source_health, health, metrics));
     let agent = Agent {
-        engine: Engine::open(kernel.tables()?, &instance)?,
+        engine: Engine::open(kernel.tables()?, &instance, local)?,
         devices: Devices::new(kernel),
         problems: Problems::default(),
         node_settings,
@@ -158,6 +159,9 @@ impl Agent {
             zone: None,
             node_port_addresses: net::nodeports(network, &self.settings.nodeport_addresses),
             local_addresses: network.addresses.clone(),
+            primary_addresses: network.primary.addresses().collect(),
+            local_sources: BTreeSet::new(),
+            masquerade_all: self.settings.masquerade_all,
         };
         self.engine.see(facts, &mut self.problems);
     }

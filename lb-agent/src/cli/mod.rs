@@ -63,7 +63,7 @@ struct Common {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// The node agent: keeps the kernel's tables in step until it is told to stop
-    Run(run::RunArgs),
+    Run(Box<run::RunArgs>),
     /// Can this node run the agent? Each shortfall with its mend
     Check(check::CheckArgs),
     /// Health of the agent, attached devices, map fill, packets not translated
@@ -106,7 +106,7 @@ impl Cli {
     fn perform(self) -> anyhow::Result<ExitCode> {
         let bpffs = self.common.bpffs;
         match self.command {
-            Command::Run(arguments) => run::run(arguments, bpffs),
+            Command::Run(arguments) => run::run(*arguments, bpffs),
             Command::Check(arguments) => check::check(&arguments, &bpffs),
             Command::Status(arguments) => status::status(arguments, &bpffs),
             Command::Services(arguments) => services::services(&arguments, &bpffs),

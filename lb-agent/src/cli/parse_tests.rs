@@ -6,7 +6,7 @@ use std::path::Path;
 use super::*;
 use crate::{
     cli::{Command as Chosen, run::RunArgs},
-    config::{BindAddress, NetfilterSettings, SocketLb},
+    config::{BindAddress, DetectLocalMode, NetfilterSettings, SocketLb},
 };
 
 fn parsed(arguments: &[&str]) -> Result<Cli, Stop> {
@@ -199,4 +199,37 @@ fn settings_of_run_alone_may_stand_in_a_file_for_check() {
     let file = file("conntrackMax: 1000\ndevice: eth7\n");
     let cli = parsed(&["check", "--config", file.path().to_str().unwrap()]).unwrap();
     assert!(format!("{:?}", cli.command).contains("eth7"));
+}
+
+#[test]
+fn who_is_local_is_told_as_to_kube_proxy() {
+    let local = |arguments: &[&str]| {
+        let cli = run(arguments);
+        let clients = &run_args(&cli).clients;
+        let cidrs: Vec<_> = clients.cluster_cidr.iter().map(ToString::to_string).collect();
+        (cidrs.join(" "), clients.detect_local_mode, clients.masquerade_all)
+    };
+    assert_eq!(local(&[]), (String::new(), None, false));
+    let cidr = "--cluster-cidr=10.244.1.0/16, fd00:244::/56";
+    let mode = "--detect-local-mode=ClusterCIDR";
+    let cidrs = "10.244.0.0/16 fd00:244::/56".to_owned();
+    let expected = (cidrs.clone(), Some(DetectLocalMode::ClusterCidr), true);
+    assert_eq!(local(&[cidr, mode, "--masquerade-all"]), expected);
+    assert_eq!(local(&[cidr, "--masquerade-all=false"]), (cidrs.clone(), None, false));
+    let file = file(
+        "kind: KubeProxyConfiguration\nclusterCIDR: 10.244.0.0/16,fd00:244::/56\n\
+         detectLocalMode: ''\niptables:\n  masqueradeAll: true\n",
+    );
+    let cli = parsed(&with_file(file.path(), &[])).unwrap();
+    assert_eq!(run_args(&cli).clients.cluster_cidr.len(), 2);
+    assert!(run_args(&cli).clients.masquerade_all);
+    for (mode, flag) in [
+        ("BridgeInterface", "--pod-bridge-interface"),
+        ("InterfaceNamePrefix", "--pod-interface-name-prefix"),
+    ] {
+        let line = mistake(&["run", "--detect-local-mode", mode]);
+        assert!(line.contains(flag), "{line}");
+    }
+    let line = mistake(&["run", "--cluster-cidr", "10.244.0.0"]);
+    assert!(line.contains("expected a CIDR"), "{line}");
 }

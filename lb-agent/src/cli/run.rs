@@ -16,8 +16,8 @@ use crate::{
     agent::{self, Start},
     check::{self, Outcome, Plan},
     config::{
-        BindAddress, DevicePattern, NodePortAddresses, PortRange, Settings, SocketLb, Source,
-        TcAttach,
+        BindAddress, DetectLocal, DetectLocalMode, DevicePattern, NodePortAddresses, PortRange,
+        Settings, SocketLb, Source, TcAttach, network,
     },
     instance::{Instance, Status},
 };
@@ -58,6 +58,8 @@ pub(super) struct RunArgs {
     /// Addresses of this node that answer on node ports: CIDRs, all, localhost, primary
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "all")]
     pub(super) nodeport_addresses: Vec<NodePortAddresses>,
+    #[command(flatten)]
+    pub(super) clients: ClientArgs,
     /// Entries of the agent's own conntrack, each family
     #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = size())]
     pub(super) conntrack_max: u32,
@@ -76,6 +78,37 @@ pub(super) struct RunArgs {
     pub(super) service_cluster_ip_range: Vec<IpNet>,
     #[command(flatten)]
     pub(super) netfilter: NetfilterArgs,
+}
+
+/// Who counts as a client on this node, and whom backends see: kube-proxy's names.
+#[derive(Args, Debug)]
+pub(super) struct ClientArgs {
+    /// Networks of the cluster's pods: clients from there count as clients on this node
+    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network)]
+    pub(super) cluster_cidr: Vec<IpNet>,
+    /// How clients on this node are told from others [default: by device, and by --cluster-cidr]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub(super) detect_local_mode: Option<DetectLocalMode>,
+    /// The bridge of the pods, for --detect-local-mode=BridgeInterface
+    #[arg(long, value_name = "NAME")]
+    #[arg(required_if_eq("detect_local_mode", "BridgeInterface"))]
+    pub(super) pod_bridge_interface: Option<String>,
+    /// How names of pods' devices begin, for --detect-local-mode=InterfaceNamePrefix
+    #[arg(long, value_name = "PREFIX")]
+    #[arg(required_if_eq("detect_local_mode", "InterfaceNamePrefix"))]
+    pub(super) pod_interface_name_prefix: Option<String>,
+    /// Show backends this node's address in place of every client's, but under policy Local
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, default_value_t = false)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) masquerade_all: bool,
+}
+
+impl ClientArgs {
+    fn detect_local(self) -> DetectLocal {
+        let Self { cluster_cidr, detect_local_mode, .. } = self;
+        let (bridge, prefix) = (self.pod_bridge_interface, self.pod_interface_name_prefix);
+        DetectLocal::new(detect_local_mode, cluster_cidr, bridge, prefix)
+    }
 }
 
 /// Flags that `run` and `check` share.
@@ -194,6 +227,8 @@ fn settings(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<Settings> {
         healthz: node.healthz_bind_address,
         metrics: node.metrics_bind_address,
         nodeport_addresses: arguments.nodeport_addresses,
+        masquerade_all: arguments.clients.masquerade_all,
+        detect_local: arguments.clients.detect_local(),
         snat_ports: node.snat_port_range,
         node_ports: node.service_node_port_range,
         netfilter: arguments.netfilter.settings(),

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::Context;
 use clap::Args;
+use ipnet::IpNet;
 use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind, Region};
 use serde::Serialize;
 
@@ -51,6 +52,8 @@ pub struct ServiceRow {
     pub internal: Choice,
     /// For clients from outside.
     pub external: Choice,
+    /// Who may ask; nobody is kept out where it is empty (S9).
+    pub sources: Vec<IpNet>,
 }
 
 /// An address and a port.
@@ -153,7 +156,16 @@ fn row(
         affinity_timeout_seconds: entry.affinity_timeout,
         internal: choice(entry.internal, FrontendFlags::DROP_INTERNAL),
         external: choice(entry.external, FrontendFlags::DROP_EXTERNAL),
+        sources: sources(snapshot, Family::of(address.ip), entry),
     }
+}
+
+fn sources(snapshot: &Snapshot, family: Family, entry: &FrontendEntry) -> Vec<IpNet> {
+    if !entry.flags.has(FrontendFlags::CHECK_SOURCE) {
+        return Vec::new();
+    }
+    let ranges = snapshot.source_ranges.iter().filter(|(id, _)| *id == entry.service);
+    ranges.map(|(_, range)| *range).filter(|range| Family::of(range.addr()) == family).collect()
 }
 
 fn backends(
@@ -229,12 +241,16 @@ fn affinity(seconds: u32) -> String {
 ///
 /// A ClusterIP is asked for on its node alone.
 fn choices(row: &ServiceRow, format: Format) -> String {
-    let internal = choice(&row.internal, format);
-    if row.internal == row.external || row.kind == "ClusterIP" {
-        return internal;
+    let mut lines = vec![choice(&row.internal, format)];
+    if row.internal != row.external && row.kind != "ClusterIP" {
+        let break_ = if format == Format::Wide { "\n" } else { " " };
+        lines.push(format!("from outside:{break_}{}", choice(&row.external, format)));
     }
-    let break_ = if format == Format::Wide { "\n" } else { " " };
-    format!("{internal}\nfrom outside:{break_}{}", choice(&row.external, format))
+    if !row.sources.is_empty() {
+        let sources: Vec<_> = row.sources.iter().map(IpNet::to_string).collect();
+        lines.push(format!("only from: {}", sources.join(", ")));
+    }
+    lines.join("\n")
 }
 
 fn choice(choice: &Choice, format: Format) -> String {

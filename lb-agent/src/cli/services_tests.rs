@@ -1,6 +1,11 @@
 //! A node with the Service of every course, and what the command makes of it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
 
 use super::*;
 use crate::{dataplane::BackendEntry, model::Protocol, names::BackendNames};
@@ -48,25 +53,35 @@ fn snapshot() -> Snapshot {
     region(ALL, &[4, 1, 2, 3, 1, 2, 3]);
     region(LOCAL, &[1, 2, 1, 2, 1, 2, 1]);
     region(V6, &[1, 1, 1, 1, 1, 1, 1]);
+    snapshot.frontends = frontends();
+    snapshot.source_ranges = source_ranges();
+    snapshot
+}
+
+fn frontends() -> BTreeMap<FrontendAddress, FrontendEntry> {
     let none = Region::EMPTY;
     let refused =
         FrontendEntry { service: ServiceId(2), ..entry(FrontendKind::CLUSTER_IP, none, none) };
     let dropped = FrontendEntry {
-        flags: FrontendFlags::DROP_EXTERNAL,
+        flags: FrontendFlags::DROP_EXTERNAL.with(FrontendFlags::CHECK_SOURCE),
         ..entry(FrontendKind::LOAD_BALANCER, ALL, none)
     };
     let cluster = entry(FrontendKind::CLUSTER_IP, ALL, ALL);
     let cluster_v6 =
         FrontendEntry { affinity_timeout: 10_800, ..entry(FrontendKind::CLUSTER_IP, V6, V6) };
-    snapshot.frontends = BTreeMap::from([
+    BTreeMap::from([
         (frontend("10.96.100.100:80", Protocol::Tcp), cluster),
         (frontend("[fd00:10:96::64]:80", Protocol::Tcp), cluster_v6),
         (frontend("192.0.2.2:30080", Protocol::Tcp), entry(FrontendKind::NODE_PORT, ALL, LOCAL)),
         (frontend("0.0.0.0:30080", Protocol::Tcp), entry(FrontendKind::NODE_PORT, ALL, LOCAL)),
         (frontend("203.0.113.1:80", Protocol::Tcp), dropped),
         (frontend("10.96.0.10:53", Protocol::Udp), refused),
-    ]);
-    snapshot
+    ])
+}
+
+fn source_ranges() -> BTreeSet<(ServiceId, IpNet)> {
+    let ranges = [(1, "198.51.100.0/24"), (1, "fd00::/8"), (2, "10.0.0.0/8")];
+    ranges.map(|(id, text)| (ServiceId(id), text.parse().unwrap())).into()
 }
 
 fn names() -> NameTable {
@@ -91,6 +106,7 @@ default/web-svc:http  ClusterIP     10.96.100.100:80/TCP     4: 10.248.1.20:80, 
 default/web-svc:http  ClusterIP     [fd00:10:96::64]:80/TCP  1: [fd00:10:248::2]:80
 default/web-svc:http  LoadBalancer  203.0.113.1:80/TCP       4: 10.248.1.20:80, 10.248.1.21:80, 10.248.2.50:80 +1
                                                              from outside: none: dropped
+                                                             only from: 198.51.100.0/24
 default/web-svc:http  NodePort      192.0.2.2:30080/TCP      4: 10.248.1.20:80, 10.248.1.21:80, 10.248.2.50:80 +1
                                                              from outside: 2: 10.248.1.20:80, 10.248.1.21:80
 service 2             ClusterIP     10.96.0.10:53/UDP        none: refused
@@ -131,7 +147,9 @@ fn programs_get_everything() {
         "address": "10.248.2.50", "port": 80, "pod": "default/web-3", "node": "b", "local": false
     });
     assert_eq!(load_balancer["internal"]["backends"][2], backend);
+    assert_eq!(load_balancer["sources"], serde_json::json!(["198.51.100.0/24"]));
     assert_eq!(value[4]["internal"]["answer"], "reject");
+    assert_eq!(value[4]["sources"], serde_json::json!([]));
 }
 
 #[test]

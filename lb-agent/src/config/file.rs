@@ -195,4 +195,25 @@ mod tests {
         assert_eq!(settings.flags, expected);
         assert_eq!(settings.ignored, ["bindAddress", "clientConnection.qps", "mode"]);
     }
+
+    #[test]
+    fn who_is_local_is_read_from_a_kube_proxy_configuration() {
+        let text = "kind: KubeProxyConfiguration\nclusterCIDR: 10.244.0.0/16,fd00:244::/56\n\
+             detectLocalMode: InterfaceNamePrefix\ndetectLocal:\n  bridgeInterface: ''\n  \
+             interfaceNamePrefix: cali\niptables:\n  masqueradeAll: true\nnftables:\n  \
+             masqueradeAll: false\n";
+        let settings = parsed(text).unwrap();
+        let expected = |all| {
+            [
+                flag("cluster-cidr", &["10.244.0.0/16,fd00:244::/56"]),
+                flag("pod-interface-name-prefix", &["cali"]),
+                flag("detect-local-mode", &["InterfaceNamePrefix"]),
+                flag("masquerade-all", &[all]),
+            ]
+        };
+        assert_eq!(settings.flags, expected("true"));
+        assert_eq!(settings.ignored, [""; 0]);
+        let nftables = parsed(&format!("{text}mode: nftables\n")).unwrap();
+        assert_eq!(nftables.flags, expected("false"));
+    }
 }

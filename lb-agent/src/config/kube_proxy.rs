@@ -18,10 +18,16 @@ const FIELDS: &[(&str, &str)] = &[
     ("conntrack.tcpEstablishedTimeout", "conntrack-tcp-timeout-established"),
     ("conntrack.udpStreamTimeout", "conntrack-udp-timeout-stream"),
     ("conntrack.udpTimeout", "conntrack-udp-timeout"),
+    ("clusterCIDR", "cluster-cidr"),
+    ("detectLocal.bridgeInterface", "pod-bridge-interface"),
+    ("detectLocal.interfaceNamePrefix", "pod-interface-name-prefix"),
+    ("detectLocalMode", "detect-local-mode"),
     ("healthzBindAddress", "healthz-bind-address"),
     ("hostnameOverride", "hostname-override"),
+    ("iptables.masqueradeAll", "masquerade-all"),
     ("logging.format", "log-format"),
     ("metricsBindAddress", "metrics-bind-address"),
+    ("nftables.masqueradeAll", "masquerade-all"),
     ("nodePortAddresses", "nodeport-addresses"),
 ];
 
@@ -29,7 +35,11 @@ const FIELDS: &[(&str, &str)] = &[
 ///
 /// An empty text or list means "default" there, so it sets nothing.
 pub(super) fn settings(fields: &Map<String, Value>) -> FileSettings {
-    let flags = FIELDS.iter().filter_map(|(path, flag)| {
+    let is_nftables = fields.get("mode").and_then(Value::as_str) == Some("nftables");
+    // Each of kube-proxy's modes has its own section, and looks at no other.
+    let unread = if is_nftables { "iptables." } else { "nftables." };
+    let read = FIELDS.iter().filter(|(path, _)| !path.starts_with(unread));
+    let flags = read.filter_map(|(path, flag)| {
         let values: Vec<_> = values(field(fields, path)?)?;
         let set: Vec<_> = values.into_iter().filter(|value| !value.is_empty()).collect();
         (!set.is_empty()).then(|| ((*flag).to_owned(), set))

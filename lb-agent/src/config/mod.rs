@@ -9,12 +9,14 @@ use ipnet::IpNet;
 
 pub mod file;
 mod kube_proxy;
+mod local;
 mod values;
 
 pub use crate::{
     dataplane::{SocketLb, TcAttach},
     sysctl::NetfilterSettings,
 };
+pub use local::{DetectLocal, DetectLocalMode, network};
 pub use values::{BindAddress, DevicePattern, NodePortAddresses, PortRange, Seconds, ValueError};
 
 /// Where Services come from.
@@ -76,6 +78,10 @@ pub struct Settings {
     pub metrics: BindAddress,
     /// Addresses of this node that answer on node ports.
     pub nodeport_addresses: Vec<NodePortAddresses>,
+    /// Who counts as a client on this node.
+    pub detect_local: DetectLocal,
+    /// Do backends see this node in place of their clients?
+    pub masquerade_all: bool,
     /// Ports that SNAT may give to a client.
     pub snat_ports: PortRange,
     /// Ports that node ports are taken from.

@@ -172,6 +172,9 @@ pub enum ValueError {
     /// See [`DevicePattern`].
     #[error("expected the name of a device or a regular expression")]
     Device,
+    /// See [`network`](super::network).
+    #[error("expected a CIDR such as 10.244.0.0/16")]
+    Network,
     /// See [`NodePortAddresses`].
     #[error("expected a CIDR such as 192.0.2.0/24, or one of all, localhost, primary")]
     NodePortAddresses,

@@ -2,8 +2,12 @@
 
 mod meaning;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
+use ipnet::IpNet;
 use lb_common::abi::{FrontendFlags, Region, SLOTS_PER_CHUNK, maps};
 
 use crate::model::Family;
@@ -32,6 +36,7 @@ pub struct FakeTables {
     /// Regions that frontends ceased to name since the last grace period.
     let_go: Vec<u32>,
     generations: BTreeMap<BackendId, u32>,
+    sources: BTreeSet<(ServiceId, IpNet)>,
     capacity: Capacity,
     checks: Checks,
     steps: usize,
@@ -72,6 +77,7 @@ impl FakeTables {
             named: BTreeMap::new(),
             let_go: Vec::new(),
             generations: BTreeMap::new(),
+            sources: BTreeSet::new(),
             capacity,
             checks,
             steps: 0,
@@ -127,7 +133,22 @@ impl FakeTables {
         if entry.flags.has(drops) && entry.internal.length > 0 {
             return Err(format!("{at} has endpoints and drops"));
         }
+        self.check_sources(at, entry)
+    }
+
+    /// Who is checked is let in by some range: those were all written before it, and go after it.
+    fn check_sources(&self, at: &FrontendAddress, entry: &FrontendEntry) -> Result<(), String> {
+        let checks = entry.flags.has(FrontendFlags::CHECK_SOURCE);
+        let family = Family::of(at.ip);
+        if checks && self.sources_of(entry.service, family).next().is_none() {
+            return Err(format!("{at} lets nobody in"));
+        }
         Ok(())
+    }
+
+    fn sources_of(&self, id: ServiceId, family: Family) -> impl Iterator<Item = &IpNet> {
+        let ranges = self.sources.iter().filter(move |(other, _)| *other == id);
+        ranges.map(|(_, range)| range).filter(move |range| Family::of(range.addr()) == family)
     }
 
     fn check_region(
@@ -178,6 +199,12 @@ impl FakeTables {
             Step::RemoveFrontend(address) => self.lose_frontend(address),
             Step::Settle => self.settle(),
             Step::RemoveBackend(id) => self.remove_backend(*id),
+            Step::PutSourceRange(id, range) => {
+                self.sources.insert((*id, *range));
+            }
+            Step::RemoveSourceRange(id, range) => {
+                self.sources.remove(&(*id, *range));
+            }
         }
         self.steps += 1;
         if self.checks == Checks::Everything {
@@ -314,6 +341,7 @@ impl Tables for FakeTables {
             backends: self.backends.clone(),
             retired: self.retired(),
             regions: regions.map(|slots| (slots.0.first_chunk, slots.clone())).collect(),
+            source_ranges: self.sources.clone(),
         })
     }
 

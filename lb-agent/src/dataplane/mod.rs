@@ -12,11 +12,17 @@ mod map;
 mod pins;
 mod reader;
 mod slots;
+mod sources;
 mod sys;
 mod tables;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
 
+use ipnet::IpNet;
 use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind, Region, maps};
 
 use crate::model::Family;
@@ -27,13 +33,14 @@ pub use pins::{CleanupError, cleanup};
 pub use reader::{MapFill, Reader};
 pub use tables::KernelTables;
 
-/// The setting that gives a map more room.
+/// The setting that gives a map more room; empty where its size is fixed.
 fn size_flag(map: &str) -> Option<&'static str> {
     match map {
         maps::FRONTENDS_V4 | maps::FRONTENDS_V6 => Some("max-frontends"),
         maps::BACKENDS_V4 | maps::BACKENDS_V6 => Some("max-backends"),
         maps::AFFINITY_V4 | maps::AFFINITY_V6 => Some("affinity-max"),
         maps::CONNTRACK_V4 | maps::CONNTRACK_V6 => Some("conntrack-max"),
+        maps::SOURCE_RANGES_V4 | maps::SOURCE_RANGES_V6 => Some(""),
         _ => None,
     }
 }
@@ -88,6 +95,8 @@ pub enum Step {
     PutBackend(BackendId, BackendEntry),
     /// Writes the slots of a region that no frontend uses yet: backend indices.
     PutRegion(Region, Arc<[u32]>),
+    /// Lets a range of sources in to a Service port whose frontends check them.
+    PutSourceRange(ServiceId, IpNet),
     /// Writes a frontend, or replaces one whole.
     PutFrontend(FrontendAddress, FrontendEntry),
     /// Removes a frontend; one that is not there is no error.
@@ -96,6 +105,8 @@ pub enum Step {
     Settle,
     /// Clears a backend, but keeps note of its generation.
     RemoveBackend(BackendId),
+    /// Lets a range of sources in no longer; one that is not there is no error.
+    RemoveSourceRange(ServiceId, IpNet),
 }
 
 /// Everything the tables hold, read back.
@@ -110,6 +121,8 @@ pub struct Snapshot {
     pub retired: BTreeMap<BackendId, u32>,
     /// Slots of each region that a frontend names, by its first chunk.
     pub regions: BTreeMap<u32, (Region, Arc<[u32]>)>,
+    /// Whom Service ports let in, where their frontends check it.
+    pub source_ranges: BTreeSet<(ServiceId, IpNet)>,
 }
 
 /// Why a step was not performed.

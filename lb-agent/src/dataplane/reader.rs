@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::abi::{
     Abi, Affinity, AffinityKey, Backend, Counter, CtEntry, CtKey, Device, Frontend, FrontendKey,
-    Ipv4, Ipv6, maps,
+    Ipv4, Ipv6, SourceRange, maps,
 };
 
 use super::{KernelTables, Snapshot, TableError, Tables as _, map::Map, pins::Pins, sys};
@@ -100,6 +100,8 @@ impl Reader {
             self.filled::<AffinityKey, Affinity>(maps::AFFINITY_V6, |_| true)?,
             self.filled::<CtKey<Ipv4>, CtEntry<Ipv4>>(maps::CONNTRACK_V4, |_| true)?,
             self.filled::<CtKey<Ipv6>, CtEntry<Ipv6>>(maps::CONNTRACK_V6, |_| true)?,
+            self.filled::<SourceRange<Ipv4>, u32>(maps::SOURCE_RANGES_V4, |_| true)?,
+            self.filled::<SourceRange<Ipv6>, u32>(maps::SOURCE_RANGES_V6, |_| true)?,
         ])
     }
 

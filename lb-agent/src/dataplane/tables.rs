@@ -1,18 +1,19 @@
 //! [`Tables`] on the pinned maps.
 
 use std::{
-    collections::btree_map::Entry,
+    collections::{BTreeSet, btree_map::Entry},
     net::{IpAddr, SocketAddr},
     path::Path,
 };
 
+use ipnet::IpNet;
 use lb_common::abi::{
     Abi, Address, Backend, BePort, Frontend, FrontendKey, Ipv4, Ipv6, L4Proto, maps,
 };
 
 use super::{
     BackendEntry, BackendId, FrontendAddress, FrontendEntry, PerformError, ServiceId, Snapshot,
-    Step, TableError, Tables, map::Map, slots::Slots, sys,
+    Step, TableError, Tables, map::Map, slots::Slots, sources::Sources, sys,
 };
 use crate::model::{Family, Protocol};
 
@@ -72,6 +73,7 @@ pub struct KernelTables {
     v4: FamilyMaps<Ipv4>,
     v6: FamilyMaps<Ipv6>,
     slots: Slots,
+    sources: Sources,
 }
 
 impl KernelTables {
@@ -91,7 +93,17 @@ impl KernelTables {
                 backends: Map::open(folder, maps::BACKENDS_V6)?,
             },
             slots: Slots::open(folder)?,
+            sources: Sources::open(folder)?,
         })
+    }
+
+    /// Makes these the sources that count as clients on this node, and no others.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; what was written until then stays.
+    pub fn set_local_sources(&self, sources: &BTreeSet<IpNet>) -> Result<(), TableError> {
+        self.sources.set_local(sources)
     }
 
     /// Performs a run of steps of one kind; how many of them were done if one fails.
@@ -104,7 +116,10 @@ impl KernelTables {
                 Ok(())
             }
             Step::PutRegion(..) => self.put_regions(run),
-            Step::RemoveFrontend(_) | Step::RemoveBackend(_) => {
+            Step::PutSourceRange(..)
+            | Step::RemoveBackend(_)
+            | Step::RemoveFrontend(_)
+            | Step::RemoveSourceRange(..) => {
                 for (done, step) in run.iter().enumerate() {
                     self.perform_one(step).map_err(|error| (done, error))?;
                 }
@@ -123,6 +138,8 @@ impl KernelTables {
                 Family::V4 => self.v4.retire(id.index),
                 Family::V6 => self.v6.retire(id.index),
             },
+            Step::PutSourceRange(id, range) => self.sources.put(*id, range),
+            Step::RemoveSourceRange(id, range) => self.sources.remove(*id, range),
             _ => Ok(()),
         }
     }
@@ -184,7 +201,8 @@ impl Tables for KernelTables {
     }
 
     fn snapshot(&mut self) -> Result<Snapshot, TableError> {
-        let mut snapshot = Snapshot::default();
+        let source_ranges = self.sources.of_services()?;
+        let mut snapshot = Snapshot { source_ranges, ..Snapshot::default() };
         self.v4.read_frontends(&mut snapshot)?;
         self.v6.read_frontends(&mut snapshot)?;
         self.v4.read_backends(&mut snapshot, Family::V4)?;

@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind};
 
 use crate::model::{Family, Service, ServicePort, TrafficPolicy, is_routable};
@@ -34,12 +35,13 @@ impl Exposure<'_> {
         // Of S5: with policy Local, an endpoint that is somewhere else makes refuse into drop.
         let local_drops = local.is_empty() && candidates.has_any();
         let frontends = self.frontends(local_drops);
+        let source_ranges = self.source_ranges();
         let mut backends = candidates.backends();
         if self.service.affinity_timeout.is_some() {
             mark(&mut backends, &cluster, BackendFlags::AFFINE_CLUSTER);
             mark(&mut backends, &local, BackendFlags::AFFINE_LOCAL);
         }
-        FamilyTables { backends, cluster, local, frontends }
+        FamilyTables { backends, cluster, local, frontends, source_ranges }
     }
 
     /// Can clients from outside the cluster reach it (S1.1)?
@@ -64,16 +66,18 @@ impl Exposure<'_> {
     fn frontends(&self, local_drops: bool) -> BTreeMap<FrontendAddress, Frontend> {
         let internal = list_of(self.service.internal_policy);
         let external = list_of(self.service.external_policy);
-        let entry = |kind, internal, external, host_only| Frontend {
+        let entry = |kind, internal, external, more| Frontend {
             kind,
-            flags: flags(internal, external, local_drops).with(host_only),
+            flags: flags(internal, external, local_drops).with(more),
             internal,
             external,
         };
         // S6.3, S6.4: clients on this node skip externalTrafficPolicy.
-        let short_circuit = |kind, host_only| entry(kind, ListKind::Cluster, external, host_only);
-        let cluster_ip = entry(FrontendKind::CLUSTER_IP, internal, internal, FrontendFlags::NONE);
-        let balancer = short_circuit(FrontendKind::LOAD_BALANCER, FrontendFlags::NONE);
+        let outside = self.outside_flags();
+        let short_circuit =
+            |kind, more| entry(kind, ListKind::Cluster, external, outside.with(more));
+        let cluster_ip = entry(FrontendKind::CLUSTER_IP, internal, internal, self.masquerade());
+        let balancer = short_circuit(FrontendKind::LOAD_BALANCER, self.source_check());
         let external_ip = short_circuit(FrontendKind::EXTERNAL_IP, FrontendFlags::NONE);
         let node_port = short_circuit(FrontendKind::NODE_PORT, FrontendFlags::NONE);
         let loopback = short_circuit(FrontendKind::NODE_PORT, FrontendFlags::HOST_ONLY);
@@ -94,10 +98,47 @@ impl Exposure<'_> {
         frontends
     }
 
-    /// None with source ranges (S9): unguarded, the address would let in whom they keep out.
     fn load_balancer_ips(&self) -> impl Iterator<Item = FrontendAddress> {
-        let addresses = &self.service.load_balancer_ips;
-        self.at_port(addresses.iter().filter(|_| self.service.source_ranges.is_empty()))
+        self.at_port(&self.service.load_balancer_ips)
+    }
+
+    fn masquerade(&self) -> FrontendFlags {
+        if self.facts.masquerade_all { FrontendFlags::MASQUERADE } else { FrontendFlags::NONE }
+    }
+
+    /// What addresses for clients outside the cluster have in common. Policy Local keeps clients'
+    /// addresses (S6.2), and so asks who is local.
+    fn outside_flags(&self) -> FrontendFlags {
+        match self.service.external_policy {
+            TrafficPolicy::Cluster => self.masquerade(),
+            TrafficPolicy::Local if self.facts.local_sources.is_empty() => FrontendFlags::NONE,
+            TrafficPolicy::Local => FrontendFlags::LOCAL_BY_SOURCE,
+        }
+    }
+
+    /// S9: ranges of the other family alone leave this one open, as kube-proxy does.
+    fn source_check(&self) -> FrontendFlags {
+        match self.asked_ranges().next() {
+            Some(_) => FrontendFlags::CHECK_SOURCE,
+            None => FrontendFlags::NONE,
+        }
+    }
+
+    fn asked_ranges(&self) -> impl Iterator<Item = &IpNet> {
+        self.service.source_ranges.iter().filter(|range| Family::of(range.addr()) == self.family)
+    }
+
+    /// Who may ask at load balancer addresses. Where this node may, so may these addresses: one that
+    /// the node holds is the source of its own packets to it.
+    fn source_ranges(&self) -> BTreeSet<IpNet> {
+        let mut ranges: BTreeSet<IpNet> = self.asked_ranges().copied().collect();
+        let vips: BTreeSet<IpNet> =
+            self.load_balancer_ips().map(|address| IpNet::from(address.ip)).collect();
+        let mut own = self.facts.primary_addresses.iter();
+        if own.any(|ip| ranges.iter().any(|range| range.contains(ip))) {
+            ranges.extend(&vips);
+        }
+        if vips.is_empty() { BTreeSet::new() } else { ranges }
     }
 
     fn at_port<'b>(

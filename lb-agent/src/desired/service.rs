@@ -17,9 +17,7 @@ pub fn service<'a>(
     facts: &NodeFacts,
 ) -> ServiceTables {
     let slices: Vec<&EndpointSlice> = slices.into_iter().collect();
-    let problems = not_supported(service).collect();
-    let mut tables =
-        ServiceTables { created: service.created, problems, ..ServiceTables::default() };
+    let mut tables = ServiceTables { created: service.created, ..ServiceTables::default() };
     for port in &service.ports {
         let made = port_tables(service, port, &slices, facts);
         tables.problems.extend(too_many_endpoints(service, port, &made));
@@ -53,25 +51,6 @@ fn port_tables(
         families: tables.filter(|(_, tables)| !tables.frontends.is_empty()).collect(),
         left_alone,
     }
-}
-
-/// What a Service asks for and does not get: said, not passed over.
-fn not_supported(service: &Service) -> impl Iterator<Item = Problem> {
-    let problem = |field: &str, message: &str, mend: &str| Problem {
-        key: problem_key(&service.name),
-        field: field.to_owned(),
-        message: message.to_owned(),
-        mend: mend.to_owned(),
-    };
-    let has_ranges = !service.source_ranges.is_empty() && !service.load_balancer_ips.is_empty();
-    let ranges = has_ranges.then(|| {
-        problem(
-            "spec.loadBalancerSourceRanges",
-            "is not supported, so the load balancer addresses are not served",
-            "use the cluster IP or the node port, or remove the ranges to let everyone in",
-        )
-    });
-    ranges.into_iter()
 }
 
 fn too_many_endpoints(

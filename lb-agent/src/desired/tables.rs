@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind};
 
 use crate::model::{Family, ObjectName, Problem, Protocol};
@@ -23,6 +24,12 @@ pub struct NodeFacts {
     pub node_port_addresses: BTreeSet<IpAddr>,
     /// Addresses that local devices hold: a cluster IP among them is left alone (S22).
     pub local_addresses: BTreeSet<IpAddr>,
+    /// The node's own address of each family, towards other nodes.
+    pub primary_addresses: BTreeSet<IpAddr>,
+    /// Sources that are clients on this node, whatever device their packets come in by (S6).
+    pub local_sources: BTreeSet<IpNet>,
+    /// Do backends see this node in place of all clients, but where policy Local keeps them?
+    pub masquerade_all: bool,
 }
 
 /// Address, port and protocol of a frontend.
@@ -97,6 +104,8 @@ pub struct FamilyTables {
     pub local: Arc<[SocketAddr]>,
     /// Its addresses.
     pub frontends: BTreeMap<FrontendAddress, Frontend>,
+    /// Who may ask those of them that check it (S9).
+    pub source_ranges: BTreeSet<IpNet>,
 }
 
 impl FamilyTables {
@@ -144,6 +153,11 @@ impl PortTables {
     /// All its frontends.
     pub fn frontends(&self) -> impl Iterator<Item = (&FrontendAddress, &Frontend)> {
         self.families.values().flat_map(|family| &family.frontends)
+    }
+
+    /// Who may ask its frontends that check it.
+    pub fn source_ranges(&self) -> impl Iterator<Item = &IpNet> {
+        self.families.values().flat_map(|family| &family.source_ranges)
     }
 
     /// The frontend of that address.

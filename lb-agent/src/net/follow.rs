@@ -14,8 +14,8 @@ use rtnetlink::{
 };
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::{NodeNetwork, classify, dump};
-use crate::config::DevicePattern;
+use super::{NodeNetwork, classify, dump, name_pods};
+use crate::config::{DetectLocal, DevicePattern};
 
 /// What comes close together is listed once.
 const BURST: Duration = Duration::from_millis(20);
@@ -38,12 +38,21 @@ impl Drop for Following {
     }
 }
 
+/// What settings say of devices.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceSettings {
+    /// Those to use; empty means all that are fit.
+    pub named: Vec<DevicePattern>,
+    /// Which of them lead to pods.
+    pub local: DetectLocal,
+}
+
 /// Lists the network of the calling thread's namespace and follows it.
 ///
 /// # Errors
 ///
 /// The netlink socket, or the first list.
-pub async fn follow(named: Vec<DevicePattern>) -> io::Result<Following> {
+pub async fn follow(settings: DeviceSettings) -> io::Result<Following> {
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
@@ -53,22 +62,23 @@ pub async fn follow(named: Vec<DevicePattern>) -> io::Result<Following> {
     ];
     let (connection, handle, messages) = new_multicast_connection(&groups)?;
     let reader = tokio::spawn(connection);
-    let first = list(&handle, &named).await.map_err(io::Error::other)?;
+    let first = list(&handle, &settings).await.map_err(io::Error::other)?;
     let (sender, network) = watch::channel(first);
-    let follower = tokio::spawn(keep(handle, messages, named, sender));
+    let follower = tokio::spawn(keep(handle, messages, settings, sender));
     // Aborted in this order: the follower would take the reader's end for a fault.
     Ok(Following { network, tasks: [follower, reader] })
 }
 
-async fn list(handle: &Handle, named: &[DevicePattern]) -> Result<NodeNetwork, rtnetlink::Error> {
+async fn list(handle: &Handle, settings: &DeviceSettings) -> Result<NodeNetwork, rtnetlink::Error> {
     let dump = dump::dump(handle).await?;
-    Ok(classify(&dump.links, &dump.addresses, &dump.routes, named))
+    let network = classify(&dump.links, &dump.addresses, &dump.routes, &settings.named);
+    Ok(name_pods(network, &settings.local))
 }
 
 async fn keep(
     handle: Handle,
     mut messages: Messages,
-    named: Vec<DevicePattern>,
+    settings: DeviceSettings,
     sender: watch::Sender<NodeNetwork>,
 ) {
     while let Some((message, _)) = messages.next().await {
@@ -77,14 +87,14 @@ async fn keep(
         }
         tokio::time::sleep(BURST).await;
         while messages.try_recv().is_ok() {}
-        publish(&handle, &named, &sender).await;
+        publish(&handle, &settings, &sender).await;
     }
     tracing::error!("the netlink socket closed: devices and addresses are followed no longer");
 }
 
-async fn publish(handle: &Handle, named: &[DevicePattern], sender: &watch::Sender<NodeNetwork>) {
+async fn publish(handle: &Handle, settings: &DeviceSettings, sender: &watch::Sender<NodeNetwork>) {
     loop {
-        match list(handle, named).await {
+        match list(handle, settings).await {
             Ok(new) => {
                 sender.send_if_modified(|old| {
                     let is_new = *old != new;
@@ -154,7 +164,7 @@ mod tests {
     #[test]
     fn a_device_an_address_and_a_route_are_seen_when_they_come_and_go() {
         in_new_namespace(|| async {
-            let following = follow(Vec::new()).await.unwrap();
+            let following = follow(DeviceSettings::default()).await.unwrap();
             assert_eq!(following.network.borrow().devices.len(), 1, "lo alone");
 
             let (connection, handle, _) = rtnetlink::new_connection().unwrap();

@@ -15,11 +15,13 @@ mod bound;
 mod classify;
 mod dump;
 mod follow;
+mod local;
 mod nodeport;
 
 pub use bound::bound_ports;
 pub use classify::{AddressFacts, LinkFacts, Reach, RouteFacts, classify};
-pub use follow::{Following, follow};
+pub use follow::{DeviceSettings, Following, follow};
+pub use local::name_pods;
 pub use nodeport::nodeports;
 
 /// The device on which kube-proxy's IPVS mode leaves every ClusterIP.
@@ -54,6 +56,13 @@ pub struct Primary {
     pub v4: Option<Ipv4Addr>,
     /// IPv6.
     pub v6: Option<Ipv6Addr>,
+}
+
+impl Primary {
+    /// Those that there are.
+    pub fn addresses(self) -> impl Iterator<Item = IpAddr> {
+        self.v4.map(IpAddr::from).into_iter().chain(self.v6.map(IpAddr::from))
+    }
 }
 
 /// One device, and what it is good for.

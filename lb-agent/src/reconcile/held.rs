@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use lb_common::abi::{BackendFlags, Region};
 
 use crate::dataplane::{BackendId, FrontendAddress, FrontendEntry, ServiceId, Step};
@@ -37,6 +38,8 @@ pub(super) struct Held {
     pub(super) regions: Vec<HeldRegion>,
     /// May name addresses that another Service port has taken over since.
     pub(super) frontends: BTreeSet<FrontendAddress>,
+    /// Whom it lets in where its frontends check that.
+    pub(super) source_ranges: BTreeSet<IpNet>,
 }
 
 impl Held {
@@ -47,7 +50,10 @@ impl Held {
 
     /// Nothing is left.
     pub(super) fn is_empty(&self) -> bool {
-        self.backends.is_empty() && self.regions.is_empty() && self.frontends.is_empty()
+        self.backends.is_empty()
+            && self.regions.is_empty()
+            && self.frontends.is_empty()
+            && self.source_ranges.is_empty()
     }
 }
 
@@ -102,6 +108,12 @@ impl Realized {
                 self.frontends.remove(address);
             }
             Step::RemoveBackend(id) => held.backends.retain(|_, backend| backend.id != *id),
+            Step::PutSourceRange(_, range) => {
+                held.source_ranges.insert(*range);
+            }
+            Step::RemoveSourceRange(_, range) => {
+                held.source_ranges.remove(range);
+            }
             Step::Settle => {}
         }
     }

@@ -14,6 +14,7 @@ mod problems;
 mod regions;
 mod restore;
 mod run;
+mod sources;
 #[cfg(test)]
 mod tests;
 

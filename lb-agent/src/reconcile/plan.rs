@@ -26,6 +26,7 @@ use super::{
     held::{Held, HeldBackend, HeldRegion, Realized},
     ids::Pool,
     regions::Regions,
+    sources,
 };
 
 /// Steps in order, each with the Service port it is for; `None` for all of them.
@@ -41,7 +42,7 @@ impl Plan {
         Self { steps: vec![Step::Settle], owners: vec![None] }
     }
 
-    fn push(&mut self, owner: impl Into<Option<ServiceId>>, step: Step) {
+    pub(super) fn push(&mut self, owner: impl Into<Option<ServiceId>>, step: Step) {
         self.steps.push(step);
         self.owners.push(owner.into());
     }
@@ -141,21 +142,24 @@ pub(super) fn release_backend(id: BackendId, pools: &mut Pools) {
     }
 }
 
-/// The writes of many prepared Service ports: all backends, then all regions, then all frontends.
+/// The writes of many prepared Service ports: all backends, then all regions and ranges of sources,
+/// then all frontends.
 pub(super) fn puts<'a>(
     ports: impl IntoIterator<Item = (ServiceId, &'a PortTables)>,
     realized: &Realized,
 ) -> Plan {
-    let (mut backends, mut regions, mut frontends) =
-        (Plan::default(), Plan::default(), Plan::default());
+    let (mut backends, mut regions) = (Plan::default(), Plan::default());
+    let (mut ranges, mut frontends) = (Plan::default(), Plan::default());
     for (id, tables) in ports {
         if let Some(held) = realized.ports.get(&id) {
             put_backends(id, tables, held, &mut backends);
             put_regions(id, tables, held, &mut regions);
+            sources::put(id, tables, held, &mut ranges);
             put_frontends(id, tables, realized, &mut frontends);
         }
     }
     backends.append(regions);
+    backends.append(ranges);
     backends.append(frontends);
     backends
 }
@@ -223,7 +227,8 @@ pub(super) struct Removals {
     pub(super) keepers: BTreeSet<ServiceId>,
 }
 
-/// What Service ports hold and do not want: frontends, then, after a grace period, backends.
+/// What Service ports hold and do not want: frontends, then, after a grace period, backends and
+/// ranges of sources.
 ///
 /// An address that is `awaited` is kept: another Service port wants it and could not write it, and
 /// until it can, better the old answer than none.
@@ -232,7 +237,7 @@ pub(super) fn removals<'a>(
     realized: &Realized,
     awaited: impl Fn(&FrontendAddress) -> bool,
 ) -> Removals {
-    let (mut removals, mut backends) = (Removals::default(), Plan::default());
+    let (mut removals, mut last) = (Removals::default(), Plan::default());
     let mut frees_written = false;
     for (id, tables) in ports {
         let Some(held) = realized.ports.get(&id) else { continue };
@@ -241,12 +246,15 @@ pub(super) fn removals<'a>(
             frees_written |= unused.written;
             removals.regions.push((id, unused.region));
         }
-        remove_backends(id, tables, held, &used, &mut backends);
+        remove_backends(id, tables, held, &used, &mut last);
+        if !removals.keepers.contains(&id) {
+            sources::remove(id, tables, realized, &mut last);
+        }
     }
-    if frees_written || !backends.steps.is_empty() {
+    if frees_written || !last.steps.is_empty() {
         removals.plan.push(None, Step::Settle);
     }
-    removals.plan.append(backends);
+    removals.plan.append(last);
     removals
 }
 

@@ -64,6 +64,7 @@ pub(super) fn restore(
     };
     restored.adopt_backends(snapshot);
     restored.adopt_frontends(snapshot);
+    restored.adopt_source_ranges(snapshot);
     restored.recognise_lists(snapshot, wanted);
     restored
 }
@@ -106,7 +107,8 @@ fn addresses(tables: &PortTables) -> impl Iterator<Item = &FrontendAddress> {
 fn services_pool(snapshot: &Snapshot, ids: &BTreeMap<PortKey, ServiceId>) -> Pool {
     let frontends = snapshot.frontends.values().map(|entry| entry.service);
     let backends = snapshot.backends.values().map(|entry| entry.service);
-    let used = frontends.chain(backends).chain(ids.values().copied());
+    let ranges = snapshot.source_ranges.iter().map(|(id, _)| *id);
+    let used = frontends.chain(backends).chain(ranges).chain(ids.values().copied());
     Pool::restored(SERVICE_IDS, used.map(|id| (id.0, 1)).collect())
 }
 
@@ -151,6 +153,12 @@ impl Restored {
                     held.regions.push(HeldRegion { region, list: None, written: true });
                 }
             }
+        }
+    }
+
+    fn adopt_source_ranges(&mut self, snapshot: &Snapshot) {
+        for (id, range) in &snapshot.source_ranges {
+            self.realized.ports.entry(*id).or_default().source_ranges.insert(*range);
         }
     }
 

@@ -23,6 +23,9 @@ pub(crate) fn lines(pipeline: &mut Pipeline) -> BTreeSet<String> {
         let name = name(&names(reconciler, entry.service));
         lines.extend(frontend(&snapshot, &name, address, entry));
     }
+    for (id, range) in &snapshot.source_ranges {
+        lines.insert(format!("{} lets {range} in", name(&names(reconciler, *id))));
+    }
     let ids: BTreeSet<ServiceId> = snapshot.backends.values().map(|entry| entry.service).collect();
     for id in ids {
         lines.extend(backends(&snapshot, &names(reconciler, id)));
@@ -70,10 +73,17 @@ fn frontend(
         0 => String::new(),
         seconds => format!(", affinity {seconds} s"),
     };
-    let host = if entry.flags.has(FrontendFlags::HOST_ONLY) { ", host only" } else { "" };
+    let words = [
+        (FrontendFlags::HOST_ONLY, ", host only"),
+        (FrontendFlags::CHECK_SOURCE, ", checks sources"),
+        (FrontendFlags::MASQUERADE, ", masquerades"),
+        (FrontendFlags::LOCAL_BY_SOURCE, ", local by source"),
+    ];
+    let words = words.iter().filter(|(flag, _)| entry.flags.has(*flag));
+    let more: String = words.map(|(_, word)| *word).collect();
     let line = |side, region, drop| {
         let leads_to = leads_to(snapshot, Family::of(at.ip), region, entry.flags.has(drop));
-        format!("{name} {at} ({kind}{affinity}{host}) from {side}: {leads_to}")
+        format!("{name} {at} ({kind}{affinity}{more}) from {side}: {leads_to}")
     };
     [
         line("inside", entry.internal, FrontendFlags::DROP_INTERNAL),

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
+use ipnet::IpNet;
 use lb_agent::{
     desired::NodeFacts,
     model::{Event, ObjectName, Problem},
@@ -55,6 +56,11 @@ struct NodeForm {
     /// Addresses that local devices hold besides.
     #[serde(default)]
     local_addresses: BTreeSet<IpAddr>,
+    /// Where clients count as local, as `--cluster-cidr` says.
+    #[serde(default)]
+    local_sources: BTreeSet<IpNet>,
+    #[serde(default)]
+    masquerade_all: bool,
 }
 
 /// What happens before the tables are looked at.
@@ -154,6 +160,9 @@ impl NodeForm {
             name: self.name.as_str().into(),
             node_port_addresses: self.addresses.iter().copied().chain(loopback).collect(),
             local_addresses: self.local_addresses.clone(),
+            primary_addresses: self.addresses.iter().copied().take(1).collect(),
+            local_sources: self.local_sources.iter().copied().collect(),
+            masquerade_all: self.masquerade_all,
             ..NodeFacts::default()
         }
     }

@@ -62,6 +62,8 @@ counters! {
     RewriteFailed = Drop "rewrite_failed",
     /// No port of the SNAT range was free towards the backend.
     SnatPortsExhausted = Drop "snat_ports_exhausted",
+    /// The Service's `loadBalancerSourceRanges` do not name the client (S9).
+    SourceNotAllowed = Drop "source_not_allowed",
     /// The time to live ended where this node forwards in place of the stack.
     TtlExpired = Drop "ttl_expired",
     /// A Service has no usable endpoint anywhere (S5).

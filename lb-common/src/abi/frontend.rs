@@ -80,6 +80,13 @@ impl FrontendFlags {
     pub const INTERNAL_LOCAL: Self = Self(8);
     /// Clients from outside choose from the Local list.
     pub const EXTERNAL_LOCAL: Self = Self(16);
+    /// Only sources in `SOURCE_RANGES` of its Service port may ask (S9).
+    pub const CHECK_SOURCE: Self = Self(32);
+    /// Backends see this node in place of every client (`--masquerade-all`).
+    pub const MASQUERADE: Self = Self(64);
+    /// Clients from outside whose source is one of [`LOCAL_SOURCES`](super::LOCAL_SOURCES) count as
+    /// clients on this node (S6).
+    pub const LOCAL_BY_SOURCE: Self = Self(128);
     /// Nobody is answered here: the entry only keeps processes of the host from binding the port.
     pub const BIND_ONLY: Self = Self(256);
 }

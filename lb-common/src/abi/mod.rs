@@ -14,6 +14,7 @@ mod device;
 mod frontend;
 mod layout;
 mod socket;
+mod source;
 
 pub use addr::{Address, BePort, Ipv4, Ipv6, L4Proto};
 pub use affinity::{Affinity, AffinityKey, ClientKind};
@@ -24,6 +25,7 @@ pub use device::{Device, DeviceRole};
 pub use frontend::{Frontend, FrontendFlags, FrontendKey, FrontendKind, Region};
 pub use layout::Abi;
 pub use socket::{SOCKET_PAIRS, SocketPair, SocketPeers};
+pub use source::{LOCAL_SOURCES, Source, SourceRange};
 
 /// Version of all layouts below, recorded beside the pinned maps.
 pub const ABI_VERSION: u32 = 1;
@@ -40,7 +42,7 @@ pub type Chunk = [u32; SLOTS_PER_CHUNK as usize];
 /// Names of the maps, as pinned below `maps/`.
 pub mod maps {
     /// All of them.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 14] = [
         AFFINITY_V4,
         AFFINITY_V6,
         BACKENDS_V4,
@@ -53,6 +55,8 @@ pub mod maps {
         FRONTENDS_V6,
         SLOTS,
         SOCKETS,
+        SOURCE_RANGES_V4,
+        SOURCE_RANGES_V6,
     ];
     /// LRU hash: [`AffinityKey`](super::AffinityKey) → [`Affinity`](super::Affinity) to a backend of
     /// IPv4.
@@ -80,6 +84,10 @@ pub mod maps {
     pub const SLOTS: &str = "SLOTS";
     /// Socket storage: [`SocketPeers`](super::SocketPeers).
     pub const SOCKETS: &str = "SOCKETS";
+    /// Prefix trie: [`SourceRange`](super::SourceRange) → `u32` that says nothing, IPv4.
+    pub const SOURCE_RANGES_V4: &str = "SOURCE_RANGES_V4";
+    /// Prefix trie: [`SourceRange`](super::SourceRange) → `u32` that says nothing, IPv6.
+    pub const SOURCE_RANGES_V6: &str = "SOURCE_RANGES_V6";
 }
 
 /// Names of the read-only globals that the agent sets at load.

@@ -15,6 +15,7 @@ pub mod frame;
 mod net;
 pub mod refusals;
 pub mod snat;
+pub mod sources;
 pub mod untouched;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -59,6 +60,10 @@ macro_rules! each_case {
             snat::ports_run_out_and_are_never_shared,
             snat::two_frontends_with_one_backend_keep_a_client_s_flows_apart,
             snat::two_frontends_with_one_backend_keep_a_process_s_flows_apart,
+            sources::clients_of_local_sources_skip_the_external_policy,
+            sources::masquerade_all_hides_every_client_but_the_node,
+            sources::s9_a_flow_goes_on_when_its_source_is_allowed_no_longer,
+            sources::s9_only_allowed_sources_are_let_in,
             untouched::a_frontend_for_the_host_is_no_matter_of_packets,
             untouched::a_slot_without_a_backend_is_counted,
             untouched::fragments_are_counted,
@@ -210,6 +215,12 @@ pub struct FrontendSpec<'a> {
     pub external: &'a [u32],
 }
 
+/// The Service port of all frontends and backends.
+pub const SERVICE: u32 = 7;
+
+/// A range of sources: an address, and how many of its first bits count.
+pub type Prefix = (IpAddr, u8);
+
 /// First port and number of ports of the SNAT range on every bench.
 pub const SNAT_RANGE: (u16, u16) = (61000, 64);
 
@@ -220,6 +231,9 @@ pub trait Bench {
 
     /// Writes a frontend.
     fn put_frontend(&mut self, frontend: &FrontendSpec<'_>);
+
+    /// Makes these the sources of a Service port, and no others.
+    fn set_sources(&mut self, service: u32, prefixes: &[Prefix]);
 
     /// Judges one packet. A bench that does not see the device of [`Fate::Sent`] takes
     /// `expected`'s.

@@ -98,6 +98,18 @@ impl<'a> Net<'a> {
         self.bench.put_frontend(&spec);
     }
 
+    /// Makes the hosts within so many bits of these the sources of a Service port.
+    pub fn sources(&mut self, service: u32, hosts: &[(Host, u8)]) {
+        let prefix = |&(host, length): &(Host, u8)| (host.address(self.kind.is_v4), length);
+        let prefixes: Vec<_> = hosts.iter().map(prefix).collect();
+        self.bench.set_sources(service, &prefixes);
+    }
+
+    /// Bits of a whole address.
+    pub fn whole(&self) -> u8 {
+        if self.kind.is_v4 { 32 } else { 128 }
+    }
+
     /// The first packet of a flow: a SYN, or a datagram.
     pub fn first(&self, src: SocketAddr, dst: SocketAddr) -> Frame {
         self.segment(src, dst, SYN)

@@ -10,7 +10,7 @@ const IN: Hook = Hook::Ingress(Device::Uplink);
 
 /// A packet's source must be this node with a port of the range; returns it.
 #[track_caller]
-fn source_of(net: &Net<'_>, frame: &Frame) -> SocketAddr {
+pub(super) fn source_of(net: &Net<'_>, frame: &Frame) -> SocketAddr {
     let (first, count) = SNAT_RANGE;
     let source = frame.src;
     assert_eq!(source.ip(), Host::Node.address(net.kind.is_v4));
@@ -20,7 +20,7 @@ fn source_of(net: &Net<'_>, frame: &Frame) -> SocketAddr {
 
 /// A flow from a client that comes in by one device to a backend behind another, and back.
 #[track_caller]
-fn there_and_back(
+pub(super) fn there_and_back(
     net: &mut Net<'_>,
     [client_at, backend_at]: [Device; 2],
     [client, vip, target]: [SocketAddr; 3],

@@ -148,6 +148,9 @@ fn choose<A: Address + Maps>(ctx: &SockAddrContext, address: A, port: BePort) ->
     if frontend.flags.has(FrontendFlags::HOST_ONLY) && !is_host(ctx) {
         return Answer::Pass;
     }
+    if is_for_packets(ctx, frontend.flags) {
+        return Answer::Pass;
+    }
     if protocol == L4Proto::UDP
         && let Some(pair) = remembered(ctx, address, port)
     {
@@ -184,6 +187,13 @@ fn pick<A: Address + Maps>(
     };
     affinity::remember(&backends, &client, (id, backend.generation));
     Some((id, backend))
+}
+
+/// Does the answer depend on what only packets show, or can only they be given it? Who asks is not
+/// known yet (S9), and a pod's packets have to come back to this node (`--masquerade-all`).
+#[inline(always)]
+fn is_for_packets(ctx: &SockAddrContext, flags: FrontendFlags) -> bool {
+    flags.has(FrontendFlags::CHECK_SOURCE) || flags.has(FrontendFlags::MASQUERADE) && !is_host(ctx)
 }
 
 /// TCP takes any slot: the source port that the packet path would hash is not known yet. UDP takes

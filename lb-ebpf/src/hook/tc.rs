@@ -11,7 +11,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Abi, Address, Affinity, AffinityKey, Backend, Counter, CounterKind, CtKey, DeviceRole,
-        Frontend, FrontendKey, Ipv4, Ipv6, L4Proto, Region,
+        Frontend, FrontendKey, Ipv4, Ipv6, L4Proto, Region, Source,
     },
     checksum::Difference,
 };
@@ -376,6 +376,11 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     #[inline(always)]
     fn slot(&self, region: Region, slot: u32) -> Option<u32> {
         maps::slot(region, slot)
+    }
+
+    #[inline(always)]
+    fn has_source(&self, source: &Source<A>) -> bool {
+        A::has_source(source)
     }
 
     #[inline(always)]

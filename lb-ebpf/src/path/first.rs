@@ -3,6 +3,7 @@
 use lb_common::{
     abi::{
         Address, AffinityKey, Backend, BackendFlags, Counter, Frontend, FrontendFlags, FrontendKey,
+        LOCAL_SOURCES, Source,
     },
     flow,
 };
@@ -51,13 +52,17 @@ pub fn first<A: Address>(
     tables: &impl Tables<A>,
     (frontend, client): (&Frontend, Client),
 ) -> PathResult<A> {
-    let is_outside = client == Client::Outside;
+    let flags = frontend.flags;
+    if flags.has(FrontendFlags::CHECK_SOURCE) && !is_among(headers, tables, frontend.service) {
+        return Err(Counter::SourceNotAllowed);
+    }
+    let is_outside = client == Client::Outside && !is_local(headers, tables, flags);
     let region = if is_outside { frontend.external } else { frontend.internal };
     if region.length == 0 {
-        return without_backend(packet, headers, frontend.flags, is_outside);
+        return without_backend(packet, headers, flags, is_outside);
     }
     let choice = choose(headers, tables, frontend, is_outside)?;
-    let verdict = translate(packet, headers, tables, &choice, client)?;
+    let verdict = translate(packet, headers, tables, &choice, (client, flags))?;
     if frontend.affinity_timeout != 0 && headers.begins() {
         let given = (choice.id, choice.backend.generation);
         affinity::remember(tables, &affinity_key(headers, frontend), given);
@@ -72,9 +77,9 @@ fn translate<A: Address>(
     headers: &Headers<A>,
     tables: &impl Tables<A>,
     choice: &Choice<A>,
-    client: Client,
+    (client, flags): (Client, FrontendFlags),
 ) -> PathResult<A> {
-    if must_masquerade(headers, tables, choice, client) {
+    if must_masquerade(headers, tables, choice, (client, flags)) {
         let ends = track::snat(headers, tables, choice, client)?;
         return match client {
             Client::Host => send(packet, headers, tables, &ends),
@@ -90,6 +95,22 @@ fn translate<A: Address>(
         track::dnat(headers, tables, choice, track::Dnat::InPlace).ok_or(Counter::RewriteFailed)?;
     rewrite::rewrite(packet, headers, &ends)?;
     Ok(Verdict::Continue)
+}
+
+/// Is the client in a range of sources of this Service port?
+#[inline(always)]
+fn is_among<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, service: u32) -> bool {
+    tables.has_source(&Source { service, address: headers.flow.src })
+}
+
+/// Does the policy for clients on this node hold for one that comes in by an uplink (S6.3)?
+#[inline(always)]
+fn is_local<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    flags: FrontendFlags,
+) -> bool {
+    flags.has(FrontendFlags::LOCAL_BY_SOURCE) && is_among(headers, tables, LOCAL_SOURCES)
 }
 
 /// The answer of a Service without a usable backend: rule S5's table.
@@ -142,15 +163,19 @@ fn affinity_key<A: Address>(headers: &Headers<A>, frontend: &Frontend) -> Affini
 /// Must the backend answer to this node instead of the client?
 ///
 /// Where it would otherwise answer past us (another node), to itself (a pod that reaches itself,
-/// S15), or where the client's port towards it is taken by a flow through another frontend.
+/// S15), or where the client's port towards it is taken by a flow through another frontend; and
+/// where all clients are to be masqueraded, but for processes of this node, which are it already.
 #[inline(always)]
 fn must_masquerade<A: Address>(
     headers: &Headers<A>,
     tables: &impl Tables<A>,
     choice: &Choice<A>,
-    client: Client,
+    (client, flags): (Client, FrontendFlags),
 ) -> bool {
     let backend = &choice.backend;
+    if client != Client::Host && flags.has(FrontendFlags::MASQUERADE) {
+        return true;
+    }
     if client == Client::Outside && !backend.flags.has(BackendFlags::LOCAL) {
         return true;
     }

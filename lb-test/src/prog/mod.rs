@@ -13,7 +13,7 @@ use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use lb_agent::dataplane::{Kernel, KernelOptions, Reader, SocketLb, TcAttach};
 use lb_common::abi::{Counter, Device as DeviceEntry, DeviceRole, Ipv4, Ipv6};
 use lb_ebpf::cases::{
-    BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Outcome, SNAT_RANGE,
+    BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Outcome, Prefix, SNAT_RANGE,
 };
 use nix::net::if_::if_nametoindex;
 
@@ -121,6 +121,10 @@ impl Bench for KernelBench {
 
     fn put_frontend(&mut self, frontend: &FrontendSpec<'_>) {
         self.tables.put_frontend(frontend).expect("a table with room for each frontend");
+    }
+
+    fn set_sources(&mut self, service: u32, prefixes: &[Prefix]) {
+        self.tables.set_sources(service, prefixes).expect("a table with room for each range");
     }
 
     fn judge(&mut self, hook: Hook, bytes: &[u8], expected: Fate) -> Outcome {

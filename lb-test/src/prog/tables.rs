@@ -1,14 +1,18 @@
 //! Writes the Services of cases as the agent writes those of a cluster.
 
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use ipnet::IpNet;
 use lb_agent::dataplane::{
     BackendEntry, BackendId, FrontendAddress, FrontendEntry, KernelTables, PerformError, ServiceId,
     Step, Tables as _,
 };
 use lb_agent::model::{Family, Protocol};
-use lb_common::abi::{FrontendKind, L4Proto, Region};
-use lb_ebpf::cases::{BackendSpec, FrontendSpec};
+use lb_common::abi::{FrontendKind, L4Proto, LOCAL_SOURCES, Region};
+use lb_ebpf::cases::{BackendSpec, FrontendSpec, Prefix, SERVICE as NUMBER};
 
-const SERVICE: ServiceId = ServiceId(7);
+const SERVICE: ServiceId = ServiceId(NUMBER);
 
 /// The tables, and the first chunk that no region has.
 pub(super) struct Filled {
@@ -53,6 +57,22 @@ impl Filled {
             external: self.put_region(frontend.external)?,
         };
         self.tables.perform(&[Step::PutFrontend(address, entry)])
+    }
+
+    /// Makes these the sources of a Service port, and no others.
+    pub(super) fn set_sources(&mut self, service: u32, prefixes: &[Prefix]) -> Result<()> {
+        let net = |&(ip, length): &Prefix| IpNet::new(ip, length).map(|net| net.trunc());
+        let wanted = prefixes.iter().map(net).collect::<Result<BTreeSet<_>, _>>()?;
+        if service == LOCAL_SOURCES {
+            return Ok(self.tables.set_local_sources(&wanted)?);
+        }
+        let id = ServiceId(service);
+        let ranges = self.tables.snapshot()?.source_ranges.into_iter();
+        let held = ranges.filter(|(other, _)| *other == id).map(|(_, range)| range);
+        let gone = held.filter(|range| !wanted.contains(range));
+        let gone = gone.map(|range| Step::RemoveSourceRange(id, range));
+        let puts = wanted.iter().map(|range| Step::PutSourceRange(id, *range));
+        Ok(self.tables.perform(&gone.chain(puts).collect::<Vec<_>>())?)
     }
 
     /// Writes the slots of at most one chunk.

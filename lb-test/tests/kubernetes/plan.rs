@@ -57,6 +57,7 @@ fn facts(model: &Model) -> NodeFacts {
         zone: model.node().and_then(|node| node.zone.clone()),
         node_port_addresses: addresses.into(),
         local_addresses: addresses.into(),
+        ..NodeFacts::default()
     }
 }
 

@@ -89,6 +89,16 @@ pub(crate) fn client_seen(from: &Host, to: SocketAddr) -> (IpAddr, u16) {
     (ip.parse().unwrap(), port.parse().unwrap())
 }
 
+/// The client's address as the echo server saw it.
+#[track_caller]
+pub(crate) fn echoed_client(from: &Host, to: SocketAddr) -> IpAddr {
+    let lines = probe(from, &["udp", &to.to_string()]);
+    let payload = lines[0]["payload"].as_str().unwrap_or_else(|| panic!("{lines:?}"));
+    let (_, rest) = payload.split_once(':').unwrap();
+    let (client, _) = rest.rsplit_once(':').unwrap();
+    client.parse::<SocketAddr>().unwrap().ip()
+}
+
 /// Runs the probe and returns its lines.
 #[track_caller]
 pub(crate) fn probe(from: &Host, arguments: &[&str]) -> Vec<Value> {

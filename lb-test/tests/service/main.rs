@@ -14,6 +14,7 @@ mod bulk;
 mod node_local;
 mod node_settings;
 mod policy;
+mod ranges;
 mod reach;
 mod source;
 mod udp;

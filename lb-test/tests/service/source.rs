@@ -12,7 +12,7 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
 };
 
-use crate::ask::{assert_answering, client_seen, echoing};
+use crate::ask::{assert_answering, client_seen, echoed_client, echoing};
 use crate::{BACKENDS, Cluster, WEB, on_both_paths};
 
 on_both_paths! {
@@ -23,7 +23,7 @@ on_both_paths! {
 }
 
 /// A Service for each backend, with node ports 30001 to 30003, and again with 30011 to 30013.
-fn one_each() -> Vec<serde_json::Value> {
+pub(crate) fn one_each() -> Vec<serde_json::Value> {
     let mut services = Vec::new();
     for (number, name) in (1..).zip(BACKENDS) {
         for more in [0, 10] {
@@ -53,16 +53,6 @@ fn kept_or_masqueraded(path: SocketLb) {
             }
         }
     }
-}
-
-/// The client's address as the echo server saw it.
-#[track_caller]
-fn echoed_client(from: &Host, to: SocketAddr) -> IpAddr {
-    let lines = crate::ask::probe(from, &["udp", &to.to_string()]);
-    let payload = lines[0]["payload"].as_str().unwrap_or_else(|| panic!("{lines:?}"));
-    let (_, rest) = payload.split_once(':').unwrap();
-    let (client, _) = rest.rsplit_once(':').unwrap();
-    client.parse::<SocketAddr>().unwrap().ip()
 }
 
 /// S15.
@@ -114,7 +104,7 @@ fn talks_to_both(ip: IpAddr, services: &[SocketAddr], body: &str) {
     }
 }
 
-fn ask(stream: &mut TcpStream) -> String {
+pub(crate) fn ask(stream: &mut TcpStream) -> String {
     stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let mut answer = Vec::new();
     // The body is one line.
@@ -126,7 +116,7 @@ fn ask(stream: &mut TcpStream) -> String {
     String::from_utf8(answer).unwrap()
 }
 
-fn connect_from(from: SocketAddr, to: SocketAddr) -> TcpStream {
+pub(crate) fn connect_from(from: SocketAddr, to: SocketAddr) -> TcpStream {
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
     setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();

@@ -1,7 +1,11 @@
 //! The tables without ids: for comparing what two agents made.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
+use ipnet::IpNet;
 use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind, Region};
 
 use crate::{
@@ -18,6 +22,8 @@ pub struct Meaning {
     pub frontends: BTreeMap<FrontendAddress, FrontendMeaning>,
     /// Addresses and flags of all backends, in ascending order.
     pub backends: Vec<(SocketAddr, BackendFlags)>,
+    /// Source ranges of all Service ports, in ascending order.
+    pub source_ranges: Vec<IpNet>,
 }
 
 /// One frontend without ids.
@@ -29,6 +35,8 @@ pub struct FrontendMeaning {
     pub flags: FrontendFlags,
     /// Affinity timeout in seconds.
     pub affinity_timeout: u32,
+    /// Who may ask, where it checks that.
+    pub sources: BTreeSet<IpNet>,
     /// The backend of each slot for clients on this node.
     pub internal: Vec<SocketAddr>,
     /// The backend of each slot for clients from outside.
@@ -42,7 +50,10 @@ impl FakeTables {
         let mut backends: Vec<_> =
             self.backends.values().map(|entry| (entry.address, entry.flags)).collect();
         backends.sort_unstable_by_key(|(address, flags)| (*address, flags.0));
+        let mut source_ranges: Vec<_> = self.sources.iter().map(|(_, range)| *range).collect();
+        source_ranges.sort_unstable();
         Meaning {
+            source_ranges,
             frontends: frontends
                 .map(|(at, entry)| (*at, self.frontend_meaning(at, entry)))
                 .collect(),
@@ -60,9 +71,16 @@ impl FakeTables {
             kind: entry.kind,
             flags: entry.flags,
             affinity_timeout: entry.affinity_timeout,
+            sources: self.sources(at, entry),
             internal: self.addresses(Family::of(at.ip), entry.internal),
             external: self.addresses(Family::of(at.ip), entry.external),
         }
+    }
+
+    fn sources(&self, at: &FrontendAddress, entry: &FrontendEntry) -> BTreeSet<IpNet> {
+        let checks = entry.flags.has(FrontendFlags::CHECK_SOURCE);
+        let ranges = checks.then(|| self.sources_of(entry.service, Family::of(at.ip)));
+        ranges.into_iter().flatten().copied().collect()
     }
 
     fn addresses(&self, family: Family, region: Region) -> Vec<SocketAddr> {

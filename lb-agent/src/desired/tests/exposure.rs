@@ -178,20 +178,6 @@ fn s22_a_cluster_ip_that_a_local_device_holds_is_left_alone() {
     assert_eq!(tables.ports.first_key_value().unwrap().1.frontends().count(), 4);
 }
 
-#[test]
-fn s9_source_ranges_that_nobody_checks_keep_the_load_balancer_address_closed() {
-    let mut service = exposed(Family::V4, CLUSTER_POLICY, CLUSTER_POLICY);
-    let is_open = |service: &Service| {
-        let tables = tables_of(service, &[], &facts());
-        let port = tables.ports.first_key_value().unwrap().1.clone();
-        let open = port.frontends().any(|(_, one)| one.kind == FrontendKind::LOAD_BALANCER);
-        (open, tables.problems.len())
-    };
-    assert_eq!(is_open(&service), (true, 0));
-    service.source_ranges = vec!["10.0.0.0/8".parse().unwrap()];
-    assert_eq!(is_open(&service), (false, 1));
-}
-
 /// The flags of affinity of the backends, by pod.
 fn affine(case: &Case) -> Vec<u16> {
     let affine = BackendFlags::AFFINE_CLUSTER.with(BackendFlags::AFFINE_LOCAL);

@@ -19,6 +19,7 @@ mod affinity;
 mod failures;
 mod properties;
 mod scale;
+mod sources;
 
 /// A model, what should follow from it, and the tables.
 struct World<T> {
@@ -126,9 +127,11 @@ fn kinds(steps: &[Step]) -> Vec<&'static str> {
         Step::PutBackend(..) => "PutBackend",
         Step::PutRegion(..) => "PutRegion",
         Step::PutFrontend(..) => "PutFrontend",
+        Step::PutSourceRange(..) => "PutSourceRange",
         Step::RemoveFrontend(..) => "RemoveFrontend",
         Step::Settle => "Settle",
         Step::RemoveBackend(..) => "RemoveBackend",
+        Step::RemoveSourceRange(..) => "RemoveSourceRange",
     };
     steps.iter().map(kind).collect()
 }

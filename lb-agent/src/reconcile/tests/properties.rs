@@ -37,11 +37,19 @@ fn policy() -> impl Strategy<Value = TrafficPolicy> {
     prop_oneof![Just(TrafficPolicy::Cluster), Just(TrafficPolicy::Local)]
 }
 
+/// Some ranges, one of each family that this node is in.
+fn any_ranges() -> impl Strategy<Value = Vec<ipnet::IpNet>> {
+    let ranges = ["10.1.0.0/16", "10.2.0.0/16", "fd00:1::/32", "fd00:2::/32"];
+    let ranges = ranges.map(|range| range.parse().expect("a range")).to_vec();
+    prop_oneof![Just(Vec::new()), prop::sample::subsequence(ranges, 0..=4)]
+}
+
 prop_compose! {
     fn any_service()(
         n in 0..4_u8, vip in 1..4_u8, dual: bool, family in family(), external in 0..3_u8,
         node_port in prop::option::of(30000..30002_u16), policies in (policy(), policy()),
         created in 0..3_i64, two_ports: bool, affinity_timeout in prop::option::of(10..12_u32),
+        ranges in any_ranges(),
     ) -> Service {
         let mut service = service(family, &format!("s{n}"), vip);
         if dual {
@@ -51,6 +59,9 @@ prop_compose! {
         if external > 0 {
             service.external_ips = vec![ip(family, OUTSIDE, external), ip(family, CLUSTER, external)];
         }
+        service.load_balancer_ips = service.cluster_ips.iter()
+            .map(|own| ip(Family::of(*own), OUTSIDE, vip + 10)).collect();
+        service.source_ranges = ranges;
         service.ports[0].node_port = node_port.map(|port| port.try_into().unwrap());
         if two_ports {
             service.ports.push(port("metrics", 9100));

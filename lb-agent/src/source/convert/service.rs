@@ -3,6 +3,7 @@
 use std::num::NonZeroU16;
 use std::{collections::BTreeSet, net::IpAddr};
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1 as core;
 
 use super::{
@@ -46,9 +47,9 @@ fn read(
         policy(spec.external_traffic_policy.as_deref(), "spec.externalTrafficPolicy", faults);
     let internal_policy =
         policy(spec.internal_traffic_policy.as_deref(), "spec.internalTrafficPolicy", faults);
-    let (source_ranges, ranges_hold) = source_ranges(spec, faults);
-    let load_balancer_ips =
-        if ranges_hold { load_balancer_ips(object, &families, faults) } else { Vec::new() };
+    let source_ranges = source_ranges(spec, faults);
+    let load_balancer_ips = load_balancer_ips(object, &families, faults);
+    let load_balancer_ips = guarded(load_balancer_ips, spec, &source_ranges, faults);
     let created = metadata_created(object);
     Service {
         service_type,
@@ -244,12 +245,10 @@ fn affinity_timeout(spec: &core::ServiceSpec, faults: &mut Faults) -> Option<u32
     }
 }
 
-/// S9: the ranges, and whether they can be trusted to keep others out. A Service of which no range
-/// could be read must not be open to all.
-fn source_ranges(spec: &core::ServiceSpec, faults: &mut Faults) -> (Vec<ipnet::IpNet>, bool) {
-    let texts = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
-    let mut ranges = Vec::with_capacity(texts.len());
-    for (index, text) in texts.iter().enumerate() {
+/// S9: what can be read of the ranges.
+fn source_ranges(spec: &core::ServiceSpec, faults: &mut Faults) -> Vec<IpNet> {
+    let mut ranges = Vec::new();
+    for (index, text) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
         let field = format!("spec.loadBalancerSourceRanges[{index}]");
         match parse_cidr(text) {
             Some(range) => ranges.push(range),
@@ -260,12 +259,27 @@ fn source_ranges(spec: &core::ServiceSpec, faults: &mut Faults) -> (Vec<ipnet::I
             ),
         }
     }
-    let hold = texts.is_empty() || !ranges.is_empty();
-    if !hold {
-        let message = "no range can be read, so no load balancer address is served";
+    ranges
+}
+
+/// S9: the addresses that are not left open to all because a range cannot be read.
+fn guarded(
+    addresses: Vec<IpAddr>,
+    spec: &core::ServiceSpec,
+    ranges: &[IpNet],
+    faults: &mut Faults,
+) -> Vec<IpAddr> {
+    if ranges.len() == spec.load_balancer_source_ranges.as_ref().map_or(0, Vec::len) {
+        return addresses;
+    }
+    let is_of_family = |ip: IpAddr, range: &IpNet| Family::of(range.addr()) == Family::of(ip);
+    let has_range = |ip: &IpAddr| ranges.iter().any(|range| is_of_family(*ip, range));
+    let (guarded, open): (Vec<_>, Vec<_>) = addresses.into_iter().partition(has_range);
+    if let Some(ip) = open.first() {
+        let message = format!("no range for {ip} can be read, so it is not served");
         faults.add("spec.loadBalancerSourceRanges", message, "mend one, or remove all");
     }
-    (ranges, hold)
+    guarded
 }
 
 /// S3: only for load balancers with policy Local.

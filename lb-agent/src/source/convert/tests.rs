@@ -190,12 +190,19 @@ fn s9_a_service_of_which_no_range_can_be_read_is_not_open_to_all() {
     let object = json!({
         "metadata": {"namespace": "default", "name": "web"},
         "spec": {"clusterIP": "10.96.0.10", "type": "LoadBalancer",
-            "loadBalancerSourceRanges": ["everyone"]},
+            "loadBalancerSourceRanges": ["everyone", "fd00::/8"]},
         "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}]}},
     });
     let Converted { object, problems } = convert_service(object);
     assert_eq!(object.unwrap().load_balancer_ips, Vec::<std::net::IpAddr>::new());
-    assert_eq!(problems.len(), 2);
+    let told: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    let wanted = [
+        "Service default/web: spec.loadBalancerSourceRanges[0]: \"everyone\" is not a prefix; \
+         write address/length, as 203.0.113.0/24",
+        "Service default/web: spec.loadBalancerSourceRanges: no range for 203.0.113.1 can be read, \
+         so it is not served; mend one, or remove all",
+    ];
+    assert_eq!(told, wanted);
 }
 
 #[test]
