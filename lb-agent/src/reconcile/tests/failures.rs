@@ -182,3 +182,23 @@ fn a_service_without_room_is_looked_at_again_only_when_something_is_freed() {
     assert_eq!(world.service(changed).visited, 1, "nothing is freed");
     assert_eq!(world.delete("first").visited, 2, "its room is for the third");
 }
+
+#[test]
+fn a_deleted_service_gives_its_id_and_its_slots_back() {
+    let mut world = World::new(FakeTables::default()).listed();
+    world.slice(web(Family::V4, &[1]));
+    world.service(service(Family::V4, "web", 1));
+    assert_eq!(world.reconciler.used_chunks(), 16, "251 slots");
+    world.delete("web");
+    let state = world.reconciler.state.as_ref().unwrap();
+    assert!(state.ids.is_empty() && state.keys.is_empty() && state.realized.ports.is_empty());
+    assert_eq!(world.reconciler.used_chunks(), 0);
+}
+
+#[test]
+fn tables_that_cannot_be_read_are_a_failure() {
+    let mut world = World::new(Faulty::new(FakeTables::default(), 1, 0)).listed();
+    world.service(service(Family::V4, "web", 1));
+    world.reconciler.tables().set_rate(1);
+    assert!(world.reconciler.resync().failure.is_some());
+}
