@@ -1,21 +1,25 @@
 //! Model, desired tables and reconciler, driven by events: from what changed to what is written.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
+use jiff::Timestamp;
 
 use super::{
+    changes::{Changes, Heard},
     problems::{Finder, Problems, Told},
     taken::TakenPorts,
 };
 use crate::{
     config::DetectLocal,
     dataplane::{BackendId, KernelTables, ServiceId},
-    desired::{Delta, Desired, NodeFacts},
+    desired::{Delta, Desired, HealthCheck, NodeFacts},
+    health::Metrics,
     instance::Instance,
     model::{Change, Event, Family, Model, ObjectName},
     names::{BackendNames, Names, ServiceNames},
@@ -34,6 +38,19 @@ pub(super) struct Engine {
     listed: bool,
     failed_at: Option<tokio::time::Instant>,
     last: Written,
+    changes: Changes,
+    /// Those that wait until the tables say the same.
+    health_checks: BTreeMap<ObjectName, Option<HealthCheck>>,
+    metrics: Arc<Metrics>,
+}
+
+/// A Service's health check port after a change (S3).
+#[derive(Clone, Debug)]
+pub(super) enum HealthChange {
+    /// Its endpoints changed, and the tables do not say so yet.
+    Ahead(ObjectName, HealthCheck),
+    /// It is this one, or none.
+    Settled(ObjectName, Option<HealthCheck>),
 }
 
 /// What has been written so far, for metrics.
@@ -51,6 +68,7 @@ impl Engine {
     pub(super) fn open(
         tables: KernelTables,
         instance: &Instance,
+        metrics: &Arc<Metrics>,
         detect_local: DetectLocal,
     ) -> anyhow::Result<Self> {
         let path = instance.names();
@@ -66,6 +84,9 @@ impl Engine {
             listed: false,
             failed_at: None,
             last: Written::default(),
+            changes: Changes::new(Arc::clone(metrics), Timestamp::now()),
+            health_checks: BTreeMap::new(),
+            metrics: Arc::clone(metrics),
         })
     }
 
@@ -78,13 +99,19 @@ impl Engine {
                 Event::Listed => listed = true,
                 Event::Problem(problem) => told.add(problem),
                 Event::ProblemSolved(key) => told.solved(key),
-                event => match self.model.apply(event) {
-                    Change::Services(names) => changed.extend(names),
-                    Change::Node => node = true,
-                    Change::Nothing => {}
-                },
+                event => {
+                    let heard = Heard::of(&event);
+                    let change = self.model.apply(event);
+                    self.changes.add(&heard, &change, !self.listed);
+                    match change {
+                        Change::Services(names) => changed.extend(names),
+                        Change::Node => node = true,
+                        Change::Nothing => {}
+                    }
+                }
             }
         }
+        self.changes.tell();
         told.settle(problems);
         let delta = self.desired.update(&self.model, &changed);
         self.write(delta, problems);
@@ -97,6 +124,7 @@ impl Engine {
             self.write_local_sources();
             self.run(problems, Reconciler::listed);
         }
+        self.measure();
     }
 
     /// Takes in facts of the node; zone and pods' networks are the model's to say.
@@ -108,6 +136,7 @@ impl Engine {
         self.write_local_sources();
         let delta = self.desired.set_facts(&self.model, self.facts.clone());
         self.write(delta, problems);
+        self.measure();
     }
 
     /// When what failed is to be tried again.
@@ -118,6 +147,7 @@ impl Engine {
     /// Tries again what failed.
     pub(super) fn retry(&mut self, problems: &mut Problems) {
         self.run(problems, Reconciler::retry);
+        self.measure();
     }
 
     /// Mends what the kernel holds, where something else has changed it.
@@ -137,6 +167,29 @@ impl Engine {
         self.listed && self.failed_at.is_none() && !self.reconciler.is_pending()
     }
 
+    /// May a load balancer in front send traffic to this node (S4)?
+    pub(super) fn is_node_eligible(&self) -> bool {
+        self.model.is_node_eligible()
+    }
+
+    /// The health check ports that changed; none before the first tables are written (S16).
+    pub(super) fn take_health_changes(&mut self) -> Vec<HealthChange> {
+        if !self.listed || self.health_checks.is_empty() {
+            return Vec::new();
+        }
+        let mut changes = Vec::new();
+        for (name, check) in std::mem::take(&mut self.health_checks) {
+            match check {
+                Some(check) if self.reconciler.is_behind(&name) => {
+                    changes.push(HealthChange::Ahead(name.clone(), check.clone()));
+                    self.health_checks.insert(name, Some(check));
+                }
+                check => changes.push(HealthChange::Settled(name, check)),
+            }
+        }
+        changes
+    }
+
     /// What has been written so far.
     pub(super) const fn written(&self) -> Written {
         self.last
@@ -153,7 +206,20 @@ impl Engine {
         }
     }
 
-    fn write(&mut self, delta: Delta, problems: &mut Problems) {
+    /// Tells the metrics what came of the changes.
+    fn measure(&mut self) {
+        if self.is_synced() {
+            self.changes.written(Timestamp::now());
+            for family in [Family::V4, Family::V6] {
+                let count = self.desired.no_local_endpoints(family);
+                self.metrics.set_no_local_endpoints(family, count);
+            }
+        }
+        self.changes.tell();
+    }
+
+    fn write(&mut self, mut delta: Delta, problems: &mut Problems) {
+        self.health_checks.append(&mut delta.health_checks);
         for (name, found) in &delta.problems {
             problems.set(Finder::Rules(name.clone()), found.iter().cloned());
         }

@@ -4,6 +4,7 @@
 //! close together is taken together. Not for: deciding what the tables hold (`desired`), or how
 //! they are written (`reconcile`, `dataplane`).
 
+mod changes;
 mod devices;
 mod engine;
 mod node_settings;
@@ -23,14 +24,17 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    devices::Devices, engine::Engine, node_settings::NodeSettings, problems::Problems,
+    devices::Devices,
+    engine::{Engine, HealthChange},
+    node_settings::NodeSettings,
+    problems::{Finder, Problems},
     report::Report,
 };
 use crate::{
-    config::{PortRange, Settings, Source},
+    config::{NodePortAddresses, PortRange, Settings, Source},
     dataplane::{Kernel, KernelOptions},
     desired::NodeFacts,
-    health::{self, Health, Metrics},
+    health::{self, Health, HealthPorts, Metrics, ProxyNames},
     instance::{Instance, Lock, Status},
     model::Event,
     net::{self, NodeNetwork},
@@ -70,22 +74,26 @@ pub struct Start {
 pub async fn agent(start: Start) -> anyhow::Result<()> {
     let Start { settings, instance, lock: _lock, status, stop } = start;
     tracing::info!(node = settings.node_name, source = %settings.source, "starting");
-    let (health, metrics) = (Health::default(), Arc::new(Metrics::default()));
+    let (health, metrics) = (Health::default(), Arc::new(Metrics::new(proxy_names(&settings))));
     let _servers = health::serve(settings.healthz, settings.metrics, &health, &metrics);
     let node_settings = NodeSettings::start(&settings, &instance);
     let kernel = Kernel::start(&kernel_options(&settings))?;
     let (named, local) = (settings.devices.clone(), settings.detect_local.clone());
     let following = net::follow(net::DeviceSettings { named, local: local.clone() });
     let following = with_progress("listing devices", following).await.context("list devices")?;
-    let source = source::Source::new(source_options(&settings, &instance));
+    let mut source = source::Source::new(source_options(&settings, &instance));
+    let problems = Problems::told_to(source.complaints());
     let source_health = source.health();
     let (sender, events) = mpsc::channel(QUEUE);
     let source = tokio::spawn(source.run(sender, stop.clone()));
+    let health_ports = HealthPorts::new(health.clone());
+    let engine = Engine::open(kernel.tables()?, &instance, &metrics, local)?;
     let report = Report::new(status, &instance, &settings.bpffs, (source_health, health, metrics));
     let agent = Agent {
-        engine: Engine::open(kernel.tables()?, &instance, local)?,
+        engine,
+        health_ports,
         devices: Devices::new(kernel),
-        problems: Problems::default(),
+        problems,
         node_settings,
         report,
         settings,
@@ -95,6 +103,7 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
 
 struct Agent {
     engine: Engine,
+    health_ports: HealthPorts,
     devices: Devices,
     problems: Problems,
     node_settings: NodeSettings,
@@ -117,7 +126,7 @@ impl Agent {
         self.see(&first);
         let mut batch = Vec::with_capacity(QUEUE);
         loop {
-            let retry = self.engine.retry_at(RETRY);
+            let retry = self.retry_at();
             tokio::select! {
                 () = stop.cancelled() => break,
                 count = events.recv_many(&mut batch, QUEUE), if !source.is_finished() => {
@@ -130,15 +139,12 @@ impl Agent {
                     self.see(&newest);
                 }
                 () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {
-                    self.engine.retry(&mut self.problems);
+                    self.retry();
                 }
-                _ = resync.tick() => {
-                    self.devices.repair(&mut self.problems);
-                    self.engine.resync(&mut self.problems);
-                    self.node_settings.retry();
-                }
+                _ = resync.tick() => self.resync(),
                 _ = measure.tick() => self.report.measure(),
             }
+            self.settle_health_ports().await;
             self.report.update(&self.engine, &self.devices, &self.problems);
         }
         Ok(())
@@ -150,14 +156,54 @@ impl Agent {
         self.engine.take(events, &mut self.problems);
     }
 
+    /// Mends what others have changed.
+    fn resync(&mut self) {
+        self.devices.repair(&mut self.problems);
+        self.engine.resync(&mut self.problems);
+        self.node_settings.retry();
+    }
+
+    fn retry_at(&self) -> Option<Instant> {
+        let all = [self.engine.retry_at(RETRY), self.health_ports.retry_at(RETRY)];
+        all.into_iter().flatten().min()
+    }
+
+    /// Tries again what failed a while ago.
+    fn retry(&mut self) {
+        let is_due = |at: Option<Instant>| at.is_some_and(|at| at <= Instant::now());
+        if is_due(self.engine.retry_at(RETRY)) {
+            self.engine.retry(&mut self.problems);
+        }
+        if is_due(self.health_ports.retry_at(RETRY)) {
+            self.health_ports.retry();
+        }
+    }
+
+    /// Brings the health check ports after the tables.
+    async fn settle_health_ports(&mut self) {
+        for change in self.engine.take_health_changes() {
+            match change {
+                HealthChange::Ahead(service, check) => self.health_ports.lower(&service, &check),
+                HealthChange::Settled(service, check) => self.health_ports.want(service, check),
+            }
+        }
+        for (service, problem) in self.health_ports.settle().await {
+            self.problems.set(Finder::HealthPort(service), problem);
+        }
+    }
+
     /// Takes in a new picture of the node's network.
     fn see(&mut self, network: &NodeNetwork) {
         self.report.see(network);
         self.devices.see(network, &mut self.problems);
+        let node_ports = net::nodeports(network, &self.settings.nodeport_addresses);
+        if !self.settings.nodeport_addresses.contains(&NodePortAddresses::All) {
+            self.health_ports.listen_at(node_ports.clone());
+        }
         let facts = NodeFacts {
             name: self.settings.node_name.as_str().into(),
             zone: None,
-            node_port_addresses: net::nodeports(network, &self.settings.nodeport_addresses),
+            node_port_addresses: node_ports,
             local_addresses: network.addresses.clone(),
             primary_addresses: network.primary.addresses().collect(),
             local_sources: BTreeSet::new(),
@@ -172,6 +218,10 @@ fn every(period: Duration) -> tokio::time::Interval {
     interval.reset();
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
+}
+
+fn proxy_names(settings: &Settings) -> ProxyNames {
+    if settings.kube_proxy_metrics { ProxyNames::Both } else { ProxyNames::Own }
 }
 
 fn kernel_options(settings: &Settings) -> KernelOptions {

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tokio::sync::mpsc;
+
 use crate::{
     desired::PortKey,
     model::{ObjectName, Problem, ProblemKey},
@@ -14,6 +16,8 @@ pub(super) enum Finder {
     Bound(PortKey),
     /// A device that could not be attached.
     Device(String),
+    /// The server of a Service's health check port.
+    HealthPort(ObjectName),
     /// The rules of Kubernetes, about a Service.
     Rules(ObjectName),
     /// The source, about an object or a file.
@@ -24,21 +28,44 @@ pub(super) enum Finder {
 
 /// All faults that stand.
 #[derive(Debug, Default)]
-pub(super) struct Problems(BTreeMap<Finder, BTreeSet<String>>);
+pub(super) struct Problems {
+    standing: BTreeMap<Finder, BTreeSet<String>>,
+    /// Where those that begin are told as well.
+    complaints: Option<mpsc::Sender<Problem>>,
+}
 
 impl Problems {
+    /// There are none; those that begin are told there as well.
+    pub(super) fn told_to(complaints: Option<mpsc::Sender<Problem>>) -> Self {
+        Self { complaints, ..Self::default() }
+    }
+
     /// Replaces all that this finder had to say.
     pub(super) fn set(&mut self, finder: Finder, problems: impl IntoIterator<Item = Problem>) {
-        let new: BTreeSet<String> = problems.into_iter().map(|p| p.to_string()).collect();
-        let old = self.0.remove(&finder).unwrap_or_default();
-        for begun in new.difference(&old) {
-            tracing::error!("{begun}");
+        let old = self.standing.remove(&finder).unwrap_or_default();
+        let mut new = BTreeSet::new();
+        for problem in problems {
+            let sentence = problem.to_string();
+            if !old.contains(&sentence) && !new.contains(&sentence) {
+                self.begin(&problem, &sentence);
+            }
+            new.insert(sentence);
         }
         for ended in old.difference(&new) {
             tracing::info!("solved: {ended}");
         }
         if !new.is_empty() {
-            self.0.insert(finder, new);
+            self.standing.insert(finder, new);
+        }
+    }
+
+    /// A fault is new. Where too many are, the log alone has them all.
+    fn begin(&self, problem: &Problem, sentence: &str) {
+        tracing::error!("{sentence}");
+        if let Some(complaints) = &self.complaints
+            && let Err(error) = complaints.try_send(problem.clone())
+        {
+            tracing::debug!(%error, "no Event for a problem");
         }
     }
 
@@ -48,7 +75,7 @@ impl Problems {
             Finder::Device(name) => !names.contains(&**name),
             _ => false,
         };
-        let gone: Vec<_> = self.0.keys().filter(is_gone).cloned().collect();
+        let gone: Vec<_> = self.standing.keys().filter(is_gone).cloned().collect();
         for finder in gone {
             self.set(finder, None);
         }
@@ -57,16 +84,15 @@ impl Problems {
     /// Adds to what this finder had to say.
     pub(super) fn add(&mut self, finder: Finder, problem: &Problem) {
         let sentence = problem.to_string();
-        let standing = self.0.entry(finder).or_default();
-        if !standing.contains(&sentence) {
-            tracing::error!("{sentence}");
-            standing.insert(sentence);
+        if !self.standing.get(&finder).is_some_and(|known| known.contains(&sentence)) {
+            self.begin(problem, &sentence);
+            self.standing.entry(finder).or_default().insert(sentence);
         }
     }
 
     /// Each fault in one sentence.
     pub(super) fn sentences(&self) -> impl Iterator<Item = &String> {
-        self.0.values().flatten()
+        self.standing.values().flatten()
     }
 }
 
@@ -124,6 +150,22 @@ mod tests {
         let left: Vec<_> = problems.sentences().collect();
         assert_eq!(left.len(), 2, "{left:?}");
         assert!(left[0].contains("spec.ports[0].port: two; mend it"), "{left:?}");
+    }
+
+    #[test]
+    fn what_begins_is_told_once_and_again_after_it_ended() {
+        let (sender, mut told) = mpsc::channel(2);
+        let mut problems = Problems::told_to(Some(sender));
+        let rules = || Finder::Rules(ObjectName::new("a", "b"));
+        problems.set(rules(), [problem("one")]);
+        problems.set(rules(), [problem("one")]);
+        problems.add(rules(), &problem("one"));
+        assert_eq!(told.try_recv().unwrap().message, "one");
+        assert!(told.try_recv().is_err(), "told once");
+        problems.set(rules(), None);
+        problems.set(rules(), [problem("one"), problem("two"), problem("three")]);
+        assert_eq!(problems.sentences().count(), 3, "a full channel costs nothing else");
+        assert_eq!(told.len(), 2);
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub(super) struct Report {
     bpffs: PathBuf,
     network: NodeNetwork,
     seen: Written,
+    /// Something has come since everything was written.
+    has_queued: bool,
     source: Arc<SourceHealth>,
     health: Health,
     metrics: Arc<Metrics>,
@@ -40,6 +42,7 @@ impl Report {
         bpffs: &Path,
         (source, health, metrics): (Arc<SourceHealth>, Health, Arc<Metrics>),
     ) -> Self {
+        metrics.queued(Timestamp::now());
         Self {
             status,
             written: None,
@@ -47,6 +50,7 @@ impl Report {
             bpffs: bpffs.to_owned(),
             network: NodeNetwork::default(),
             seen: Written::default(),
+            has_queued: true,
             source,
             health,
             metrics,
@@ -54,7 +58,9 @@ impl Report {
     }
 
     /// Something waits to be written.
-    pub(super) fn queued(&self) {
+    pub(super) fn queued(&mut self) {
+        self.has_queued = true;
+        self.metrics.queued(Timestamp::now());
         self.health.update_queued();
     }
 
@@ -84,8 +90,12 @@ impl Report {
     pub(super) fn update(&mut self, engine: &Engine, devices: &Devices, problems: &Problems) {
         let written = engine.written();
         self.status.synced = engine.is_synced();
+        self.health.set_node_eligible(engine.is_node_eligible());
         if self.status.synced {
             self.health.updated();
+            if std::mem::take(&mut self.has_queued) {
+                self.metrics.in_step(Timestamp::now());
+            }
         }
         if written.runs != self.seen.runs {
             self.metrics.synced(written.duration, written.steps - self.seen.steps);

@@ -155,6 +155,18 @@ fn a_flag_beats_the_file_and_the_file_beats_the_default() {
 }
 
 #[test]
+fn a_switch_needs_no_value_and_takes_one_from_a_file() {
+    let is_on = |arguments: &[&str]| run_args(&run(arguments)).kube_proxy_metrics;
+    assert!(!is_on(&[]));
+    assert!(is_on(&["--kube-proxy-metrics"]));
+    assert!(!is_on(&["--kube-proxy-metrics=false"]));
+    let file = file("kubeProxyMetrics: true\n");
+    let with = |more: &[&str]| parsed(&with_file(file.path(), more)).unwrap();
+    assert!(run_args(&with(&[])).kube_proxy_metrics);
+    assert!(!run_args(&with(&["--kube-proxy-metrics=false"])).kube_proxy_metrics);
+}
+
+#[test]
 fn a_given_list_replaces_the_files_list() {
     let file = file("device: [eth0, eth1]\n");
     let names = |more: &[&str]| {

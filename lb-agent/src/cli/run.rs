@@ -58,6 +58,10 @@ pub(super) struct RunArgs {
     /// Addresses of this node that answer on node ports: CIDRs, all, localhost, primary
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "all")]
     pub(super) nodeport_addresses: Vec<NodePortAddresses>,
+    /// Metrics that kube-proxy has are served under its names, too
+    #[arg(long, value_name = "BOOL", default_value_t = false, action = ArgAction::Set)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) kube_proxy_metrics: bool,
     #[command(flatten)]
     pub(super) clients: ClientArgs,
     /// Entries of the agent's own conntrack, each family
@@ -226,6 +230,7 @@ fn settings(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<Settings> {
         tc_attach: node.tc_attach,
         healthz: node.healthz_bind_address,
         metrics: node.metrics_bind_address,
+        kube_proxy_metrics: arguments.kube_proxy_metrics,
         nodeport_addresses: arguments.nodeport_addresses,
         masquerade_all: arguments.clients.masquerade_all,
         detect_local: arguments.clients.detect_local(),

@@ -76,6 +76,8 @@ pub struct Settings {
     pub healthz: BindAddress,
     /// Where `/metrics` and `/proxyMode` are served.
     pub metrics: BindAddress,
+    /// Metrics have kube-proxy's names, too.
+    pub kube_proxy_metrics: bool,
     /// Addresses of this node that answer on node ports.
     pub nodeport_addresses: Vec<NodePortAddresses>,
     /// Who counts as a client on this node.

@@ -107,6 +107,7 @@ pub(crate) fn slice(
         family,
         ports: vec![slice_port("http", 8080)],
         endpoints,
+        last_change: None,
     }
 }
 

@@ -9,6 +9,7 @@ mod endpoints;
 #[cfg(test)]
 pub(crate) mod fixture;
 mod frontends;
+mod health;
 mod service;
 mod tables;
 #[cfg(test)]
@@ -22,10 +23,11 @@ use std::{
 
 use lb_common::abi::{FrontendFlags, FrontendKind};
 
-use crate::model::{Model, ObjectName, Problem};
+use crate::model::{Family, Model, ObjectName, Problem};
 
 use claims::{Claim, Claims};
 pub use endpoints::MAX_ENDPOINTS;
+pub use health::{HealthCheck, NoLocalEndpoints};
 pub(crate) use service::problem_key;
 pub use service::service;
 pub use tables::{
@@ -40,6 +42,8 @@ pub struct Delta {
     pub ports: BTreeMap<PortKey, Option<Arc<PortTables>>>,
     /// All problems of each Service whose problems changed; empty where they are solved.
     pub problems: BTreeMap<ObjectName, Vec<Problem>>,
+    /// Health checks that differ; `None` for those that are gone.
+    pub health_checks: BTreeMap<ObjectName, Option<HealthCheck>>,
 }
 
 /// The results for all Services.
@@ -49,6 +53,7 @@ pub struct Desired {
     services: BTreeMap<ObjectName, ServiceTables>,
     claims: Claims,
     problems: BTreeMap<ObjectName, Vec<Problem>>,
+    no_local_endpoints: BTreeMap<Family, NoLocalEndpoints>,
 }
 
 /// Ports and Services that an update may have changed.
@@ -56,6 +61,7 @@ pub struct Desired {
 struct Touched {
     ports: BTreeSet<PortKey>,
     services: BTreeSet<ObjectName>,
+    health_checks: BTreeMap<ObjectName, Option<HealthCheck>>,
 }
 
 impl Desired {
@@ -90,6 +96,11 @@ impl Desired {
         self.update(model, model.services().map(|service| &service.name))
     }
 
+    /// Service ports that drop clients for want of an endpoint on this node.
+    pub fn no_local_endpoints(&self, family: Family) -> NoLocalEndpoints {
+        self.no_local_endpoints.get(&family).copied().unwrap_or_default()
+    }
+
     fn replace(&mut self, name: &ObjectName, new: ServiceTables, touched: &mut Touched) {
         let old = self.services.remove(name).unwrap_or_default();
         let keys: BTreeSet<&PortKey> = old.ports.keys().chain(new.ports.keys()).collect();
@@ -108,14 +119,22 @@ impl Desired {
                 self.claims.add(*address, Claim::new(kind, new.created, key));
             }
         }
+        for family in [Family::V4, Family::V6] {
+            let total = self.no_local_endpoints.entry(family).or_default();
+            *total -= NoLocalEndpoints::of(&old, family);
+            *total += NoLocalEndpoints::of(&new, family);
+        }
+        if old.health_check != new.health_check {
+            touched.health_checks.insert(name.clone(), new.health_check.clone());
+        }
         touched.services.insert(name.clone());
-        if !new.ports.is_empty() {
+        if !new.ports.is_empty() || new.health_check.is_some() {
             self.services.insert(name.clone(), new);
         }
     }
 
     fn delta(&mut self, model: &Model, touched: Touched) -> Delta {
-        let mut delta = Delta::default();
+        let mut delta = Delta { health_checks: touched.health_checks, ..Delta::default() };
         let mut services = touched.services;
         for key in touched.ports {
             services.insert(key.service.clone());

@@ -8,6 +8,7 @@ use super::{
     FrontendAddress, NodeFacts, PortKey, PortTables, ServiceTables,
     endpoints::{Candidates, MAX_ENDPOINTS},
     frontends::Exposure,
+    health::health_check,
 };
 
 /// Applies the rules to one Service. What other Services claim plays no part here.
@@ -17,7 +18,11 @@ pub fn service<'a>(
     facts: &NodeFacts,
 ) -> ServiceTables {
     let slices: Vec<&EndpointSlice> = slices.into_iter().collect();
-    let mut tables = ServiceTables { created: service.created, ..ServiceTables::default() };
+    let mut tables = ServiceTables {
+        created: service.created,
+        health_check: health_check(service, &slices, facts),
+        ..ServiceTables::default()
+    };
     for port in &service.ports {
         let made = port_tables(service, port, &slices, facts);
         tables.problems.extend(too_many_endpoints(service, port, &made));

@@ -12,6 +12,8 @@ use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind};
 
 use crate::model::{Family, ObjectName, Problem, Protocol};
 
+use super::HealthCheck;
+
 /// What the rules depend on besides the cluster's objects.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct NodeFacts {
@@ -191,6 +193,8 @@ pub struct ServiceTables {
     pub created: i64,
     /// Its ports.
     pub ports: BTreeMap<PortKey, Arc<PortTables>>,
+    /// Its health check port, if it has one.
+    pub health_check: Option<HealthCheck>,
     /// What is wrong with it by itself.
     pub problems: Vec<Problem>,
 }

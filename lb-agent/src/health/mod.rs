@@ -1,15 +1,19 @@
-//! What others ask the agent over HTTP: is it well, and what has it counted.
-//!
-//! Not for: health checks of Services (`healthCheckNodePort`).
+//! What others ask the agent over HTTP: is it well, what has it counted.
+//! And what load balancers ask on behalf of one Service (`healthCheckNodePort`).
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use jiff::{SignedDuration, Timestamp};
 
+mod listen;
 mod metrics;
+mod ports;
+mod proxy_metrics;
+mod served;
 mod server;
 
-pub use metrics::Metrics;
+pub use metrics::{ChangeKind, Metrics, Probe, ProxyNames};
+pub use ports::HealthPorts;
 pub use server::{Servers, serve};
 
 /// How long an update may wait before the agent counts as stuck: kube-proxy's value (S4).
@@ -82,7 +86,30 @@ impl Health {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+
+    impl Health {
+        /// One that has waited for its first sync for so long.
+        pub(super) fn stuck_since(waited: std::time::Duration) -> Self {
+            let health = Self::default();
+            health.state().queued_since = Some(Timestamp::now() - waited);
+            health
+        }
+    }
+
+    /// Asks for a page over a connection of its own; the whole answer.
+    pub(super) async fn request(address: SocketAddr, path: &str) -> String {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let text = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(text.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
 
     #[test]
     fn an_update_that_waits_too_long_means_stuck_until_it_is_written() {

@@ -1,19 +1,15 @@
 //! The two HTTP servers: health for load balancers and the kubelet, metrics for people.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc};
 
 use axum::{
     Router, extract::State, http::StatusCode, http::header, response::IntoResponse, routing,
 };
 use jiff::{Timestamp, fmt::temporal::DateTimePrinter};
-use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
-    sockopt,
-};
 use serde::Serialize;
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::task::JoinHandle;
 
-use super::{Health, Metrics};
+use super::{Health, Metrics, Probe, listen::listener};
 use crate::config::BindAddress;
 
 /// The running servers; they end when this is dropped.
@@ -42,7 +38,7 @@ pub fn serve(
     let health_routes = Router::new()
         .route("/healthz", routing::get(healthz_answer))
         .route("/livez", routing::get(livez_answer))
-        .with_state(health.clone());
+        .with_state((health.clone(), Arc::clone(numbers)));
     let metric_routes = Router::new()
         .route("/proxyMode", routing::get(|| async { "ebpf" }))
         .route("/healthz", routing::get(|| async { "ok" }))
@@ -81,33 +77,6 @@ impl Servers {
     }
 }
 
-/// Listens; the unspecified IPv6 address takes both families, or IPv4 where there is no IPv6.
-fn listener(address: SocketAddr) -> io::Result<TcpListener> {
-    match listen_on(address) {
-        Err(error)
-            if address.is_ipv6()
-                && address.ip().is_unspecified()
-                && error.raw_os_error() == Some(libc::EAFNOSUPPORT) =>
-        {
-            listen_on((std::net::Ipv4Addr::UNSPECIFIED, address.port()).into())
-        }
-        result => result,
-    }
-}
-
-fn listen_on(address: SocketAddr) -> io::Result<TcpListener> {
-    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(family, SockType::Stream, flags, None)?;
-    setsockopt(&socket, sockopt::ReuseAddr, &true)?;
-    if address.is_ipv6() {
-        setsockopt(&socket, sockopt::Ipv6V6Only, &!address.ip().is_unspecified())?;
-    }
-    bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &SockaddrStorage::from(address))?;
-    listen(&socket, Backlog::MAXCONN)?;
-    TcpListener::from_std(socket.into())
-}
-
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Answer {
@@ -117,23 +86,32 @@ struct Answer {
     node_eligible: Option<bool>,
 }
 
-async fn healthz_answer(State(health): State<Health>) -> impl IntoResponse {
+type Probed = State<(Health, Arc<Metrics>)>;
+
+async fn healthz_answer(State((health, metrics)): Probed) -> impl IntoResponse {
     let verdict = health.verdict(Timestamp::now());
-    answer(verdict.live && verdict.node_eligible, verdict.last_updated, Some(verdict.node_eligible))
+    let status = status(verdict.live && verdict.node_eligible);
+    metrics.answered(Probe::Healthz, status.as_u16());
+    answer(status, verdict.last_updated, Some(verdict.node_eligible))
 }
 
-async fn livez_answer(State(health): State<Health>) -> impl IntoResponse {
+async fn livez_answer(State((health, metrics)): Probed) -> impl IntoResponse {
     let verdict = health.verdict(Timestamp::now());
-    answer(verdict.live, verdict.last_updated, None)
+    let status = status(verdict.live);
+    metrics.answered(Probe::Livez, status.as_u16());
+    answer(status, verdict.last_updated, None)
+}
+
+fn status(is_well: bool) -> StatusCode {
+    if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
 }
 
 fn answer(
-    is_well: bool,
+    status: StatusCode,
     last_updated: Timestamp,
     node_eligible: Option<bool>,
 ) -> impl IntoResponse {
     let time = |time: Timestamp| DateTimePrinter::new().timestamp_to_string(&time);
-    let status = if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = Answer {
         last_updated: time(last_updated),
         current_time: time(Timestamp::now()),
@@ -150,20 +128,11 @@ async fn metrics_answer(State(metrics): State<Arc<Metrics>>) -> impl IntoRespons
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
 
-    use super::*;
+    use super::{super::tests::request, *};
 
     const ANY: &str = "127.0.0.1:0";
-
-    async fn request(address: SocketAddr, path: &str) -> String {
-        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-        let text = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-        stream.write_all(text.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        answer
-    }
 
     fn started(health: &Health) -> Servers {
         let any = BindAddress::parse(ANY).unwrap();
@@ -184,6 +153,14 @@ mod tests {
         let answer = request(address, "/livez").await;
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
         assert!(answer.contains("lastUpdated") && !answer.contains("nodeEligible"), "{answer}");
+        let metrics = request(servers.metrics.unwrap(), "/metrics").await;
+        for line in [
+            "lb_proxy_healthz_total{code=\"200\"} 1\n",
+            "lb_proxy_healthz_total{code=\"503\"} 1\n",
+            "lb_proxy_livez_total{code=\"200\"} 1\n",
+        ] {
+            assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+        }
     }
 
     #[tokio::test]

@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, num::NonZeroU16, sync::Arc};
 
+use jiff::Timestamp;
+
 use super::{Family, ObjectName, Protocol};
 
 /// One endpoint of a slice: its first address only (S1.9).
@@ -49,6 +51,8 @@ pub struct EndpointSlice {
     pub ports: Vec<SlicePort>,
     /// Its endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// When the Pod or Service changed that its newest change follows from (S20).
+    pub last_change: Option<Timestamp>,
 }
 
 /// A node of the cluster, as the API tells of it.
@@ -60,4 +64,6 @@ pub struct Node {
     pub zone: Option<Arc<str>>,
     /// `spec.podCIDRs`.
     pub pod_cidrs: Vec<ipnet::IpNet>,
+    /// It is being deleted, by its object or by the cluster's autoscaler (S4).
+    pub is_leaving: bool,
 }

@@ -11,6 +11,8 @@ pub struct Model {
     slices: BTreeMap<ObjectName, BTreeMap<ObjectName, EndpointSlice>>,
     slice_owners: BTreeMap<ObjectName, ObjectName>,
     node: Option<Node>,
+    /// This node's object was there once, and is not any more.
+    node_deleted: bool,
 }
 
 /// What an [`Event`] makes necessary.
@@ -69,6 +71,13 @@ impl Model {
         self.node.as_ref()
     }
 
+    /// May a load balancer in front send traffic to this node (S4)? A node whose object was never
+    /// seen is not leaving.
+    #[must_use]
+    pub fn is_node_eligible(&self) -> bool {
+        self.node.as_ref().map_or(!self.node_deleted, |node| !node.is_leaving)
+    }
+
     fn apply_slice(&mut self, slice: EndpointSlice) -> Change {
         let (name, owner) = (slice.name.clone(), slice.service.clone());
         let mut touched = Vec::new();
@@ -107,6 +116,7 @@ impl Model {
         if self.node == node {
             return Change::Nothing;
         }
+        self.node_deleted = node.is_none();
         self.node = node;
         Change::Node
     }
@@ -145,6 +155,7 @@ mod tests {
             family: Family::V4,
             ports: Vec::new(),
             endpoints: Vec::new(),
+            last_change: None,
         }
     }
 
@@ -190,6 +201,21 @@ mod tests {
         assert_eq!(model.apply(Event::NodeApplied(node)), Change::Nothing);
         assert_eq!(model.apply(Event::NodeDeleted), Change::Node);
         assert_eq!(model.node(), None);
+    }
+
+    #[test]
+    fn s4_a_node_is_eligible_until_it_leaves_or_is_gone() {
+        let mut model = Model::default();
+        assert!(model.is_node_eligible(), "never seen");
+        let node = Node { name: "node-1".into(), ..Node::default() };
+        model.apply(Event::NodeApplied(node.clone()));
+        assert!(model.is_node_eligible());
+        model.apply(Event::NodeApplied(Node { is_leaving: true, ..node.clone() }));
+        assert!(!model.is_node_eligible());
+        model.apply(Event::NodeDeleted);
+        assert!(!model.is_node_eligible());
+        model.apply(Event::NodeApplied(node));
+        assert!(model.is_node_eligible());
     }
 
     #[test]

@@ -131,6 +131,14 @@ impl<T: Tables> Reconciler<T> {
         self.listed && self.state.as_ref().is_none_or(|state| !state.dirty.is_empty())
     }
 
+    /// Is there something of the Service that is not written, for now or for want of room?
+    pub fn is_behind(&self, service: &ObjectName) -> bool {
+        self.state.as_ref().is_none_or(|state| {
+            let is_dirty = |id| state.keys.get(id).is_some_and(|key| key.service == *service);
+            state.dirty.iter().any(is_dirty) || state.blocked.has(service)
+        })
+    }
+
     /// Chunks of slots in use.
     pub fn used_chunks(&self) -> u32 {
         self.state.as_ref().map_or(0, |state| state.pools.regions.used_chunks())

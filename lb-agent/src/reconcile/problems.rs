@@ -44,6 +44,11 @@ impl Blocked {
         self.problems.is_empty()
     }
 
+    /// Is there a port of the Service among them?
+    pub(super) fn has(&self, service: &ObjectName) -> bool {
+        self.ports_of(service).next().is_some()
+    }
+
     pub(super) fn keys(&self) -> Vec<PortKey> {
         self.problems.keys().cloned().collect()
     }
@@ -55,9 +60,14 @@ impl Blocked {
     }
 
     fn of(&self, service: &ObjectName) -> Vec<Problem> {
+        self.ports_of(service).cloned().collect()
+    }
+
+    fn ports_of(&self, service: &ObjectName) -> impl Iterator<Item = &Problem> {
         let first = PortKey { service: service.clone(), port: "".into(), protocol: Protocol::Sctp };
-        let ports = self.problems.range(first..).take_while(|(key, _)| key.service == *service);
-        ports.map(|(_, problem)| problem.clone()).collect()
+        let ports =
+            self.problems.range(first..).take_while(move |(key, _)| key.service == *service);
+        ports.map(|(_, problem)| problem)
     }
 }
 

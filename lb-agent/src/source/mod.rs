@@ -16,7 +16,7 @@ use std::{io, path::PathBuf, sync::Arc};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::model::Event;
+use crate::model::{Event, Problem};
 
 pub use self::health::{Health, SourceHealth};
 use self::{cluster::Cluster, manifests::Manifests};
@@ -55,6 +55,15 @@ impl Source {
         match self {
             Self::Cluster(cluster) => cluster.health(),
             Self::Manifests(manifests) => manifests.health(),
+        }
+    }
+
+    /// Where to tell of problems, so that the owners of objects hear of them; none where nobody
+    /// would.
+    pub fn complaints(&mut self) -> Option<mpsc::Sender<Problem>> {
+        match self {
+            Self::Cluster(cluster) => Some(cluster.complaints()),
+            Self::Manifests(_) => None,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use kube::api::{Api, DeleteParams, DynamicObject, Patch, PatchParams};
+use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::{ApiResource, GroupVersionKind};
 use kube::{Client, Config};
@@ -50,6 +50,20 @@ impl Objects {
             self.apply_document(document).await?;
         }
         Ok(())
+    }
+
+    /// The Events about an object of the namespace, as `events.k8s.io/v1` has them.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub async fn events(&self, kind: &str, name: &str) -> Result<Vec<Value>> {
+        let list = self.api("events.k8s.io/v1", "Event").list(&ListParams::default()).await?;
+        let events = list.items.into_iter().map(|event| event.data);
+        let about = |event: &Value| {
+            let regarding = &event["regarding"];
+            regarding["kind"] == kind && regarding["name"] == name
+        };
+        Ok(events.filter(about).collect())
     }
 
     /// Deletes an object: at once, or a Pod of a node as a kubelet that never answers does it,

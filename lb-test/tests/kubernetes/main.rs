@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod follow;
+mod health;
 mod manifests;
 mod nodes;
 mod plan;

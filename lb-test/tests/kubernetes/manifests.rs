@@ -56,12 +56,17 @@ status:
 
 /// Gives a user the rights that kube-proxy has.
 pub(crate) fn binding(user: &str) -> String {
+    binding_of(user, "system:node-proxier")
+}
+
+/// Gives a user the rights of a `ClusterRole`.
+pub(crate) fn binding_of(user: &str, role: &str) -> String {
     format!(
         "apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRoleBinding
 metadata: {{name: {user}}}
 subjects: [{{kind: User, name: {user}}}]
-roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: 'system:node-proxier'}}
+roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: '{role}'}}
 "
     )
 }

@@ -11,6 +11,7 @@ mod ask;
 mod beside;
 mod bind;
 mod bulk;
+mod health;
 mod node_local;
 mod node_settings;
 mod policy;

@@ -3,6 +3,7 @@
 mod clashes;
 mod endpoints;
 mod exposure;
+mod health;
 mod sources;
 
 use std::net::{IpAddr, SocketAddr};

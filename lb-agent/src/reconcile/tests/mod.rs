@@ -303,6 +303,8 @@ fn a_full_backend_table_names_map_size_flag_and_service_and_stops_nobody_else() 
         world.slice(web(family, &[1, 2, 3, 4]));
         let outcome = world.reconciler.retry();
         assert!(outcome.problems.is_empty(), "told once");
+        let service_name = ObjectName::new("default", "web");
+        assert!(world.reconciler.is_behind(&service_name), "for want of room");
         assert_eq!(world.pods(vip(family, 1)), [pod(family, 1), pod(family, 2)], "as before");
         world.slice(EndpointSlice {
             name: ObjectName::new("default", "other"),
@@ -357,10 +359,13 @@ fn a_failed_step_stops_its_own_service_alone_and_is_tried_again() {
     world.reconciler.tables().set_rate(1);
     let failed = world.service(service(Family::V4, "web", 1));
     assert!(failed.failure.is_some() && world.reconciler.is_pending());
+    let is_behind =
+        |world: &World<_>, name| world.reconciler.is_behind(&ObjectName::new("default", name));
+    assert_eq!(["web", "other"].map(|name| is_behind(&world, name)), [true, false]);
     world.reconciler.tables().set_rate(0);
     let retried = world.reconciler.retry();
     assert_eq!((retried.steps, retried.failure.is_none()), (4, true));
-    assert!(!world.reconciler.is_pending());
+    assert!(!world.reconciler.is_pending() && !is_behind(&world, "web"));
 }
 
 #[test]

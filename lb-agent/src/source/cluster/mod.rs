@@ -5,6 +5,7 @@
 
 mod backoff;
 mod client;
+mod events;
 mod failure;
 mod known;
 mod object;
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     backoff::Backoff,
+    events::Publisher,
     failure::Failures,
     known::Known,
     object::{Read, reads},
@@ -36,6 +38,9 @@ use crate::model::{Event, ObjectName, Problem, ProblemKey};
 
 /// Updates that wait while the listener is busy.
 const UPDATES_WAITING: usize = 256;
+
+/// Problems that wait to become Events; more of them are in the log alone.
+const COMPLAINTS_WAITING: usize = 256;
 
 /// Which cluster, and how to reach it. Without a kubeconfig and an address it is the one whose pod
 /// this is.
@@ -60,6 +65,7 @@ impl Options {
 #[derive(Debug)]
 pub struct Cluster {
     options: Options,
+    complaints: Option<mpsc::Receiver<Problem>>,
     health: Arc<SourceHealth>,
 }
 
@@ -105,13 +111,20 @@ impl Cluster {
     /// Makes the source; nothing is reached yet.
     #[must_use]
     pub fn new(options: Options) -> Self {
-        Self { options, health: Arc::new(SourceHealth::named("cluster".into())) }
+        Self { options, complaints: None, health: Arc::new(SourceHealth::named("cluster".into())) }
     }
 
     /// How the source is doing.
     #[must_use]
     pub fn health(&self) -> Arc<SourceHealth> {
         Arc::clone(&self.health)
+    }
+
+    /// Where to tell of problems, to be said as Kubernetes Events while the source runs.
+    pub(super) fn complaints(&mut self) -> mpsc::Sender<Problem> {
+        let (sender, problems) = mpsc::channel(COMPLAINTS_WAITING);
+        self.complaints = Some(problems);
+        sender
     }
 
     /// Sends events until `stop` is cancelled or nobody listens any more.
@@ -127,7 +140,10 @@ impl Cluster {
         let (client, server) = client::connect(&self.options).await?;
         self.health.rename(format!("cluster {server}"));
         let (sender, mut updates) = mpsc::channel(UPDATES_WAITING);
-        let _watches = watches(&client, &self.options, &sender);
+        let mut tasks = watches(&client, &self.options, &sender);
+        if let Some(problems) = self.complaints {
+            tasks.spawn(Publisher::new(client, &self.options.node_name).run(problems));
+        }
         let mut teller = Teller {
             emitter: Emitter { events, stop },
             failures: Failures::new(&server),

@@ -2,6 +2,7 @@
 
 use std::{num::NonZeroU16, sync::Arc};
 
+use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1 as discovery;
 
 use super::{
@@ -12,6 +13,9 @@ use super::{
     shared,
 };
 use crate::model::{Endpoint, EndpointSlice, Family, ObjectName, SlicePort};
+
+/// Annotation with the time of the change that a slice's newest state follows from.
+const LAST_CHANGE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Reads a slice; it is ignored if another proxy serves it, if it names no Service, or if it holds
 /// host names.
@@ -32,9 +36,15 @@ pub fn slice(object: &discovery::EndpointSlice) -> Converted<EndpointSlice> {
         family,
         ports: ports(object.ports.as_deref().unwrap_or_default(), &mut faults),
         endpoints: endpoints(&object.endpoints, family, &mut faults),
+        last_change: last_change(object),
         name,
     });
     Converted { object: slice, problems: faults.into_problems() }
+}
+
+/// One that is no time is no fault: it is only measured by.
+fn last_change(object: &discovery::EndpointSlice) -> Option<Timestamp> {
+    object.metadata.annotations.as_ref()?.get(LAST_CHANGE)?.parse().ok()
 }
 
 fn family(address_type: &str, faults: &mut Faults) -> Option<Family> {

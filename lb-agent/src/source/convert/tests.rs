@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::model::{
-    EndpointSlice, Family, Node, Protocol, Service, ServicePort, ServiceType, TrafficPolicy,
+    EndpointSlice, Family, Protocol, Service, ServicePort, ServiceType, TrafficPolicy,
 };
 
 /// The Service `default/web` with `spec` laid over a plain one.
@@ -383,15 +383,20 @@ fn hints_node_and_pod_are_kept() {
 }
 
 #[test]
-fn a_node_has_its_zone_and_pod_prefixes() {
-    let object = json!({
-        "metadata": {"name": "node-1", "labels": {"topology.kubernetes.io/zone": "a"}},
-        "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:10:244:1::/64", "x"]},
-    });
-    let Converted { object, problems } = node(&serde_json::from_value(object).unwrap());
-    let Node { name, zone, pod_cidrs } = object.unwrap();
-    assert_eq!((&*name, zone.as_deref(), pod_cidrs.len()), ("node-1", Some("a"), 2));
-    assert_eq!(problems[0].field, "spec.podCIDRs[2]");
+fn s20_a_slice_has_the_time_of_its_change() {
+    let annotated = |time: &str| {
+        let key = "endpoints.kubernetes.io/last-change-trigger-time";
+        let metadata = json!({
+            "namespace": "default", "name": "web-1", "annotations": {key: time},
+            "labels": {"kubernetes.io/service-name": "web"},
+        });
+        let Converted { object, problems } = converted_slice(json!({"metadata": metadata}));
+        assert_eq!(problems, []);
+        object.unwrap().last_change
+    };
+    let time = annotated("2026-03-01T12:00:00.25Z").unwrap();
+    assert_eq!(time.as_millisecond(), 1_772_366_400_250);
+    assert_eq!(annotated("yesterday"), None);
 }
 
 fn word() -> impl Strategy<Value = Value> {

@@ -166,5 +166,6 @@ fn slice(
         family,
         ports: ports.collect(),
         endpoints,
+        last_change: None,
     }
 }

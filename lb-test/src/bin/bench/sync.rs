@@ -235,5 +235,6 @@ fn slice(number: u32, missing: u32) -> EndpointSlice {
             port: const { std::num::NonZeroU16::new(8080).expect("not zero") },
         }],
         endpoints: endpoints.collect(),
+        last_change: None,
     }
 }
