@@ -129,12 +129,62 @@ fn every_invariant_names_a_test() {
     }
 }
 
+const CONFORMANCE: &str = "docs/conformance.md";
+
 #[test]
 fn every_rule_of_services_names_a_test_or_is_not_kept_yet() {
-    let rows = rows("docs/glossary.md", "Service rules");
-    assert_eq!(rows.len(), 22, "S1 to S22");
+    let rows = rows(CONFORMANCE, "Service rules");
+    let numbers: Vec<&str> = rows.iter().filter_map(|row| row.split(['|', ' ']).nth(2)).collect();
+    let wanted: Vec<String> = (1..=22).map(|number| format!("S{number}")).collect();
+    assert_eq!(numbers, wanted);
     for row in rows {
         assert!(row.contains(".rs::") != row.contains("not yet"), "one of both: {row}");
+    }
+}
+
+#[test]
+fn every_upstream_test_is_held_or_decided_elsewhere() {
+    let rows = rows(CONFORMANCE, "Upstream end-to-end tests");
+    let rows: Vec<_> = rows.iter().filter(|row| *row != "| test | held by |").collect();
+    assert!(rows.len() > 100, "the tables of upstream's tests have moved");
+    for row in rows {
+        let answers = [".rs::", ".yaml`", "| elsewhere: ", "not yet |"];
+        assert!(answers.iter().any(|answer| row.contains(answer)), "no answer: {row}");
+    }
+}
+
+#[test]
+fn no_gap_of_conformance_is_hidden() {
+    let text = read(CONFORMANCE);
+    let said = after(&text, "Rows that say *not yet*: ");
+    let said = said.first().and_then(|count| count.trim_end_matches('.').parse().ok());
+    let gaps = text.lines().filter(|line| line.starts_with("| ") && line.contains("not yet"));
+    assert_eq!(said, Some(gaps.count()), "{CONFORMANCE} says how many rows have a gap");
+}
+
+/// Each path has its test: what is named of one holds of the other.
+#[test]
+fn every_test_by_the_packet_path_has_a_twin_by_the_socket_path() {
+    let text = read(CONFORMANCE);
+    let named: Vec<_> = text
+        .split('`')
+        .filter(|code| code.contains(".rs::") && code.ends_with("_by_the_packet_path"))
+        .collect();
+    assert!(named.len() > 20, "the tests of the packet path have other names");
+    for name in named {
+        let (file, short) = name.split_once("::").unwrap();
+        let twin = short.replace("_by_the_packet_path", "_by_the_socket_path");
+        assert!(holds_test(&read(file), &twin), "{file}: {short} has no twin");
+    }
+}
+
+#[test]
+fn every_scenario_that_is_named_exists() {
+    for (document, text) in documents() {
+        let named = text.split('`').filter(|code| code.starts_with("lb-agent/tests/scenarios/"));
+        for path in named.filter(|path| !path.contains('*')) {
+            assert!(top().join(path).exists(), "{}: there is no {path}", document.display());
+        }
     }
 }
 

@@ -1,11 +1,9 @@
-//! Scenarios: cluster objects in, tables by name out.
+//! Scenarios: cluster objects in, tables by name out. `tests/scenarios/README.md` says how to add
+//! one; `UPDATE=1 cargo test -p lb-agent --test scenarios` writes the expectations anew.
 //!
-//! A file of `tests/scenarios/` is a story in YAML documents. Each document applies objects and
-//! ends with `expect: |`: the first with the whole tables, the next ones with the lines that came
-//! and went. `UPDATE=1 cargo test --test scenarios` writes the expectations anew: read the diff.
-//!
-//! Each story is told twice: as it stands, and with the objects of each document in reverse order
-//! while one step in ten fails.
+//! Each story is told many times, and must be the same story each time: as it stands; backwards
+//! within each document while one write in ten fails; with a restart after each event; and, for
+//! each write of it, once with this write failing and once with the agent dying there.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it panics")]
 
@@ -13,97 +11,79 @@
 mod dump;
 #[path = "scenarios/objects.rs"]
 mod objects;
+mod pipeline;
+#[path = "scenarios/story.rs"]
+mod story;
 
-use std::{collections::BTreeSet, env, fs, path::Path};
+use std::{collections::BTreeSet, env, fs, path::Path, thread};
 
-use lb_agent::{
-    dataplane::{fake::FakeTables, faulty::Faulty},
-    desired::{Desired, NodeFacts},
-    model::{Change, Event, Model},
-    reconcile::{Outcome, Reconciler},
+use pipeline::{
+    Pipeline,
+    trial::{Fault, Script},
 };
+use story::Chapter;
 
-use dump::Problems;
-use objects::Document;
-
-/// An agent without a source, on tables that may fail.
-struct Agent {
-    model: Model,
-    desired: Desired,
-    reconciler: Reconciler<Faulty<FakeTables>>,
-    problems: Problems,
+/// How a story is told.
+#[derive(Clone, Debug, Default)]
+struct Telling {
+    /// The events of each document in reverse order.
+    backwards: bool,
+    /// Another agent after each event.
+    restarts: bool,
+    script: Script,
 }
 
-impl Agent {
-    fn new(one_in: u64) -> Self {
-        let tables = Faulty::new(FakeTables::default(), 7, one_in);
-        let mut reconciler = Reconciler::new(tables);
-        reconciler.listed();
-        let desired = Desired::new(NodeFacts::default());
-        Self { model: Model::default(), desired, reconciler, problems: Problems::default() }
-    }
-
-    fn set_facts(&mut self, facts: NodeFacts) {
-        let delta = self.desired.set_facts(&self.model, facts);
-        self.problems.clash.extend(delta.problems.clone());
-        let outcome = self.reconciler.apply(delta);
-        self.settle(outcome);
-    }
-
-    fn apply(&mut self, event: Event) {
-        let Change::Services(names) = self.model.apply(event) else { return };
-        let delta = self.desired.update(&self.model, &names);
-        self.problems.clash.extend(delta.problems.clone());
-        let outcome = self.reconciler.apply(delta);
-        self.settle(outcome);
-    }
-
-    fn settle(&mut self, mut outcome: Outcome) {
-        for _ in 0..1000 {
-            self.problems.room.extend(outcome.problems);
-            if !self.reconciler.is_pending() {
-                return;
-            }
-            outcome = self.reconciler.retry();
-        }
-        panic!("never done");
-    }
-
-    fn lines(&mut self) -> BTreeSet<String> {
-        self.reconciler.tables().set_rate(0);
-        dump::lines(&mut self.reconciler, &self.problems)
-    }
-}
-
-/// Order of the objects of one document.
-#[derive(Clone, Copy, PartialEq)]
-enum Order {
-    AsWritten,
-    Reverse,
-}
-
-/// What each document's expectation should be.
-fn tell(documents: &[Document], order: Order, one_in: u64) -> Vec<String> {
-    let mut agent = Agent::new(one_in);
+/// What each document's expectation should be, and how many writes it took.
+fn tell(chapters: &[Chapter], telling: &Telling) -> (Vec<String>, usize) {
+    let mut pipeline = Pipeline::new(telling.script.clone());
     let mut before = BTreeSet::new();
     let mut told = Vec::new();
-    for (place, document) in documents.iter().enumerate() {
-        if let Some(node) = &document.node {
-            agent.set_facts(node.facts());
-        }
-        let mut events = document.events();
-        if order == Order::Reverse {
-            events.reverse();
-        }
-        for event in events {
-            agent.apply(event);
-        }
-        let after = agent.lines();
-        agent.reconciler.tables().set_rate(one_in);
+    for (place, chapter) in chapters.iter().enumerate() {
+        play(&mut pipeline, chapter, telling);
+        let mut after = dump::lines(&mut pipeline);
+        after.extend(chapter.problems.iter().map(|problem| format!("problem: {problem}")));
         told.push(if place == 0 { dump::whole(&after) } else { dump::difference(&before, &after) });
         before = after;
     }
-    told
+    (told, pipeline.tables().writes())
+}
+
+fn play(pipeline: &mut Pipeline, chapter: &Chapter, telling: &Telling) {
+    if chapter.restart {
+        pipeline.restart();
+    }
+    if let Some(facts) = &chapter.facts {
+        pipeline.see(facts.clone());
+    }
+    let mut events = chapter.events.clone();
+    if telling.backwards {
+        events.reverse();
+    }
+    for event in events {
+        pipeline.take([event]);
+        pipeline.settle_alive();
+        if telling.restarts {
+            pipeline.restart();
+        }
+    }
+    pipeline.settle_alive();
+}
+
+/// Every way to tell a story of so many writes but the plain one.
+fn tellings(writes: usize) -> Vec<Telling> {
+    let tenths = (0..10 * writes).step_by(10).map(|write| (write, Fault::Fails)).collect();
+    let mut tellings = vec![
+        Telling { backwards: true, script: tenths, ..Telling::default() },
+        Telling { restarts: true, ..Telling::default() },
+        Telling { restarts: true, backwards: true, ..Telling::default() },
+    ];
+    for write in 0..writes {
+        for fault in [Fault::Fails, Fault::Kills] {
+            let script = [(write, fault)].into();
+            tellings.push(Telling { backwards: write % 2 == 1, script, ..Telling::default() });
+        }
+    }
+    tellings
 }
 
 /// The text of a document with another expectation.
@@ -120,12 +100,11 @@ fn with_expectation(text: &str, expectation: &str) -> String {
 fn run(path: &Path) {
     let text = fs::read_to_string(path).unwrap();
     let texts: Vec<&str> = text.split("---\n").collect();
-    let parse = |text: &&str| -> Document {
-        serde_saphyr::from_str(text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-    };
-    let documents: Vec<Document> = texts.iter().map(parse).collect();
-    let told = tell(&documents, Order::AsWritten, 0);
-    assert_eq!(told, tell(&documents, Order::Reverse, 10), "{}: reversed", path.display());
+    let chapters = story::chapters(&texts);
+    let (told, writes) = tell(&chapters, &Telling::default());
+    for telling in tellings(writes) {
+        assert_eq!(told, tell(&chapters, &telling).0, "{}: {telling:?}", path.display());
+    }
     let written: Vec<String> =
         texts.iter().zip(&told).map(|(text, told)| with_expectation(text, told)).collect();
     let written = written.join("---\n");
@@ -144,7 +123,9 @@ fn every_scenario_gives_the_tables_it_expects() {
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "yaml"));
     paths.sort();
     assert!(!paths.is_empty());
-    for path in paths {
-        run(&path);
-    }
+    thread::scope(|scope| {
+        for path in &paths {
+            scope.spawn(|| run(path));
+        }
+    });
 }

@@ -11,6 +11,7 @@ mod imports;
 mod kubernetes;
 mod libtest;
 mod lint;
+mod mutants;
 mod requirement;
 mod setup;
 mod tally;
@@ -64,6 +65,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Change the pure code line by line, and show the changes that no test notices (hours)
+    #[command(disable_help_flag = true)]
+    Mutants {
+        /// Passed on: see `cargo mutants --help`; `--file PATH` limits it to a file
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Build the Kubernetes API server, controller manager and etcd that tests run against
     Kubernetes,
 }
@@ -87,6 +95,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test { name, all } => return test::run(test::Options { name, all }),
         Task::Demo { args } => return demo::run("demo", build::Profile::Dev, &args),
         Task::Bench { args } => return demo::run("bench", build::Profile::Release, &args),
+        Task::Mutants { args } => mutants::run(&args)?,
         Task::Kubernetes => kubernetes::run()?,
     }
     Ok(ExitCode::SUCCESS)

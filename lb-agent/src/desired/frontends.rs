@@ -21,6 +21,8 @@ pub(super) struct Exposure<'a> {
     pub(super) port: &'a ServicePort,
     pub(super) family: Family,
     pub(super) facts: &'a NodeFacts,
+    /// Cluster IPs that are somebody else's on this node (S22).
+    pub(super) left_alone: &'a BTreeSet<FrontendAddress>,
 }
 
 impl Exposure<'_> {
@@ -83,20 +85,17 @@ impl Exposure<'_> {
 
         let mut frontends = BTreeMap::new();
         let mut add = |address, frontend| {
-            frontends.entry(address).or_insert(frontend);
+            if !self.left_alone.contains(&address) {
+                frontends.entry(address).or_insert(frontend);
+            }
         };
-        self.cluster_ips().for_each(|address| add(address, cluster_ip));
+        self.at_port(&self.service.cluster_ips).for_each(|address| add(address, cluster_ip));
         self.load_balancer_ips().for_each(|address| add(address, balancer));
         self.at_port(&self.service.external_ips).for_each(|address| add(address, external_ip));
         self.node_ports().for_each(|address| add(address, node_port));
         self.loopback_node_port().into_iter().for_each(|address| add(address, loopback));
         self.guard().into_iter().for_each(|address| add(address, guard));
         frontends
-    }
-
-    fn cluster_ips(&self) -> impl Iterator<Item = FrontendAddress> {
-        self.at_port(&self.service.cluster_ips)
-            .filter(|address| !self.facts.local_addresses.contains(&address.ip))
     }
 
     fn load_balancer_ips(&self) -> impl Iterator<Item = FrontendAddress> {

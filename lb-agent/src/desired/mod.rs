@@ -110,13 +110,13 @@ impl Desired {
                 continue;
             }
             touched.ports.insert(key.clone());
-            for (address, _) in before.into_iter().flat_map(|tables| tables.frontends()) {
+            for (address, _) in before.into_iter().flat_map(|tables| claimed(tables)) {
                 self.claims.withdraw(address, key);
                 touched.ports.extend(self.claims.claimants(address).cloned());
             }
-            for (address, frontend) in after.into_iter().flat_map(|tables| tables.frontends()) {
+            for (address, kind) in after.into_iter().flat_map(|tables| claimed(tables)) {
                 touched.ports.extend(self.claims.claimants(address).cloned());
-                self.claims.add(*address, Claim::new(frontend.kind, new.created, key));
+                self.claims.add(*address, Claim::new(kind, new.created, key));
             }
         }
         for family in [Family::V4, Family::V6] {
@@ -205,6 +205,12 @@ impl Desired {
             self.problems.insert(name.clone(), problems.to_vec());
         }
     }
+}
+
+/// What a Service port asks for: its frontends, and the cluster IPs that are left alone.
+fn claimed(tables: &PortTables) -> impl Iterator<Item = (&FrontendAddress, FrontendKind)> {
+    let left_alone = tables.left_alone.iter().map(|address| (address, FrontendKind::CLUSTER_IP));
+    tables.frontends().map(|(address, frontend)| (address, frontend.kind)).chain(left_alone)
 }
 
 /// Where in the object an address of that kind comes from.

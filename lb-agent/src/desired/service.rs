@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc};
 use crate::model::{EndpointSlice, Family, Problem, ProblemKey, Service, ServicePort};
 
 use super::{
-    NodeFacts, PortKey, PortTables, ServiceTables,
+    FrontendAddress, NodeFacts, PortKey, PortTables, ServiceTables,
     endpoints::{Candidates, MAX_ENDPOINTS},
     frontends::Exposure,
     health::health_check,
@@ -43,13 +43,18 @@ fn port_tables(
     facts: &NodeFacts,
 ) -> PortTables {
     let families: BTreeSet<Family> = service.cluster_ips.iter().map(|ip| Family::of(*ip)).collect();
+    let held = service.cluster_ips.iter().filter(|ip| facts.local_addresses.contains(ip));
+    let (number, protocol) = (port.port.get(), port.protocol);
+    let left_alone = held.map(|ip| FrontendAddress { ip: *ip, port: number, protocol }).collect();
     let tables = families.into_iter().map(|family| {
         let candidates = Candidates::collect(slices, port, family, facts);
-        (family, Exposure { service, port, family, facts }.tables(&candidates))
+        let exposure = Exposure { service, port, family, facts, left_alone: &left_alone };
+        (family, exposure.tables(&candidates))
     });
     PortTables {
         affinity_timeout: service.affinity_timeout.unwrap_or(0),
         families: tables.filter(|(_, tables)| !tables.frontends.is_empty()).collect(),
+        left_alone,
     }
 }
 

@@ -136,6 +136,9 @@ pub struct PortTables {
     pub affinity_timeout: u32,
     /// The families that it has addresses of.
     pub families: BTreeMap<Family, FamilyTables>,
+    /// Cluster IPs that a local device holds (S22): nothing answers there, also for no other
+    /// Service that asks for one.
+    pub left_alone: BTreeSet<FrontendAddress>,
 }
 
 impl PortTables {

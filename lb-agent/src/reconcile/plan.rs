@@ -16,7 +16,7 @@ use lb_common::{
 };
 
 use crate::{
-    dataplane::{BackendEntry, BackendId, ServiceId, Step, TableError},
+    dataplane::{BackendEntry, BackendId, FrontendAddress, ServiceId, Step, TableError},
     desired::PortTables,
     model::Family,
 };
@@ -223,25 +223,33 @@ pub(super) struct Removals {
     pub(super) plan: Plan,
     /// Regions that are free when all of a Service port's steps are done.
     pub(super) regions: Vec<(ServiceId, Region)>,
+    /// Service ports that keep an address until another one takes it over.
+    pub(super) keepers: BTreeSet<ServiceId>,
 }
 
 /// What Service ports hold and do not want: frontends, then, after a grace period, backends and
 /// ranges of sources.
+///
+/// An address that is `awaited` is kept: another Service port wants it and could not write it, and
+/// until it can, better the old answer than none.
 pub(super) fn removals<'a>(
     ports: impl IntoIterator<Item = (ServiceId, Option<&'a PortTables>)>,
     realized: &Realized,
+    awaited: impl Fn(&FrontendAddress) -> bool,
 ) -> Removals {
     let (mut removals, mut last) = (Removals::default(), Plan::default());
     let mut frees_written = false;
     for (id, tables) in ports {
         let Some(held) = realized.ports.get(&id) else { continue };
-        let used = used_regions(id, tables, realized, &mut removals.plan);
+        let used = remove_frontends(id, tables, realized, &awaited, &mut removals);
         for unused in held.regions.iter().filter(|held| !used.contains(&held.region.first_chunk)) {
             frees_written |= unused.written;
             removals.regions.push((id, unused.region));
         }
         remove_backends(id, tables, held, &used, &mut last);
-        sources::remove(id, tables, realized, &mut last);
+        if !removals.keepers.contains(&id) {
+            sources::remove(id, tables, realized, &mut last);
+        }
     }
     if frees_written || !last.steps.is_empty() {
         removals.plan.push(None, Step::Settle);
@@ -251,19 +259,24 @@ pub(super) fn removals<'a>(
 }
 
 /// Removes the frontends that are not wanted, and tells what the others name.
-fn used_regions(
+fn remove_frontends(
     id: ServiceId,
     tables: Option<&PortTables>,
     realized: &Realized,
-    plan: &mut Plan,
+    awaited: impl Fn(&FrontendAddress) -> bool,
+    removals: &mut Removals,
 ) -> BTreeSet<u32> {
     let mut used = BTreeSet::new();
     for (address, entry) in realized.frontends_of(id) {
-        if tables.is_some_and(|tables| tables.frontend(address).is_some()) {
-            let regions = [entry.internal, entry.external];
-            used.extend(regions.iter().filter(|region| region.length > 0).map(|r| r.first_chunk));
-        } else {
-            plan.push(id, Step::RemoveFrontend(*address));
+        let is_wanted = tables.is_some_and(|tables| tables.frontend(address).is_some());
+        if !is_wanted && !awaited(address) {
+            removals.plan.push(id, Step::RemoveFrontend(*address));
+            continue;
+        }
+        let regions = [entry.internal, entry.external];
+        used.extend(regions.iter().filter(|region| region.length > 0).map(|r| r.first_chunk));
+        if !is_wanted {
+            removals.keepers.insert(id);
         }
     }
     used

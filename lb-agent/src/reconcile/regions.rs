@@ -42,8 +42,7 @@ impl Regions {
     /// Takes a region that is in use already; `false` if any of it is taken or out of range.
     pub(super) fn reserve(&mut self, region: Region) -> bool {
         let (order, target) = (order(region.length), region.first_chunk);
-        let in_range = target / CHUNKS_PER_ARRAY < MAX_CHUNK_ARRAYS;
-        if order > TOP || !in_range || target % (1 << order) != 0 {
+        if target % (1 << order) != 0 {
             return false;
         }
         while self.next_array <= target / CHUNKS_PER_ARRAY && self.open_array().is_some() {}
@@ -133,6 +132,7 @@ mod tests {
         let mut regions = Regions::new();
         let region = |first_chunk, length| Region { first_chunk, length };
         assert!(regions.reserve(region(4096 + 32, 251)));
+        assert_eq!(regions.next_array, 2, "no more arrays than it takes");
         assert!(!regions.reserve(region(4096 + 32, 251)), "taken");
         assert!(!regions.reserve(region(4096, 65521)), "overlaps");
         assert!(!regions.reserve(region(8, 251)), "not where a block begins");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
-    dataplane::{ServiceId, Step, TableError, Tables},
+    dataplane::{FrontendAddress, ServiceId, Step, TableError, Tables},
     desired::PortTables,
 };
 
@@ -36,6 +36,12 @@ impl Failures {
             }
             None => self.common = Some(error),
         }
+    }
+
+    /// The Service ports whose writes are tried again soon.
+    fn retried(&self) -> impl Iterator<Item = ServiceId> {
+        let ports = self.ports.iter();
+        ports.filter(|(_, error)| !matches!(error, TableError::Full { .. })).map(|(id, _)| *id)
     }
 
     fn give_up(&self) -> bool {
@@ -97,8 +103,10 @@ impl<T: Tables> Pass<'_, T> {
             outcome.steps += self.settle_before(&plan, &mut failures);
             outcome.steps += self.perform(plan, &mut failures);
         }
-        let (steps, has_freed) = self.remove(&ids, &mut failures);
-        outcome.steps += steps;
+        let mut has_freed = false;
+        if !failures.give_up() {
+            has_freed = self.remove(&ids, &mut failures, outcome);
+        }
         self.finish(&ids, failures, outcome);
         has_freed
     }
@@ -173,9 +181,20 @@ impl<T: Tables> Pass<'_, T> {
     }
 
     /// Removes what is not wanted, and tells whether that freed anything.
-    fn remove(&mut self, ids: &[ServiceId], failures: &mut Failures) -> (usize, bool) {
+    fn remove(
+        &mut self,
+        ids: &[ServiceId],
+        failures: &mut Failures,
+        outcome: &mut Outcome,
+    ) -> bool {
         let ports = ids.iter().map(|id| (*id, self.wanted(*id)));
-        let Removals { plan, regions } = plan::removals(ports, &self.state.realized);
+        let awaited = |address: &FrontendAddress| {
+            let wants = |id| self.wanted(id).is_some_and(|port| port.frontend(address).is_some());
+            failures.retried().any(wants)
+        };
+        let Removals { plan, regions, keepers } =
+            plan::removals(ports, &self.state.realized, awaited);
+        self.state.dirty.extend(keepers);
         self.state.realized.disown(&regions);
         let planned = plan.steps.len();
         let mut own = Failures { system_calls: failures.system_calls, ..Failures::default() };
@@ -192,7 +211,8 @@ impl<T: Tables> Pass<'_, T> {
         failures.ports.append(&mut own.ports);
         failures.common = failures.common.take().or(own.common);
         failures.system_calls = own.system_calls;
-        (steps, has_freed)
+        outcome.steps += steps;
+        has_freed
     }
 
     /// Keeps what failed for later and forgets what is gone.

@@ -1,33 +1,23 @@
 //! Tables as lines that each stand alone, so that a difference is lines that came and went.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
-};
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use lb_agent::{
     dataplane::{BackendId, FrontendAddress, FrontendEntry, ServiceId, Snapshot, Tables},
-    model::{Family, ObjectName, Problem},
+    model::Family,
     reconcile::{Reconciler, ServiceNames},
 };
 use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind, Region};
 
-/// What the agent complains of.
-#[derive(Default)]
-pub(crate) struct Problems {
-    /// From the rules.
-    pub(crate) clash: BTreeMap<ObjectName, Vec<Problem>>,
-    /// From the tables.
-    pub(crate) room: BTreeMap<ObjectName, Vec<Problem>>,
-}
+use crate::pipeline::Pipeline;
 
 /// Everything, one line a fact.
-pub(crate) fn lines<T: Tables>(
-    reconciler: &mut Reconciler<T>,
-    problems: &Problems,
-) -> BTreeSet<String> {
-    let snapshot = reconciler.tables().snapshot().unwrap();
-    let mut lines = BTreeSet::new();
+pub(crate) fn lines(pipeline: &mut Pipeline) -> BTreeSet<String> {
+    let problems = pipeline.problems();
+    let problems = problems.rules.values().chain(problems.tables.values()).flatten();
+    let mut lines: BTreeSet<_> = problems.map(|problem| format!("problem: {problem}")).collect();
+    let reconciler = pipeline.reconciler();
+    let snapshot = reconciler.tables().inner().snapshot().unwrap();
     // What keeps others from binding a node port is beside every node port, and no story by itself.
     for (address, entry) in snapshot.frontends.iter().filter(|(at, _)| !at.ip.is_unspecified()) {
         let name = name(&names(reconciler, entry.service));
@@ -40,8 +30,6 @@ pub(crate) fn lines<T: Tables>(
     for id in ids {
         lines.extend(backends(&snapshot, &names(reconciler, id)));
     }
-    let problems = problems.clash.values().chain(problems.room.values());
-    lines.extend(problems.flatten().map(|problem| format!("problem: {problem}")));
     lines
 }
 

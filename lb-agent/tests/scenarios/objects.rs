@@ -1,227 +1,174 @@
-//! The compact form in which scenarios give objects.
+//! The compact form in which scenarios give objects, and Kubernetes' own form of them.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    sync::Arc,
-};
+use std::collections::BTreeMap;
 
-use ipnet::IpNet;
-use lb_agent::{
-    desired::NodeFacts,
-    model::{
-        Endpoint, EndpointSlice, Event, Family, ObjectName, Protocol, Service, ServicePort,
-        ServiceType, SlicePort, TrafficPolicy,
-    },
-};
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Value, json};
 
-/// One chapter of a scenario.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Document {
-    /// What it is about, for the reader.
-    #[serde(rename = "story")]
-    _story: String,
-    /// The node that the tables are for.
-    pub(crate) node: Option<NodeForm>,
-    /// Services to apply, by `namespace/name`.
-    #[serde(default)]
-    services: BTreeMap<String, ServiceForm>,
-    /// Slices to apply, by `namespace/name`.
-    #[serde(default)]
-    slices: BTreeMap<String, SliceForm>,
-    /// Objects to delete: `service namespace/name`, `slice namespace/name`.
-    #[serde(default)]
-    delete: Vec<String>,
-    /// Compared as text.
-    #[serde(default, rename = "expect")]
-    _expect: String,
-}
-
-/// The facts of the node.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct NodeForm {
-    name: String,
-    zone: Option<String>,
-    addresses: Vec<IpAddr>,
-    #[serde(default, rename = "localAddresses")]
-    local_addresses: Vec<IpAddr>,
-    #[serde(default, rename = "localSources")]
-    local_sources: Vec<IpNet>,
-    #[serde(default, rename = "masqueradeAll")]
-    masquerade_all: bool,
-}
+/// Fields of an object as the file has them.
+pub(crate) type Form = Map<String, Value>;
 
 /// A Service; its ports as `NAME PORT/PROTOCOL [NODEPORT]`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct ServiceForm {
-    #[serde(rename = "clusterIPs")]
-    cluster_ips: Vec<IpAddr>,
+    /// If missing: what the node ports and load balancer addresses need.
+    #[serde(rename = "type")]
+    service_type: Option<String>,
+    #[serde(default, rename = "clusterIPs")]
+    cluster_ips: Vec<String>,
     #[serde(default, rename = "externalIPs")]
-    external_ips: Vec<IpAddr>,
+    external_ips: Vec<String>,
+    /// `ADDRESS [IPMODE]`, or `HOST host`.
     #[serde(default, rename = "loadBalancerIPs")]
-    load_balancer_ips: Vec<IpAddr>,
+    load_balancer_ips: Vec<String>,
+    #[serde(default)]
     ports: Vec<String>,
     #[serde(default)]
-    internal_policy: Policy,
-    #[serde(default)]
-    external_policy: Policy,
+    labels: BTreeMap<String, String>,
+    internal_policy: Option<String>,
+    external_policy: Option<String>,
     affinity: Option<u32>,
     #[serde(default)]
-    source_ranges: Vec<IpNet>,
+    source_ranges: Vec<String>,
+    /// Seconds since the epoch.
     #[serde(default)]
     created: i64,
 }
 
-#[derive(Clone, Copy, Default, Deserialize)]
-enum Policy {
-    #[default]
-    Cluster,
-    Local,
-}
-
-/// A slice; its ports as `NAME PORT/PROTOCOL`, its endpoints as `ADDRESS NODE [WORD]...` with the
+/// A slice; its ports as `NAME PORT/PROTOCOL`, its endpoints as `ADDRESS [NODE [WORD]...]` with the
 /// words `notready`, `terminating`, `serving`, `zone=ZONE`, `node=NODE`, `pod=NAMESPACE/NAME`.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
 struct SliceForm {
     service: String,
+    #[serde(default)]
     ports: Vec<String>,
+    #[serde(default)]
     endpoints: Vec<String>,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    /// If missing: the family of the first endpoint.
+    address_type: Option<String>,
 }
 
-impl Document {
-    /// Its objects as a source would tell of them.
-    pub(crate) fn events(&self) -> Vec<Event> {
-        let services = self.services.iter();
-        let services = services.map(|(name, form)| Event::ServiceApplied(form.service(name)));
-        let slices = self.slices.iter();
-        let slices = slices.map(|(name, form)| Event::SliceApplied(form.slice(name)));
-        services.chain(slices).chain(self.delete.iter().map(|text| deletion(text))).collect()
-    }
-}
-
-impl NodeForm {
-    /// As the rules take them.
-    pub(crate) fn facts(&self) -> NodeFacts {
-        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
-        NodeFacts {
-            name: self.name.as_str().into(),
-            zone: self.zone.as_deref().map(Arc::from),
-            // As `--nodeport-addresses all` has it.
-            node_port_addresses: loopback
-                .into_iter()
-                .chain(self.addresses.iter().copied())
-                .collect(),
-            local_addresses: self.local_addresses.iter().copied().collect(),
-            primary_addresses: self.addresses.iter().copied().take(1).collect(),
-            local_sources: self.local_sources.iter().copied().collect(),
-            masquerade_all: self.masquerade_all,
+/// A Service as Kubernetes has it.
+pub(crate) fn service<T: DeserializeOwned>(name: &str, form: &Form) -> T {
+    let form: ServiceForm = read(name, form);
+    let ports: Vec<Value> = form.ports.iter().map(|text| port(text)).collect();
+    let service_type = form.service_type.clone().unwrap_or_else(|| {
+        let has_node_port = ports.iter().any(|port| port.get("nodePort").is_some());
+        match (form.load_balancer_ips.is_empty(), has_node_port) {
+            (false, _) => "LoadBalancer".to_owned(),
+            (true, true) => "NodePort".to_owned(),
+            (true, false) => "ClusterIP".to_owned(),
         }
-    }
+    });
+    let ingress: Vec<Value> = form.load_balancer_ips.iter().map(|text| ingress(text)).collect();
+    let affinity = form.affinity.map(|seconds| json!({"clientIP": {"timeoutSeconds": seconds}}));
+    let created = jiff::Timestamp::from_second(form.created).expect(name).to_string();
+    let (namespace, short) = split(name);
+    kubernetes(json!({
+        "metadata": {
+            "namespace": namespace, "name": short, "labels": form.labels,
+            "creationTimestamp": created,
+        },
+        "spec": {
+            "type": service_type, "clusterIP": form.cluster_ips.first(),
+            "clusterIPs": form.cluster_ips, "externalIPs": form.external_ips, "ports": ports,
+            "internalTrafficPolicy": form.internal_policy,
+            "externalTrafficPolicy": form.external_policy,
+            "sessionAffinity": form.affinity.map(|_| "ClientIP"),
+            "sessionAffinityConfig": affinity,
+            "loadBalancerSourceRanges": form.source_ranges,
+        },
+        "status": {"loadBalancer": {"ingress": ingress}},
+    }))
 }
 
-impl From<Policy> for TrafficPolicy {
-    fn from(policy: Policy) -> Self {
-        match policy {
-            Policy::Cluster => Self::Cluster,
-            Policy::Local => Self::Local,
-        }
-    }
+/// A slice as Kubernetes has it.
+pub(crate) fn slice<T: DeserializeOwned>(name: &str, form: &Form) -> T {
+    let form: SliceForm = read(name, form);
+    let endpoints: Vec<Value> = form.endpoints.iter().map(|text| endpoint(text)).collect();
+    let is_v6 = form.endpoints.first().is_some_and(|text| text.contains(':'));
+    let address_type = form.address_type.unwrap_or(if is_v6 { "IPv6" } else { "IPv4" }.to_owned());
+    let (namespace, short) = split(name);
+    let (space, service) = split(&form.service);
+    assert_eq!(namespace, space, "{name}: a slice is in the namespace of its Service");
+    let mut labels = form.labels;
+    labels.insert("kubernetes.io/service-name".to_owned(), service.to_owned());
+    let ports: Vec<Value> = form.ports.iter().map(|text| port(text)).collect();
+    kubernetes(json!({
+        "metadata": {"namespace": namespace, "name": short, "labels": labels},
+        "addressType": address_type, "ports": ports, "endpoints": endpoints,
+    }))
 }
 
-impl ServiceForm {
-    fn service(&self, name: &str) -> Service {
-        Service {
-            name: object(name),
-            service_type: ServiceType::ClusterIp,
-            created: self.created,
-            cluster_ips: self.cluster_ips.clone(),
-            external_ips: self.external_ips.clone(),
-            load_balancer_ips: self.load_balancer_ips.clone(),
-            ports: self.ports.iter().map(|port| service_port(port)).collect(),
-            internal_policy: self.internal_policy.into(),
-            external_policy: self.external_policy.into(),
-            affinity_timeout: self.affinity,
-            source_ranges: self.source_ranges.clone(),
-            health_check_node_port: None,
-        }
-    }
+/// A node as Kubernetes has it.
+pub(crate) fn node<T: DeserializeOwned>(name: &str, zone: Option<&str>) -> T {
+    let labels: BTreeMap<_, _> =
+        zone.map(|zone| ("topology.kubernetes.io/zone", zone)).into_iter().collect();
+    kubernetes(json!({"metadata": {"name": name, "labels": labels}}))
 }
 
-impl SliceForm {
-    fn slice(&self, name: &str) -> EndpointSlice {
-        let endpoints: Vec<Endpoint> = self.endpoints.iter().map(|text| endpoint(text)).collect();
-        EndpointSlice {
-            name: object(name),
-            service: object(&self.service),
-            family: endpoints.first().map_or(Family::V4, |e| Family::of(e.address)),
-            ports: self.ports.iter().map(|port| slice_port(port)).collect(),
-            endpoints,
-            last_change: None,
-        }
-    }
+/// Namespace and name.
+pub(crate) fn split(name: &str) -> (&str, &str) {
+    name.split_once('/').unwrap_or_else(|| panic!("{name}: write namespace/name"))
 }
 
-fn object(text: &str) -> ObjectName {
-    let (namespace, name) = text.split_once('/').expect(text);
-    ObjectName::new(namespace, name)
+fn read<T: DeserializeOwned>(name: &str, form: &Form) -> T {
+    serde_json::from_value(Value::Object(form.clone()))
+        .unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
-fn deletion(text: &str) -> Event {
+fn kubernetes<T: DeserializeOwned>(object: Value) -> T {
+    serde_json::from_value(object).expect("the form gives what Kubernetes' types have")
+}
+
+fn ingress(text: &str) -> Value {
     match text.split_once(' ') {
-        Some(("service", name)) => Event::ServiceDeleted(object(name)),
-        Some(("slice", name)) => Event::SliceDeleted(object(name)),
-        _ => panic!("{text}"),
+        None => json!({"ip": text}),
+        Some((host, "host")) => json!({"hostname": host}),
+        Some((ip, mode)) => json!({"ip": ip, "ipMode": mode}),
     }
 }
 
-fn service_port(text: &str) -> ServicePort {
-    let mut words = text.split(' ');
-    let SlicePort { name, protocol, port } =
-        slice_port(&words.by_ref().take(2).collect::<Vec<_>>().join(" "));
-    let node_port = words.next().map(|number| number.parse().expect(text));
-    ServicePort { name, port, protocol, node_port }
+/// `NAME PORT/PROTOCOL [NODEPORT]`; `unnamed` is the port without a name.
+fn port(text: &str) -> Value {
+    let words: Vec<&str> = text.split(' ').collect();
+    let [name, port, ref rest @ ..] = words[..] else { panic!("{text}: no port") };
+    let (number, protocol) = port.split_once('/').expect(text);
+    let number: u16 = number.parse().expect(text);
+    let mut port = json!({"port": number, "protocol": protocol});
+    if name != "unnamed" {
+        port["name"] = json!(name);
+    }
+    if let [node_port] = rest {
+        port["nodePort"] = json!(node_port.parse::<u16>().expect(text));
+    }
+    port
 }
 
-fn slice_port(text: &str) -> SlicePort {
-    let (name, rest) = text.split_once(' ').expect(text);
-    let (port, protocol) = rest.split_once('/').expect(text);
-    let protocol = match protocol {
-        "SCTP" => Protocol::Sctp,
-        "TCP" => Protocol::Tcp,
-        "UDP" => Protocol::Udp,
-        _ => panic!("{text}"),
-    };
-    SlicePort { name: name.into(), protocol, port: port.parse().expect(text) }
-}
-
-fn endpoint(text: &str) -> Endpoint {
+fn endpoint(text: &str) -> Value {
     let mut words = text.split(' ');
-    let address = words.next().and_then(|word| word.parse().ok()).expect(text);
-    let mut endpoint = Endpoint {
-        address,
-        ready: true,
-        serving: true,
-        terminating: false,
-        node: words.next().map(Arc::from),
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
-        pod: None,
-    };
+    let (address, node) = (words.next().expect(text), words.next());
+    let (mut ready, mut serving, mut terminating) = (true, true, false);
+    let (mut zones, mut nodes, mut pod) = (Vec::new(), Vec::new(), None);
     for word in words {
         match word.split_once('=').unwrap_or((word, "")) {
-            ("notready", _) => (endpoint.ready, endpoint.serving) = (false, false),
-            ("terminating", _) => (endpoint.ready, endpoint.terminating) = (false, true),
-            ("serving", _) => endpoint.serving = true,
-            ("zone", zone) => endpoint.zone_hints.push(zone.into()),
-            ("node", node) => endpoint.node_hints.push(node.into()),
-            ("pod", pod) => endpoint.pod = Some(object(pod)),
+            ("notready", _) => (ready, serving) = (false, false),
+            ("terminating", _) => (ready, terminating) = (false, true),
+            ("serving", _) => serving = true,
+            ("zone", zone) => zones.push(json!({"name": zone})),
+            ("node", node) => nodes.push(json!({"name": node})),
+            ("pod", name) => pod = Some(split(name)),
             _ => panic!("{text}: {word}"),
         }
     }
-    endpoint
+    let pod = pod.map(|(space, name)| json!({"kind": "Pod", "namespace": space, "name": name}));
+    json!({
+        "addresses": [address], "nodeName": node, "targetRef": pod,
+        "conditions": {"ready": ready, "serving": serving, "terminating": terminating},
+        "hints": {"forZones": zones, "forNodes": nodes},
+    })
 }

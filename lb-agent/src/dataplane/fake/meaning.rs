@@ -61,6 +61,11 @@ impl FakeTables {
         }
     }
 
+    /// What one frontend means; `None` where there is none.
+    pub fn meaning_at(&self, at: &FrontendAddress) -> Option<FrontendMeaning> {
+        self.frontends.get(at).map(|entry| self.frontend_meaning(at, entry))
+    }
+
     fn frontend_meaning(&self, at: &FrontendAddress, entry: &FrontendEntry) -> FrontendMeaning {
         FrontendMeaning {
             kind: entry.kind,

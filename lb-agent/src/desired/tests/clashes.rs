@@ -179,3 +179,22 @@ fn s8_one_number_may_be_a_node_port_of_each_protocol() {
     let frontends = delta.ports.values().flatten().map(|tables| tables.frontends().count());
     assert_eq!(frontends.collect::<Vec<_>>(), [6, 6, 6]);
 }
+
+#[test]
+fn s22_nobody_else_gets_a_cluster_ip_that_is_left_alone() {
+    for family in FAMILIES {
+        let mut world = World::default();
+        let held = ip(family, CLUSTER, 10);
+        let held = NodeFacts { local_addresses: [held].into(), ..facts() };
+        world.desired = Desired::new(held);
+        world.set(service(family, "dns", 10));
+        world.update("dns");
+        let external_ips = vec![ip(family, CLUSTER, 10)];
+        world.set(Service { external_ips, created: 1, ..service(family, "thief", 1) });
+        let delta = world.update("thief");
+        let address = tcp(ip(family, CLUSTER, 10), 80);
+        assert!(owners(&delta, address).is_empty());
+        assert!(problems(&delta)[0].contains("is taken by Service default/dns"));
+        assert_eq!(owners(&world.delete("dns"), address), ["thief"]);
+    }
+}

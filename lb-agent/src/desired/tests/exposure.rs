@@ -172,6 +172,10 @@ fn s22_a_cluster_ip_that_a_local_device_holds_is_left_alone() {
     let port = tables.ports.first_key_value().unwrap().1;
     assert!(port.frontends().all(|(_, frontend)| frontend.kind != FrontendKind::CLUSTER_IP));
     assert_eq!(port.frontends().count(), 5);
+    // Not even as another address of the same Service.
+    let external_ips = service.cluster_ips.clone();
+    let tables = tables_of(&Service { external_ips, ..service }, &[], &facts);
+    assert_eq!(tables.ports.first_key_value().unwrap().1.frontends().count(), 4);
 }
 
 /// The flags of affinity of the backends, by pod.

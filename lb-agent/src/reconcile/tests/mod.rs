@@ -16,6 +16,7 @@ use crate::{
 };
 
 mod affinity;
+mod failures;
 mod properties;
 mod scale;
 mod sources;
@@ -162,6 +163,20 @@ fn nothing_is_freed_nothing_is_waited_for() {
     world.service(service(Family::V4, "web", 1));
     world.delete("web");
     assert_eq!(kinds(&world.reconciler.tables().steps), ["PutFrontend", "RemoveFrontend"]);
+}
+
+#[test]
+fn what_an_earlier_agent_let_go_of_is_waited_for_once() {
+    let recording = Recording { tables: FakeTables::default(), steps: Vec::new() };
+    let mut world = World::new(recording).listed();
+    world.service(service(Family::V4, "web", 1));
+    let mut world = world.restart().0;
+    world.reconciler.tables().steps.clear();
+    world.slice(web(Family::V4, &[1]));
+    let first = ["Settle", "PutBackend", "PutRegion", "PutFrontend"];
+    assert_eq!(kinds(&std::mem::take(&mut world.reconciler.tables().steps)), first);
+    world.service(service(Family::V4, "other", 2));
+    assert_eq!(kinds(&world.reconciler.tables().steps), ["PutFrontend"]);
 }
 
 #[test]
