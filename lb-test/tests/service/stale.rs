@@ -40,7 +40,8 @@ fn connected_streams(cluster: &Cluster) -> Vec<(bool, Process)> {
         let vip = cluster_ips(1).socket(family, 80);
         let node_port = cluster.node("node1").socket(family, 30080);
         let inside = cluster.inside().map(|from| (from, vip));
-        for (from, to) in inside.into_iter().chain([(cluster.outside(), node_port)]) {
+        // The node's own first: where its sockets are closed is not where the search ends.
+        for (from, to) in inside.into_iter().rev().chain([(cluster.outside(), node_port)]) {
             streams.push((cluster.has_socket_path(from), stream(from, to)));
         }
     }
@@ -126,10 +127,26 @@ fn connected(path: SocketLb) {
         wait_for(stream, "web-1");
         assert_eq!(failed(stream), 0, "{}", stream.log());
     }
+    no_thread_stays_elsewhere(&cluster);
     let expected = streams.iter().filter(|(is_closed, _)| *is_closed).count() as u64;
     eventually(SOON, "status of what was closed since the start", || {
         let status = cluster.agents[0].status()?;
         ensure!(status["agent"]["stale"]["closedSockets"] == expected, "{}", status["agent"]);
+        Ok(())
+    });
+}
+
+/// A pod's network namespace could not go for as long as a thread of the agent is in it.
+#[track_caller]
+fn no_thread_stays_elsewhere(cluster: &Cluster) {
+    let status = cluster.agents[0].status().unwrap();
+    let process = format!("/proc/{}", status["agent"]["pid"]);
+    let home = std::fs::read_link(format!("{process}/ns/net")).unwrap();
+    eventually(SOON, "all threads at home", || {
+        for thread in std::fs::read_dir(format!("{process}/task"))? {
+            let place = std::fs::read_link(thread?.path().join("ns/net"))?;
+            ensure!(place == home, "{place:?}, not {home:?}");
+        }
         Ok(())
     });
 }
