@@ -169,7 +169,7 @@ fn choose<A: Address + Maps>(ctx: &SockAddrContext, address: A, port: BePort) ->
         return Answer::Pass;
     }
     if protocol == L4Proto::UDP
-        && let Some(pair) = remembered(ctx, address, port)
+        && let Some(pair) = remembered(ctx, &frontend, (address, port))
     {
         return Answer::Backend(pair);
     }
@@ -233,18 +233,20 @@ fn pick_slot<A: Maps>(
     A::backend(id).map(|backend| (id, backend))
 }
 
-/// The backend that a UDP socket has for a frontend, while it serves.
+/// The backend that a UDP socket has for a frontend, while it serves there: the address may have
+/// gone to another Service.
 #[inline(always)]
 fn remembered<A: Address + Maps>(
     ctx: &SockAddrContext,
-    address: A,
-    port: BePort,
+    frontend: &Frontend,
+    (address, port): (A, BePort),
 ) -> Option<SocketPair> {
-    let frontend = address.to_mapped();
-    let is_it = |pair: &SocketPair| pair.frontend == frontend && pair.frontend_port == port;
+    let address = address.to_mapped();
+    let is_it = |pair: &SocketPair| pair.frontend == address && pair.frontend_port == port;
     let pair = find(peers(ctx)?, is_it)?;
     let backend = A::backend(pair.backend_id)?;
-    backend.serves(pair.generation).then_some(pair)
+    let is_ours = backend.service == frontend.service;
+    (is_ours && backend.serves(pair.generation)).then_some(pair)
 }
 
 /// Writes a pair over the one for the same frontend, else over the oldest.
