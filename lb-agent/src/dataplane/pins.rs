@@ -1,7 +1,7 @@
 //! Where everything that outlives the agent is pinned.
 //!
 //! ```text
-//! BPFFS/abi-1/           which layouts the maps have
+//! BPFFS/abi-N/           which layouts the maps have
 //! BPFFS/maps/NAME        BPFFS/programs/NAME
 //! BPFFS/links/NAME       cgroup hooks, by program
 //! BPFFS/links/IFINDEX-{ingress,egress}
