@@ -146,7 +146,7 @@ fn no_thread_stays_elsewhere(cluster: &Cluster) {
     eventually(SOON, "all threads at home", || {
         for thread in std::fs::read_dir(format!("{process}/task"))? {
             let place = std::fs::read_link(thread?.path().join("ns/net"))?;
-            ensure!(place == home, "{place:?}, not {home:?}");
+            ensure!(place == home, "{}, not {}", place.display(), home.display());
         }
         Ok(())
     });
