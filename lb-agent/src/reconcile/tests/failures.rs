@@ -109,6 +109,48 @@ fn nothing_is_removed_while_nothing_can_be_put() {
     }
 }
 
+/// A region whose backends have begun to go is written anew, though the same pods are wanted again.
+#[test]
+fn a_list_that_comes_back_while_its_backends_go_gets_a_region_of_its_own() {
+    for family in FAMILIES {
+        let mut world = World::new(Failing::nothing()).listed();
+        world.slice(web(family, &[1, 2]));
+        world.service(service(family, "web", 1));
+        let second = |step: &Step| matches!(step, Step::RemoveBackend(id) if id.index == 2);
+        world.reconciler.tables().fails = Some(second);
+        assert!(world.slice(web(family, &[])).failure.is_some());
+        assert_eq!(world.reconciler.tables().snapshot().unwrap().backends.len(), 1);
+        world.reconciler.tables().fails = None;
+        assert!(world.slice(web(family, &[1, 2])).failure.is_none());
+        let meaning = world.reconciler.tables().tables.meaning();
+        let mut pods = meaning.frontends[&vip(family, 1)].internal.clone();
+        pods.sort_unstable();
+        pods.dedup();
+        assert_eq!(pods, [1, 2].map(|n| pod(family, n)));
+        assert_eq!(world.reconciler.used_chunks(), 16, "one region");
+    }
+}
+
+#[test]
+fn a_service_port_that_finds_no_id_waits_for_one_and_says_so() {
+    let mut world = World::new(FakeTables::default()).listed();
+    let none = || ids::Pool::restored(1, BTreeMap::new());
+    world.reconciler.state.as_mut().unwrap().pools.services = none();
+    let outcome = world.service(service(Family::V4, "web", 1));
+    let name = ObjectName::new("default", "web");
+    let told: Vec<String> = outcome.problems[&name].iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        ["Service default/web: spec.ports: port \"http\" (TCP): service ids is full at 1048576 \
+          entries; use fewer Services or endpoints"]
+    );
+    assert!(world.reconciler.is_behind(&name));
+    let two = ids::Pool::restored(2, BTreeMap::new());
+    world.reconciler.state.as_mut().unwrap().pools.services = two;
+    assert_eq!(world.reconciler.retry().problems[&name], []);
+    assert!(world.snapshot().frontends.contains_key(&vip(Family::V4, 1)));
+}
+
 /// Services `s1`, `s2` … each with a cluster IP and a pod, told of together.
 fn together(world: &mut World<Failing>, family: Family, numbers: std::ops::Range<u8>) -> Outcome {
     let mut names = Vec::new();
