@@ -153,6 +153,11 @@ fn a_service_port_that_finds_no_id_waits_for_one_and_says_so() {
 
 /// Services `s1`, `s2` … each with a cluster IP and a pod, told of together.
 fn together(world: &mut World<Failing>, family: Family, numbers: std::ops::Range<u8>) -> Outcome {
+    let delta = numbered(world, family, numbers);
+    world.reconciler.apply(delta)
+}
+
+fn numbered(world: &mut World<Failing>, family: Family, numbers: std::ops::Range<u8>) -> Delta {
     let mut names = Vec::new();
     for n in numbers {
         let name = format!("s{n}");
@@ -161,8 +166,7 @@ fn together(world: &mut World<Failing>, family: Family, numbers: std::ops::Range
         world.model.apply(Event::ServiceApplied(service(family, &name, n)));
         names.push(ObjectName::new("default", &name));
     }
-    let delta = world.desired.update(&world.model, &names);
-    world.reconciler.apply(delta)
+    world.desired.update(&world.model, &names)
 }
 
 #[test]
@@ -192,6 +196,35 @@ fn a_kernel_that_refuses_everything_is_not_asked_for_each_service() {
     world.reconciler.retry();
     assert_eq!(world.reconciler.tables().snapshot().unwrap().frontends.len(), 99);
     assert!(!world.reconciler.is_pending());
+}
+
+#[test]
+fn writes_and_removals_that_fail_try_one_patience() {
+    let mut world = World::new(Failing::nothing()).listed();
+    together(&mut world, Family::V4, 1..11);
+    let gone: Vec<_> = world.model.services().map(|service| service.name.clone()).collect();
+    for name in &gone {
+        world.model.apply(Event::ServiceDeleted(name.clone()));
+    }
+    let mut delta = world.desired.update(&world.model, &gone);
+    delta.ports.extend(numbered(&mut world, Family::V4, 11..21).ports);
+    world.reconciler.tables().fails = Some(|_| true);
+    assert!(world.reconciler.apply(delta).failure.is_some());
+    assert_eq!(world.reconciler.tables().failures, 16);
+}
+
+#[test]
+fn a_run_that_gives_up_says_of_no_service_that_it_has_room() {
+    let small = Capacity { backends: 100, frontends: 1 };
+    let tables = FakeTables::new(small, Checks::Everything);
+    let mut world = World::new(Failing { tables, ..Failing::nothing() }).listed();
+    world.service(service(Family::V4, "first", 1));
+    assert_eq!(world.service(service(Family::V4, "web", 2)).problems.len(), 1);
+    world.reconciler.tables().fails = Some(|_| true);
+    together(&mut world, Family::V4, 3..30);
+    let outcome = world.reconciler.retry();
+    assert!(outcome.failure.is_some() && outcome.problems.is_empty(), "{outcome:?}");
+    assert!(world.reconciler.is_behind(&ObjectName::new("default", "web")));
 }
 
 #[test]
