@@ -1,5 +1,7 @@
 //! What an agent makes of tables that it finds.
 
+use std::collections::HashMap;
+
 use lb_common::abi::FrontendKind;
 
 use super::*;
@@ -66,7 +68,7 @@ fn entry(service: u32) -> FrontendEntry {
 }
 
 fn restored(snapshot: &Snapshot, wanted: &Wanted) -> Restored {
-    restore(snapshot, wanted, &BTreeMap::new(), |_| 100)
+    restore(snapshot, wanted, &HashMap::new(), |_| 100)
 }
 
 fn ids(restored: &Restored) -> Vec<(&str, u32)> {
@@ -136,4 +138,19 @@ fn backends_that_are_there_several_times_go_but_for_one() {
         assert_eq!(world.reconciler.tables().meaning(), good);
         assert_eq!(world.reconciler.resync().steps, 0);
     }
+}
+
+#[test]
+fn equal_slots_of_both_families_stay_two_regions() {
+    let mut world = World::new(FakeTables::default()).listed();
+    let mut both = service(Family::V4, "web", 1);
+    both.cluster_ips.push(ip(Family::V6, CLUSTER, 1));
+    for family in FAMILIES {
+        let name = ObjectName::new("default", if family == Family::V4 { "web-4" } else { "web-6" });
+        world.slice(EndpointSlice { name, ..web(family, &[1]) });
+    }
+    world.service(both);
+    let slots: Vec<_> = world.snapshot().regions.into_values().map(|(_, slots)| slots).collect();
+    assert!(slots.len() == 2 && slots[0] == slots[1]);
+    assert_eq!(world.restart().1.steps, 0);
 }
