@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::output::{OutputArgs, table};
 use crate::{
-    dataplane::{MapFill, Reader},
+    dataplane::{MapFill, Reader, check_version},
     instance::{DeviceStatus, Instance, LeftAlone, StaleStatus, Status},
 };
 
@@ -25,6 +25,7 @@ struct Report {
 }
 
 pub(super) fn status(arguments: OutputArgs, bpffs: &Path) -> anyhow::Result<ExitCode> {
+    check_version(bpffs)?;
     let instance = Instance::of(bpffs);
     let (counters, maps) = match Reader::open(bpffs) {
         Some(reader) => (reader.counters()?, reader.fill()?),

@@ -34,7 +34,7 @@ pub use crate::desired::FrontendAddress;
 pub use kernel::{Kernel, KernelError};
 pub use load::object;
 pub use options::{KernelOptions, SocketLb, TcAttach};
-pub use pins::{CleanupError, cleanup};
+pub use pins::{CleanupError, PinsError, check_version, cleanup};
 pub use reader::{MapFill, Reader};
 pub use stale::StaleFinder;
 pub use tables::KernelTables;
