@@ -134,8 +134,8 @@ fn a_list_that_comes_back_while_its_backends_go_gets_a_region_of_its_own() {
 #[test]
 fn a_service_port_that_finds_no_id_waits_for_one_and_says_so() {
     let mut world = World::new(FakeTables::default()).listed();
-    let none = || ids::Pool::restored(1, BTreeMap::new());
-    world.reconciler.state.as_mut().unwrap().pools.services = none();
+    let none = ids::Pool::restored(1, BTreeMap::new());
+    world.reconciler.state.as_mut().unwrap().pools.services = none;
     let outcome = world.service(service(Family::V4, "web", 1));
     let name = ObjectName::new("default", "web");
     let told: Vec<String> = outcome.problems[&name].iter().map(ToString::to_string).collect();
