@@ -207,11 +207,12 @@ fn s8_one_number_may_be_a_node_port_of_each_protocol() {
 fn s22_nobody_else_gets_a_cluster_ip_that_is_left_alone() {
     for family in FAMILIES {
         let mut world = World::default();
-        let held = ip(family, CLUSTER, 10);
-        let held = NodeFacts { local_addresses: [held].into(), ..facts() };
+        let held_ip = ip(family, CLUSTER, 10);
+        let held = NodeFacts { local_addresses: [held_ip].into(), ..facts() };
         world.desired = Desired::new(held);
         world.set(service(family, "dns", 10));
         world.update("dns");
+        assert_eq!(left_alone(&world), [format!("{} default/dns", tcp(held_ip, 80))]);
         let external_ips = vec![ip(family, CLUSTER, 10)];
         world.set(Service { external_ips, created: 1, ..service(family, "thief", 1) });
         let delta = world.update("thief");
@@ -219,5 +220,12 @@ fn s22_nobody_else_gets_a_cluster_ip_that_is_left_alone() {
         assert!(owners(&delta, address).is_empty());
         assert!(problems(&delta)[0].contains("is taken by Service default/dns"));
         assert_eq!(owners(&world.delete("dns"), address), ["thief"]);
+        assert_eq!(left_alone(&world), [""; 0]);
     }
+}
+
+fn left_alone(world: &World) -> Vec<String> {
+    let shown =
+        |(address, port): &(FrontendAddress, PortKey)| format!("{address} {}", port.service);
+    world.desired.left_alone().iter().map(shown).collect()
 }

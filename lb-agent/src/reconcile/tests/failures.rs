@@ -76,6 +76,24 @@ fn s21_the_old_owner_answers_until_the_new_one_is_written() {
 }
 
 #[test]
+fn s11_flows_part_from_an_address_when_its_owner_is_another() {
+    for family in FAMILIES {
+        let mut world = World::new(FakeTables::default()).listed();
+        let shared = |name, n, external_ips| Service { external_ips, ..service(family, name, n) };
+        let address = vec![ip(family, OUTSIDE, 6)];
+        world.slice(web(family, &[1]));
+        assert!(
+            world.service(shared("web", 1, address.clone())).retired,
+            "it may have been another's"
+        );
+        assert!(!world.slice(web(family, &[1, 2])).retired);
+        let outcome = world.service(Service { created: 1, ..shared("new", 2, address.clone()) });
+        assert!(outcome.retired, "it was another's, who serves on");
+        assert!(!world.service(shared("web", 1, Vec::new())).retired, "nobody's");
+    }
+}
+
+#[test]
 fn the_old_owner_that_is_deleted_meanwhile_leaves_nothing_behind() {
     for family in FAMILIES {
         let mut world = handed_over(family, |step| matches!(step, Step::PutFrontend(..)));
