@@ -32,14 +32,16 @@ fn the_agent_remembers_generations_that_a_reading_does_not_show() {
     for family in FAMILIES {
         let mut world = World::new(Forgetful(FakeTables::default())).listed();
         world.service(service(family, "web", 1));
-        world.slice(web(family, &[1]));
-        world.slice(web(family, &[]));
-        assert_eq!(world.reconciler.resync().steps, 0);
-        world.slice(web(family, &[2]));
+        for pod in 1..3 {
+            world.slice(web(family, &[pod]));
+            world.slice(web(family, &[]));
+            assert_eq!(world.reconciler.resync().steps, 0);
+        }
+        world.slice(web(family, &[3]));
         let backends = world.reconciler.tables().snapshot().unwrap().backends;
         let found: Vec<_> =
             backends.iter().map(|(id, entry)| (id.index, entry.generation)).collect();
-        assert_eq!(found, [(1, 2)]);
+        assert_eq!(found, [(1, 3)]);
     }
 }
 
