@@ -30,6 +30,15 @@ impl Family {
     /// Both families, in the order tests report them.
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
+    /// The address by which a host reaches itself.
+    #[must_use]
+    pub fn loopback(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::LOCALHOST.into(),
+            Self::V6 => Ipv6Addr::LOCALHOST.into(),
+        }
+    }
+
     /// The address that means "any" in this family.
     #[must_use]
     pub fn unspecified(self) -> IpAddr {

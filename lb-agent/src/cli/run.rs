@@ -91,7 +91,7 @@ pub(super) struct RunArgs {
 /// Who counts as a client on this node, and whom backends see: kube-proxy's names.
 #[derive(Args, Debug)]
 pub(super) struct ClientArgs {
-    /// Networks of the cluster's pods: clients from there count as clients on this node
+    /// Networks of the cluster's pods: those of this node's pods among them count as clients here
     #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network)]
     pub(super) cluster_cidr: Vec<IpNet>,
     /// How clients on this node are told from others [default: by device, and by --cluster-cidr]

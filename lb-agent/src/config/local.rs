@@ -13,7 +13,7 @@ pub enum DetectLocalMode {
     /// Packets that come in by --pod-bridge-interface, and no others.
     #[value(name = "BridgeInterface")]
     BridgeInterface,
-    /// Sources in --cluster-cidr as well.
+    /// Sources in podCIDRs of this node's object that are part of --cluster-cidr as well.
     #[value(name = "ClusterCIDR")]
     ClusterCidr,
     /// Packets that come in by devices of --pod-interface-name-prefix, and no others.
@@ -29,7 +29,10 @@ pub enum DetectLocalMode {
 pub enum DetectLocal {
     /// They come in by this bridge.
     Bridge(String),
-    /// They come in by a device that leads to pods, or from one of these networks.
+    /// They come in by a device that leads to pods, or from a pod network of the node within these.
+    ///
+    /// A pod of another node is outside: what kube-proxy would give it elsewhere answers past this
+    /// node, so that the connection fails, and upstream's tests expect that.
     ClusterCidr(Vec<IpNet>),
     /// They come in by a device that leads to pods.
     #[default]
@@ -71,12 +74,12 @@ impl DetectLocal {
     /// Sources that are clients on this node whatever device their packets come in by, on a node
     /// with these pod networks.
     pub fn sources(&self, pod_cidrs: &[IpNet]) -> BTreeSet<IpNet> {
-        let sources = match self {
-            Self::ClusterCidr(cluster) => cluster,
-            Self::NodeCidr => pod_cidrs,
-            Self::Bridge(_) | Self::Devices | Self::NamePrefix(_) => &[],
+        let counts = |cidr: &&IpNet| match self {
+            Self::ClusterCidr(cluster) => cluster.iter().any(|net| net.contains(*cidr)),
+            Self::NodeCidr => true,
+            Self::Bridge(_) | Self::Devices | Self::NamePrefix(_) => false,
         };
-        sources.iter().copied().collect()
+        pod_cidrs.iter().filter(counts).copied().collect()
     }
 }
 
@@ -98,7 +101,8 @@ mod tests {
         let nets = vec![network("10.244.0.1/16").unwrap(), network(" fd00:244::/56").unwrap()];
         let local = DetectLocal::new(None, nets.clone(), None, None);
         assert_eq!(local, DetectLocal::ClusterCidr(nets.clone()));
-        assert_eq!(local.sources(&[]), nets.iter().copied().collect());
+        let own = ["10.244.7.0/24", "10.7.0.0/24"].map(|text| network(text).unwrap());
+        assert_eq!(local.sources(&own), BTreeSet::from([own[0]]), "those in the cluster's");
         assert_eq!(nets[0].to_string(), "10.244.0.0/16");
         let mode = Some(DetectLocalMode::ClusterCidr);
         assert_eq!(DetectLocal::new(mode, Vec::new(), None, None), DetectLocal::Devices);

@@ -1,6 +1,6 @@
 //! Who has an address that several Service ports ask for (S21).
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use lb_common::abi::FrontendKind;
 
@@ -31,7 +31,7 @@ impl Claim {
 
 /// All claims, in order for each address.
 #[derive(Debug, Default)]
-pub(super) struct Claims(BTreeMap<FrontendAddress, Vec<Claim>>);
+pub(super) struct Claims(HashMap<FrontendAddress, Vec<Claim>>);
 
 impl Claims {
     /// Adds a claim.

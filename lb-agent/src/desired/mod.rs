@@ -17,7 +17,7 @@ mod tests;
 mod topology;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -50,9 +50,9 @@ pub struct Delta {
 #[derive(Debug, Default)]
 pub struct Desired {
     facts: NodeFacts,
-    services: BTreeMap<ObjectName, ServiceTables>,
+    services: HashMap<ObjectName, ServiceTables>,
     claims: Claims,
-    problems: BTreeMap<ObjectName, Vec<Problem>>,
+    problems: HashMap<ObjectName, Vec<Problem>>,
     no_local_endpoints: BTreeMap<Family, NoLocalEndpoints>,
 }
 

@@ -1,15 +1,15 @@
 //! The model as a whole, kept by taking in one event after another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{EndpointSlice, Event, Node, ObjectName, Service};
 
 /// All that a node's tables follow from, but for the facts of the node itself.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
-    services: BTreeMap<ObjectName, Service>,
-    slices: BTreeMap<ObjectName, BTreeMap<ObjectName, EndpointSlice>>,
-    slice_owners: BTreeMap<ObjectName, ObjectName>,
+    services: HashMap<ObjectName, Service>,
+    slices: HashMap<ObjectName, BTreeMap<ObjectName, EndpointSlice>>,
+    slice_owners: HashMap<ObjectName, ObjectName>,
     node: Option<Node>,
     /// This node's object was there once, and is not any more.
     node_deleted: bool,
@@ -49,7 +49,7 @@ impl Model {
         }
     }
 
-    /// The Services, in order of their names.
+    /// The Services, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
         self.services.values()
     }

@@ -1,7 +1,7 @@
 //! What has been written so far, step by step: the realized state.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     sync::Arc,
 };
@@ -61,7 +61,7 @@ impl Held {
 #[derive(Debug, Default)]
 pub(super) struct Realized {
     pub(super) ports: BTreeMap<ServiceId, Held>,
-    pub(super) frontends: BTreeMap<FrontendAddress, FrontendEntry>,
+    pub(super) frontends: HashMap<FrontendAddress, FrontendEntry>,
 }
 
 impl Realized {

@@ -29,7 +29,7 @@ use crate::{
 pub use names::{BackendName, ServiceNames};
 use plan::Pools;
 use problems::Blocked;
-use restore::{Restored, Wanted};
+use restore::{Ids, Restored, Wanted};
 
 /// What a call did.
 #[derive(Debug, Default)]
@@ -63,7 +63,7 @@ pub struct Reconciler<T> {
 /// What the tables hold, and what is still to be done about it.
 #[derive(Debug)]
 struct State {
-    ids: BTreeMap<PortKey, ServiceId>,
+    ids: Ids,
     keys: BTreeMap<ServiceId, PortKey>,
     realized: held::Realized,
     pools: Pools,
@@ -172,7 +172,7 @@ impl State {
         earlier: Option<Self>,
         tables: &impl Tables,
     ) -> Self {
-        let none = BTreeMap::new();
+        let none = Ids::new();
         let known = earlier.as_ref().map_or(&none, |state| &state.ids);
         let Restored { ids, realized, mut pools } =
             restore::restore(snapshot, wanted, known, |family| tables.backend_capacity(family));
@@ -184,7 +184,7 @@ impl State {
         let dirty = realized.ports.keys().copied().collect();
         let must_settle = *snapshot != Snapshot::default();
         let mut state = Self { ids, keys, realized, pools, dirty, blocked, must_settle };
-        for key in wanted.keys() {
+        for key in restore::in_order(wanted) {
             state.touch(key);
         }
         state

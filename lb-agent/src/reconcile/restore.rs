@@ -3,7 +3,7 @@
 //! Used at the start, and whenever the tables are compared with what should be in them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeSet, HashMap},
     net::SocketAddr,
     sync::Arc,
 };
@@ -30,12 +30,14 @@ use super::{
 pub(super) const SERVICE_IDS: u32 = 1 << 20;
 
 /// Wanted Service ports.
-pub(super) type Wanted = BTreeMap<PortKey, Arc<PortTables>>;
+pub(super) type Wanted = HashMap<PortKey, Arc<PortTables>>;
+/// Ids of Service ports.
+pub(super) type Ids = HashMap<PortKey, ServiceId>;
 
 /// What a snapshot means.
 #[derive(Debug)]
 pub(super) struct Restored {
-    pub(super) ids: BTreeMap<PortKey, ServiceId>,
+    pub(super) ids: Ids,
     pub(super) realized: Realized,
     pub(super) pools: Pools,
 }
@@ -47,7 +49,7 @@ pub(super) struct Restored {
 pub(super) fn restore(
     snapshot: &Snapshot,
     wanted: &Wanted,
-    known: &BTreeMap<PortKey, ServiceId>,
+    known: &Ids,
     capacity: impl Fn(Family) -> u32,
 ) -> Restored {
     let ids = identify(snapshot, wanted, known);
@@ -70,22 +72,18 @@ pub(super) fn restore(
 }
 
 /// A Service port has the id that one of its frontends names, cluster IPs first.
-fn identify(
-    snapshot: &Snapshot,
-    wanted: &Wanted,
-    known: &BTreeMap<PortKey, ServiceId>,
-) -> BTreeMap<PortKey, ServiceId> {
-    let mut ids: BTreeMap<PortKey, ServiceId> = known
+fn identify(snapshot: &Snapshot, wanted: &Wanted, known: &Ids) -> Ids {
+    let mut ids: Ids = known
         .iter()
         .filter(|(key, _)| wanted.contains_key(key))
         .map(|(key, id)| (key.clone(), *id))
         .collect();
     let mut taken: BTreeSet<ServiceId> = known.values().copied().collect();
-    for (key, tables) in wanted {
+    for key in in_order(wanted) {
         if ids.contains_key(key) {
             continue;
         }
-        let found = addresses(tables)
+        let found = addresses(&wanted[key])
             .filter_map(|address| snapshot.frontends.get(address))
             .map(|entry| entry.service)
             .find(|id| (1..SERVICE_IDS).contains(&id.0) && !taken.contains(id));
@@ -97,6 +95,13 @@ fn identify(
     ids
 }
 
+/// Wanted Service ports in order of their names: the same cluster gets the same ids.
+pub(super) fn in_order(wanted: &Wanted) -> Vec<&PortKey> {
+    let mut keys: Vec<&PortKey> = wanted.keys().collect();
+    keys.sort_unstable();
+    keys
+}
+
 fn addresses(tables: &PortTables) -> impl Iterator<Item = &FrontendAddress> {
     let of = |cluster_ip| {
         tables.frontends().filter(move |(_, f)| (f.kind == FrontendKind::CLUSTER_IP) == cluster_ip)
@@ -104,7 +109,7 @@ fn addresses(tables: &PortTables) -> impl Iterator<Item = &FrontendAddress> {
     of(true).chain(of(false)).map(|(address, _)| address)
 }
 
-fn services_pool(snapshot: &Snapshot, ids: &BTreeMap<PortKey, ServiceId>) -> Pool {
+fn services_pool(snapshot: &Snapshot, ids: &Ids) -> Pool {
     let frontends = snapshot.frontends.values().map(|entry| entry.service);
     let backends = snapshot.backends.values().map(|entry| entry.service);
     let ranges = snapshot.source_ranges.iter().map(|(id, _)| *id);

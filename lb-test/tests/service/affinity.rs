@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::ensure;
-use lb_test::manifests::{Condition, Service, cluster_ips, list, pod};
+use lb_test::manifests::{Condition, Service, cluster_ips, external_ips, list, pod};
 use lb_test::programs::{json_lines, start_probe};
 use lb_test::{Family, Host, Process, SocketLb, eventually};
 use serde_json::{Value, json};
@@ -33,6 +33,7 @@ fn services(is_on: bool) -> Vec<Value> {
     let service = |name: &str, number: u8, node_port: u16| {
         let service = Service::new(name, number).select(WEB).tcp(80, 8080).node_port(node_port);
         let service = service.udp(80, 5353).node_port(node_port);
+        let service = service.ingress(external_ips(number), "VIP");
         service.spec("sessionAffinity", json!(if is_on { "ClientIP" } else { "None" }))
     };
     let local = service("local", 2, 30002).external_local();
@@ -75,8 +76,13 @@ fn ask_all(cluster: &Cluster, index: usize) -> Chosen {
             let has_port = from.name() != "node1" || cluster.has_socket_path(from);
             ask(from, if has_port { [vip(1), node_port(30001)][index] } else { vip(1) });
         }
-        ask(cluster.outside(), [node_port(30001), vip(1)][index]);
-        ask(cluster.outside(), node_port(30002));
+        let balanced = |number| external_ips(number).socket(family, 80);
+        ask(cluster.outside(), [node_port(30001), balanced(1)][index]);
+        ask(cluster.outside(), [node_port(30002), balanced(2)][index]);
+        let node = cluster.node("node1");
+        if cluster.has_socket_path(node) {
+            ask(node, SocketAddr::new(family.loopback(), 30001));
+        }
     }
     chosen
 }

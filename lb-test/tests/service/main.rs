@@ -18,6 +18,7 @@ mod node_settings;
 mod policy;
 mod ranges;
 mod reach;
+mod resolver;
 mod source;
 mod stale;
 mod udp;

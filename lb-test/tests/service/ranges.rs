@@ -145,10 +145,12 @@ fn s6_local_clients_are_told_as_kube_proxy_tells_them() {
     let cidrs = [format!("{}/24", own[0]), format!("{}/64", own[1])];
     let cluster_cidr = format!("--cluster-cidr={}", cidrs.join(","));
     let cluster = cluster.with_agents(&["node1"], &[&cluster_cidr]);
-    assert_told(&cluster, Told::Local);
+    assert_told(&cluster, Told::Outside);
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node1"},
         "spec": {"podCIDRs": cidrs}});
     cluster.apply("node.yaml", &list(&[node])).unwrap();
+    let cluster = cluster.with_agents(&["node1"], &[&cluster_cidr]);
+    assert_told(&cluster, Told::Local);
     let cluster = cluster.with_agents(&["node1"], &["--detect-local-mode=NodeCIDR", &cluster_cidr]);
     assert_told(&cluster, Told::Local);
     cluster.delete("node.yaml").unwrap();
