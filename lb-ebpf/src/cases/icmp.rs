@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use lb_common::abi::Counter;
+
 use super::{
     Device, Fate, Hook, Host, Net,
     frame::{Frame, Transport},
@@ -35,9 +37,7 @@ fn router(net: &Net<'_>) -> SocketAddr {
 fn error(about: &Frame, from: SocketAddr, kind: [u8; 2], quoted: usize) -> Frame {
     let length = about.ip_header_length() + quoted;
     let payload = about.encode()[IP..].iter().take(length).copied().collect();
-    let mut ends = [from, about.src];
-    ends.iter_mut().for_each(|end| end.set_port(0));
-    let [src, dst] = ends;
+    let [src, dst] = [from, about.src].map(|end| SocketAddr::new(end.ip(), 0));
     let transport = Transport::Icmp { kind, rest: REST };
     Frame { src, dst, transport, payload, options: Vec::new(), ..about.clone() }
 }
@@ -127,7 +127,7 @@ pub fn errors_of_a_flow_under_snat(net: &mut Net<'_>) {
     );
     let expiring = Frame { ttl: 1, ..error(&net.later(vip, client), client, [3, 3], LEAST) };
     if net.kind.is_v4 {
-        net.expect_drop(IN, &expiring, lb_common::abi::Counter::TtlExpired);
+        net.expect_drop(IN, &expiring, Counter::TtlExpired);
     }
 }
 

@@ -203,10 +203,9 @@ fn translate<A: Icmp>(
     let is_from_end = src == quote.answers.src;
     let new_src = if is_snat || is_from_end { entry.src } else { src };
     let verdict = match entry.action {
-        CtAction::FORWARD | CtAction::REPLY => Verdict::Continue,
         // A router's comes in by the way to the router, as reverse path filtering has it.
         CtAction::REPLY_TO_HOST if is_from_end => delivery(tables, entry.device),
-        CtAction::REPLY_TO_HOST => Verdict::Continue,
+        CtAction::FORWARD | CtAction::REPLY | CtAction::REPLY_TO_HOST => Verdict::Continue,
         _ => Verdict::Redirect(tables.route(new_src, entry.dst).ok_or(Counter::NoRoute)?),
     };
     if is_snat {
