@@ -48,8 +48,13 @@ pub struct Frame {
 /// A transport header without ports and checksum.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Transport {
-    /// Type and code of an error of the frame's family.
-    Icmp([u8; 2]),
+    /// A message of the frame's family.
+    Icmp {
+        /// Type and code.
+        kind: [u8; 2],
+        /// What stands behind the checksum: an MTU, or nothing.
+        rest: [u8; 4],
+    },
     /// A segment without options.
     Tcp {
         /// Sequence number.
@@ -68,8 +73,8 @@ pub enum Transport {
 impl Transport {
     fn protocol(self, is_v4: bool) -> L4Proto {
         match self {
-            Self::Icmp(_) if is_v4 => L4Proto::ICMP,
-            Self::Icmp(_) => L4Proto::ICMPV6,
+            Self::Icmp { .. } if is_v4 => L4Proto::ICMP,
+            Self::Icmp { .. } => L4Proto::ICMPV6,
             Self::Tcp { .. } => L4Proto::TCP,
             Self::Udp | Self::UdpWithoutChecksum => L4Proto::UDP,
         }
@@ -78,7 +83,7 @@ impl Transport {
     /// Where in its header the checksum stands.
     fn checksum_offset(self) -> usize {
         match self {
-            Self::Icmp(_) => 2,
+            Self::Icmp { .. } => 2,
             Self::Tcp { .. } => 16,
             Self::Udp | Self::UdpWithoutChecksum => 6,
         }
@@ -129,7 +134,7 @@ impl Frame {
     fn transport_header(&self) -> Vec<u8> {
         let ports = [self.src.port().to_be_bytes(), self.dst.port().to_be_bytes()].concat();
         match self.transport {
-            Transport::Icmp([kind, code]) => vec![kind, code, 0, 0, 0, 0, 0, 0],
+            Transport::Icmp { kind, rest } => [kind.to_vec(), vec![0, 0], rest.to_vec()].concat(),
             Transport::Tcp { sequence, acknowledgement, flags } => {
                 let numbers = [sequence.to_be_bytes(), acknowledgement.to_be_bytes()].concat();
                 // A refusal has a window of zero, and the other segments need none.
@@ -204,14 +209,16 @@ fn decode_transport(
         L4Proto::TCP => (decode_tcp(l4)?, TCP_HEADER),
         L4Proto::UDP if array(l4, 6)? == [0, 0] => (Transport::UdpWithoutChecksum, UDP_HEADER),
         L4Proto::UDP => (Transport::Udp, UDP_HEADER),
-        L4Proto::ICMP | L4Proto::ICMPV6 => (Transport::Icmp(array(l4, 0)?), ICMP_HEADER),
+        L4Proto::ICMP | L4Proto::ICMPV6 => {
+            (Transport::Icmp { kind: array(l4, 0)?, rest: array(l4, 4)? }, ICMP_HEADER)
+        }
         other => return malformed(format!("protocol {other:?}")),
     };
     if protocol == L4Proto::UDP && array(l4, 4)? != be(l4.len()) {
         return malformed(format!("length in UDP header {l4:02x?}"));
     }
     let ports = match transport {
-        Transport::Icmp(_) => [0, 0],
+        Transport::Icmp { .. } => [0, 0],
         _ => [u16::from_be_bytes(array(l4, 0)?), u16::from_be_bytes(array(l4, 2)?)],
     };
     let frame = Frame {
@@ -282,7 +289,7 @@ mod tests {
     #[test]
     fn a_frame_survives_its_bytes_and_a_wrong_bit_does_not() {
         let transports = [
-            Transport::Icmp([3, 3]),
+            Transport::Icmp { kind: [3, 3], rest: [0, 0, 5, 0] },
             Transport::Tcp { sequence: 7, acknowledgement: 9, flags: 0x12 },
             Transport::Udp,
         ];
@@ -297,7 +304,7 @@ mod tests {
                 transport: *transport,
                 payload: b"odd".to_vec(),
             };
-            if matches!(transport, Transport::Icmp(_)) {
+            if matches!(transport, Transport::Icmp { .. }) {
                 (frame.src, frame.dst) = (with_port_zero(frame.src), with_port_zero(frame.dst));
             }
             let mut bytes = frame.encode();

@@ -12,6 +12,7 @@
 pub mod affinity;
 pub mod flows;
 pub mod frame;
+pub mod icmp;
 mod net;
 pub mod refusals;
 pub mod snat;
@@ -48,6 +49,12 @@ macro_rules! each_case {
             flows::a_tcp_connection_stays_with_a_removed_backend,
             flows::options_of_the_header_stay,
             flows::udp_without_a_checksum_stays_without,
+            icmp::errors_of_a_closed_connection_are_left_alone,
+            icmp::errors_of_a_flow_to_a_local_backend,
+            icmp::errors_of_a_flow_under_snat,
+            icmp::errors_of_a_host_process_s_flow,
+            icmp::errors_with_options,
+            icmp::other_errors_are_left_alone,
             refusals::a_reset_is_not_answered,
             refusals::a_segment_of_no_connection_is_reset,
             refusals::nothing_is_remembered_of_a_refusal,

@@ -165,7 +165,14 @@ impl<'a> Net<'a> {
     /// Passes a reply to a process of the node and expects it, delivered as if by the uplink.
     #[track_caller]
     pub fn expect_delivery(&mut self, at: Device, frame: &Frame, ends: [SocketAddr; 2]) {
-        let ([src, dst], mut macs) = (ends, frame.macs);
+        let [src, dst] = ends;
+        self.expect_delivered(at, frame, &Frame { src, dst, ..frame.clone() });
+    }
+
+    /// Passes a packet for a process of the node and expects another one, delivered likewise.
+    #[track_caller]
+    pub fn expect_delivered(&mut self, at: Device, frame: &Frame, expected: &Frame) {
+        let mut macs = frame.macs;
         let mut fate = Fate::Next;
         if at != Device::Uplink {
             fate = Fate::Sent(Device::Uplink);
@@ -173,7 +180,7 @@ impl<'a> Net<'a> {
             macs[0] = DEVICE_MAC;
         }
         let became = self.pass(Hook::Ingress(at), frame, fate);
-        assert_eq!(became, Frame { macs, src, dst, ..frame.clone() });
+        assert_eq!(became, Frame { macs, ..expected.clone() });
     }
 
     /// Passes a packet and expects it to be dropped and counted.

@@ -26,7 +26,7 @@ fn refusal(net: &Net<'_>, asked: &Frame) -> Frame {
     let Transport::Tcp { sequence, acknowledgement, flags } = asked.transport else {
         let kind = if net.kind.is_v4 { [3, 3] } else { [1, 4] };
         let quote = 14..14 + asked.ip_header_length() + 8;
-        let mut answer = turned(Transport::Icmp(kind), &asked.encode()[quote]);
+        let mut answer = turned(Transport::Icmp { kind, rest: [0; 4] }, &asked.encode()[quote]);
         answer.src.set_port(0);
         answer.dst.set_port(0);
         return answer;

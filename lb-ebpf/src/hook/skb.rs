@@ -17,9 +17,6 @@ use lb_ebpf::{
 
 use crate::globals::MARK;
 
-/// Headers that a path may touch: Ethernet, IPv6, TCP.
-const HEADERS: u32 = 14 + 40 + 20;
-
 /// A socket buffer.
 pub(super) struct Skb(TcContext);
 
@@ -68,11 +65,12 @@ impl Skb {
         }
     }
 
-    /// Makes the headers readable in place, where a driver left them in fragments.
+    /// Makes the first bytes, as many as headers may take, readable in place, where a driver left them
+    /// in fragments.
     #[inline(always)]
-    pub(super) fn pull(&self) {
+    pub(super) fn pull(&self, headers: u32) {
         let linear = self.0.data_end() - self.0.data();
-        let wanted = HEADERS.min(self.0.len());
+        let wanted = headers.min(self.0.len());
         if linear < wanted as usize {
             // What cannot be pulled is found truncated.
             let _ = self.0.pull_data(wanted);

@@ -10,8 +10,9 @@ use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next, NoFlow},
     path::{
-        PathResult, Verdict, egress as out, ingress as into,
-        redirect::{self, Redirect},
+        Direction, PathResult, Verdict, egress as out,
+        icmp::{self, Icmp},
+        ingress as into,
     },
 };
 
@@ -23,6 +24,13 @@ use crate::{
 
 /// Neither accepts nor drops: the next program, ours or a CNI's, decides (`TCX_NEXT`).
 const NEXT: i32 = -1;
+/// What a program answers with until all has been looked at: the packet may be one of ICMP.
+const OTHER: i32 = -2;
+/// Headers that a path may touch: Ethernet, IPv6, TCP.
+const HEADERS: u32 = 14 + 40 + 20;
+/// The same of ICMP, as far as the quoted ports: an IPv6 redirect with a link-layer address is the
+/// longest, longer than an error with two IPv4 headers that are full of options.
+const QUOTED_HEADERS: u32 = 14 + 40 + 40 + 16 + 40 + 4;
 
 /// The program at ingress.
 #[inline(always)]
@@ -31,10 +39,14 @@ pub fn ingress(ctx: TcContext) -> i32 {
     if skb.is_marked() {
         return NEXT;
     }
-    skb.pull();
+    skb.pull(HEADERS);
     match parse::ethertype(&skb) {
-        Ipv4::ETHERTYPE => ingress_of::<Ipv4>(&mut skb),
-        Ipv6::ETHERTYPE => ingress_of::<Ipv6>(&mut skb),
+        Ipv4::ETHERTYPE => {
+            other::<Ipv4>(ingress_of::<Ipv4>(&mut skb), &mut skb, Direction::Ingress)
+        }
+        Ipv6::ETHERTYPE => {
+            other::<Ipv6>(ingress_of::<Ipv6>(&mut skb), &mut skb, Direction::Ingress)
+        }
         _ => NEXT,
     }
 }
@@ -48,10 +60,10 @@ pub fn egress(ctx: TcContext) -> i32 {
         skb.set_mark(0);
         return NEXT;
     }
-    skb.pull();
+    skb.pull(HEADERS);
     match parse::ethertype(&skb) {
-        Ipv4::ETHERTYPE => egress_of::<Ipv4>(&mut skb),
-        Ipv6::ETHERTYPE => egress_of::<Ipv6>(&mut skb),
+        Ipv4::ETHERTYPE => other::<Ipv4>(egress_of::<Ipv4>(&mut skb), &mut skb, Direction::Egress),
+        Ipv6::ETHERTYPE => other::<Ipv6>(egress_of::<Ipv6>(&mut skb), &mut skb, Direction::Egress),
         _ => NEXT,
     }
 }
@@ -59,35 +71,53 @@ pub fn egress(ctx: TcContext) -> i32 {
 /// A function of its own, so that the two families do not share a stack.
 #[inline(never)]
 fn ingress_of<A: Header + Maps + Routing>(skb: &mut Skb) -> i32 {
-    A::parse(skb, Direction::Ingress).unwrap_or_else(pass)
+    A::parse(skb, Path(Direction::Ingress)).unwrap_or_else(pass)
 }
 
 /// A function of its own, so that the two families do not share a stack.
 #[inline(never)]
-fn egress_of<A: Redirect + Maps + Routing>(skb: &mut Skb) -> i32 {
-    match A::parse(skb, Direction::Egress) {
-        Ok(code) => code,
-        Err(NoFlow::Other) => leave::<A>(skb),
-        Err(reason) => pass(reason),
+fn egress_of<A: Header + Maps + Routing>(skb: &mut Skb) -> i32 {
+    A::parse(skb, Path(Direction::Egress)).unwrap_or_else(pass)
+}
+
+/// Goes on with a packet that is not one of a flow, if it is one of ICMP.
+///
+/// Called when the functions for flows have given back their stack.
+#[inline(always)]
+fn other<A: Icmp + Maps + Routing>(code: i32, skb: &mut Skb, direction: Direction) -> i32 {
+    if code != OTHER {
+        return code;
     }
+    match direction {
+        Direction::Egress => icmp_at_egress::<A>(skb),
+        Direction::Ingress => icmp_at_ingress::<A>(skb),
+    }
+}
+
+#[inline(never)]
+fn icmp_at_ingress<A: Icmp + Maps + Routing>(skb: &mut Skb) -> i32 {
+    icmp_of::<A>(skb, Direction::Ingress)
+}
+
+#[inline(never)]
+fn icmp_at_egress<A: Icmp + Maps + Routing>(skb: &mut Skb) -> i32 {
+    icmp_of::<A>(skb, Direction::Egress)
 }
 
 #[inline(always)]
-fn leave<A: Redirect + Maps + Routing>(skb: &mut Skb) -> i32 {
-    match redirect::leave(skb, &BpfTables::<A>::new(skb.context())) {
-        Ok(()) => NEXT,
-        Err(counter) => end(counter),
+fn icmp_of<A: Icmp + Maps + Routing>(skb: &mut Skb, direction: Direction) -> i32 {
+    if A::header(skb).is_none() {
+        return NEXT;
     }
+    skb.pull(QUOTED_HEADERS);
+    let verdict = icmp::icmp(skb, &BpfTables::<A>::new(skb.context()), direction);
+    act(skb, verdict, direction)
 }
 
-/// Which hook a program is at.
-#[derive(Clone, Copy, Eq, PartialEq)]
-enum Direction {
-    Egress,
-    Ingress,
-}
+/// Goes on with the path of a hook.
+struct Path(Direction);
 
-impl<A: Address + Maps + Routing> Next<A, Skb> for Direction {
+impl<A: Address + Maps + Routing> Next<A, Skb> for Path {
     type Output = i32;
 
     #[inline(always)]
@@ -96,23 +126,25 @@ impl<A: Address + Maps + Routing> Next<A, Skb> for Direction {
         let Some(kept) = A::headers() else { return NEXT };
         *kept = *headers;
         let (headers, tables) = (&*kept, BpfTables::new(skb.context()));
-        let verdict = match self {
-            Self::Egress => {
+        let Self(direction) = self;
+        let verdict = match direction {
+            Direction::Egress => {
                 let origin = skb.origin();
                 out::egress(skb, headers, &tables, origin)
             }
-            Self::Ingress => into::ingress(skb, headers, &tables),
+            Direction::Ingress => into::ingress(skb, headers, &tables),
         };
-        act(skb, verdict, self)
+        act(skb, verdict, direction)
     }
 }
 
-/// Leaves a packet alone that is not one of a flow, and counts it if it could have been.
+/// Leaves a packet alone that is not one of a flow, and counts it if it could have been; goes on
+/// with one of another protocol.
 #[inline(always)]
 fn pass(reason: NoFlow) -> i32 {
     match reason {
         NoFlow::Fragment => end(Counter::Fragment),
-        NoFlow::Other => NEXT,
+        NoFlow::Other => OTHER,
         NoFlow::Truncated => end(Counter::Truncated),
     }
 }

@@ -84,7 +84,7 @@ fn known<A: Address>(
 /// A reply to a host process must come in by the device that its request left by, or reverse path
 /// filtering (RFC 3704) drops it.
 #[inline(always)]
-fn delivery<A: Address>(tables: &impl Tables<A>, device: u32) -> Verdict<A> {
+pub(super) fn delivery<A: Address>(tables: &impl Tables<A>, device: u32) -> Verdict<A> {
     if device == tables.device() { Verdict::Continue } else { Verdict::Deliver(device) }
 }
 

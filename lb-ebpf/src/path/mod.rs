@@ -2,8 +2,8 @@
 
 pub mod egress;
 pub mod first;
+pub mod icmp;
 pub mod ingress;
-pub mod redirect;
 pub mod refuse;
 mod track;
 
@@ -18,6 +18,15 @@ use crate::{
     rewrite,
     tables::{CtRef, Route, Tables},
 };
+
+/// Which hook a packet is at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Direction {
+    /// It leaves by a device.
+    Egress,
+    /// It comes in by a device.
+    Ingress,
+}
 
 /// What the hook must do with a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -131,6 +140,6 @@ fn forward<A: Address>(
     tables: &impl Tables<A>,
     ends: &CtKey<A>,
 ) -> PathResult<A> {
-    rewrite::decrement_ttl(packet, headers)?;
+    rewrite::decrement_ttl::<A>(packet, headers.ttl)?;
     send(packet, headers, tables, ends)
 }
