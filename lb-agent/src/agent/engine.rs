@@ -18,7 +18,7 @@ use super::{
 use crate::{
     config::DetectLocal,
     dataplane::{BackendId, KernelTables, ServiceId},
-    desired::{Delta, Desired, HealthCheck, NodeFacts},
+    desired::{Delta, Desired, FrontendAddress, HealthCheck, NodeFacts, PortKey},
     health::Metrics,
     instance::Instance,
     model::{Change, Event, Family, Model, ObjectName},
@@ -194,12 +194,18 @@ impl Engine {
         changes
     }
 
+    /// Cluster IPs that a device of this node holds, and whose they would be.
+    pub(super) fn left_alone(&self) -> &BTreeSet<(FrontendAddress, PortKey)> {
+        self.desired.left_alone()
+    }
+
     /// What has been written so far.
     pub(super) const fn written(&self) -> Written {
         self.last
     }
 
-    /// Has a backend been removed since this was asked, or are the tables just taken over?
+    /// May flows have been parted from their backends since this was asked, or are the tables just taken
+    /// over?
     pub(super) fn take_retired(&mut self) -> bool {
         std::mem::take(&mut self.retired)
     }

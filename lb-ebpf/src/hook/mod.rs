@@ -1,7 +1,10 @@
 //! Where we are attached.
 
 pub mod bind;
+mod peers;
 mod route;
+mod skb;
 pub mod sock_addr;
 pub mod stale;
+mod tables;
 pub mod tc;

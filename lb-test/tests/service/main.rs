@@ -17,6 +17,7 @@ mod node_settings;
 mod policy;
 mod ranges;
 mod reach;
+mod resolver;
 mod sctp;
 mod source;
 mod stale;
