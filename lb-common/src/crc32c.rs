@@ -15,7 +15,7 @@ static SHORT: [u32; 256] = powers(8);
 /// `x^(8n)` for a length of `256n` bytes.
 static LONG: [u32; 256] = powers(8 * 256);
 
-/// What a change of the first four bytes of a packet of `length` bytes does to its CRC32c.
+/// What a change of the first four bytes of a packet of `length` bytes does to its checksum.
 ///
 /// Both changes are differences by "exclusive or" of words as they lie in memory. A function of its
 /// own, so that programs hold it once; it takes no stack.
@@ -95,7 +95,7 @@ mod tests {
 
     use super::*;
 
-    /// The CRC32c of whole packets, bit by bit.
+    /// The checksum of whole packets, bit by bit.
     fn full(bytes: &[u8]) -> u32 {
         let step = |crc: u32, byte: &u8| {
             (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
