@@ -185,7 +185,7 @@ fn a_silent_datagram_flow_chooses_again_and_a_connection_does_not() {
         net.frontend(vip, &[b]);
         bench.pass_time(UDP_TIMEOUT + 1);
         let mut net = Net::new(&mut bench, kind);
-        let expected = if net.is_tcp() { pod_a } else { pod_b };
+        let expected = if net.has_connections() { pod_a } else { pod_b };
         net.expect(hook, &net.later(client, vip), Fate::Next, [client, expected]);
     }
 }

@@ -192,6 +192,14 @@ impl L4Proto {
     pub const TCP: Self = Self(6);
     /// UDP.
     pub const UDP: Self = Self(17);
+
+    /// Do its packets say themselves whether they begin or end something? Asked of TCP, SCTP and
+    /// UDP alone.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_connections(self) -> bool {
+        self.0 != Self::UDP.0
+    }
 }
 
 #[cfg(test)]

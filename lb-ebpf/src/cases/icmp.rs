@@ -49,12 +49,14 @@ fn about(error: &Frame, other: &Frame, from: SocketAddr) -> Frame {
     let quoted = error.payload.len() - other.ip_header_length();
     let mut expected = self::error(other, from, kind, quoted);
     let checksum = match other.transport {
-        Transport::Tcp { .. } => 16,
-        _ => 6,
+        Transport::Sctp { .. } => 8..12,
+        Transport::Tcp { .. } => 16..18,
+        _ => 6..8,
     };
-    let place = other.ip_header_length() + checksum;
-    if let Some(bytes) = expected.payload.get_mut(place..place + 2) {
-        bytes.copy_from_slice(&error.payload[place..place + 2]);
+    let header = other.ip_header_length();
+    let place = header + checksum.start..header + checksum.end;
+    if let Some(bytes) = expected.payload.get_mut(place.clone()) {
+        bytes.copy_from_slice(&error.payload[place]);
     }
     Frame { ttl: error.ttl, ..expected }
 }
@@ -210,7 +212,7 @@ pub fn other_errors_are_left_alone(net: &mut Net<'_>) {
 
 /// Its client may have begun a flow past this node's frontends, which the error is about.
 pub fn errors_of_a_closed_connection_are_left_alone(net: &mut Net<'_>) {
-    if !net.is_tcp() {
+    if !net.has_connections() {
         return;
     }
     let id = net.backend(Host::PodA);

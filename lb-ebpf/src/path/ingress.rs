@@ -90,7 +90,7 @@ pub(super) fn delivery<A: Address>(tables: &impl Tables<A>, device: u32) -> Verd
 
 /// Does a packet of a known flow begin another one, or has its backend stopped serving?
 ///
-/// TCP stays with a removed backend until the connection ends (S12), but begins none with it: the
+/// TCP and SCTP stay with a removed backend until the connection ends (S12), but begin none with it: the
 /// end of a node that fails is never seen. Datagrams leave a backend that no longer serves at once
 /// (S11).
 #[inline(always)]
@@ -99,7 +99,7 @@ pub(super) fn must_choose_again<A: Address>(
     tables: &impl Tables<A>,
     entry: &CtEntry<A>,
 ) -> bool {
-    if headers.flow.protocol == L4Proto::TCP {
+    if headers.flow.protocol.has_connections() {
         if !headers.flags.opens() {
             return false;
         }

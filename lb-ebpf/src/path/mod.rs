@@ -8,7 +8,7 @@ pub mod refuse;
 mod track;
 
 use lb_common::{
-    abi::{Address, Counter, CtAction, CtEntry, CtKey, L4Proto},
+    abi::{Address, Counter, CtAction, CtEntry, CtKey},
     conntrack::{CtState, End, is_expired},
 };
 
@@ -108,7 +108,7 @@ fn is_of_a_later_flow<A: Address>(
     headers: &Headers<A>,
     entry: &CtEntry<A>,
 ) -> bool {
-    let is_later = if headers.flow.protocol == L4Proto::TCP {
+    let is_later = if headers.flow.protocol.has_connections() {
         headers.flags.answers_opening() && CtState(entry.state).is_closing()
     } else {
         is_expired(headers.flow.protocol, entry.last_seen, tables.now())

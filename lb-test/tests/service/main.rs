@@ -19,6 +19,7 @@ mod policy;
 mod ranges;
 mod reach;
 mod resolver;
+mod sctp;
 mod source;
 mod stale;
 mod udp;
