@@ -83,7 +83,10 @@ fn is_refused(from: &Host, to: SocketAddr) {
     let asked = packet([from.socket(family, 40000), to], INIT);
     send(from, &asked);
     let kind = if to.is_ipv4() { [3, 3] } else { [1, 4] };
-    let refusal = receive(&at_client, |frame| frame.transport == Transport::Icmp(kind));
+    let refusal = receive(
+        &at_client,
+        |frame| matches!(frame.transport, Transport::Icmp { kind: found, .. } if found == kind),
+    );
     let refusal = refusal.unwrap_or_else(|| panic!("{} to {to}: no refusal", from.name()));
     assert_eq!(refusal.src.ip(), to.ip());
     let (begin, length) = (14 + asked.ip_header_length(), 20);
