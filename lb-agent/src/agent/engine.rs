@@ -136,8 +136,12 @@ impl Engine {
         let node = self.model.node();
         let zone = node.and_then(|node| node.zone.clone());
         let local_sources = self.detect_local.sources(node.map_or(&[], |node| &node.pod_cidrs));
+        let is_known = self.facts.local_sources == local_sources;
         self.facts = NodeFacts { zone, local_sources, ..facts };
-        self.write_local_sources();
+        // Each address and route that changes comes by here, and writing reads the tries.
+        if !is_known {
+            self.write_local_sources();
+        }
         let delta = self.desired.set_facts(&self.model, self.facts.clone());
         self.write(delta, problems);
         self.measure();

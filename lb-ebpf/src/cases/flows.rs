@@ -190,14 +190,7 @@ pub fn udp_without_a_checksum_stays_without(net: &mut Net<'_>) {
     if net.kind.protocol != L4Proto::UDP || !net.kind.is_v4 {
         return;
     }
-    let id = net.backend(Host::PodA);
-    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
-    net.frontend(vip, &[id]);
-    let transport = Transport::UdpWithoutChecksum;
-    let request = Frame { transport, ..net.first(client, vip) };
-    net.expect(IN, &request, Fate::Next, [client, pod]);
-    let reply = Frame { transport, ..net.first(pod, client) };
-    net.expect(OUT, &reply, Fate::Next, [vip, client]);
+    expect_both_ways(net, Transport::UdpWithoutChecksum);
 }
 
 /// What is made on this machine is summed where it leaves it, with the ports that it has there.
@@ -205,10 +198,15 @@ pub fn sctp_without_a_checksum_stays_without(net: &mut Net<'_>) {
     if net.kind.protocol != L4Proto::SCTP {
         return;
     }
+    expect_both_ways(net, Transport::SctpWithoutChecksum { tag: TAG, chunk: INIT });
+}
+
+/// Passes a request and a reply with this transport header, and expects it in what becomes of them.
+#[track_caller]
+fn expect_both_ways(net: &mut Net<'_>, transport: Transport) {
     let id = net.backend(Host::PodA);
     let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
     net.frontend(vip, &[id]);
-    let transport = Transport::SctpWithoutChecksum { tag: TAG, chunk: INIT };
     let request = Frame { transport, ..net.first(client, vip) };
     net.expect(IN, &request, Fate::Next, [client, pod]);
     let reply = Frame { transport, ..net.first(pod, client) };
