@@ -2,12 +2,12 @@
 
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::{
-    Address, Affinity, AffinityKey, Backend, CtKey, DeviceRole, Frontend, FrontendKey, Region,
-    Source,
+    Address, Affinity, AffinityKey, Backend, CachedFlow, CtKey, DeviceRole, Frontend, FrontendKey,
+    NextHop, Region, Source,
 };
-use lb_ebpf::tables::{Backends, CtRef, Ref, Route, Tables};
+use lb_ebpf::tables::{Backends, CtRef, Ends, Ref, Tables};
 
-use super::route::Routing;
+use super::route::{self, Routing};
 use crate::{
     globals::{RESET_TCP, SNAT_COUNT, SNAT_FIRST},
     maps::{self, BpfBackends, Maps},
@@ -50,6 +50,21 @@ impl<A: Address + Maps> Backends<A> for BpfTables<A> {
 
 impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     #[inline(always)]
+    fn ends(&self, flow: &CtKey<A>) -> Ends {
+        maps::ends(flow)
+    }
+
+    #[inline(always)]
+    fn recall(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
+        maps::recall(flow, decision)
+    }
+
+    #[inline(always)]
+    fn cache(&self, decision: &mut CachedFlow<A>) {
+        maps::cache(decision);
+    }
+
+    #[inline(always)]
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>> {
         A::conntrack(flow)
     }
@@ -57,16 +72,20 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     #[inline(always)]
     fn track(&self, flow: &CtKey<A>, entry: CtRef<A>) {
         A::track(flow, entry);
+        maps::uncache(flow);
     }
 
     #[inline(always)]
     fn claim(&self, flow: &CtKey<A>, entry: CtRef<A>) -> bool {
-        A::claim(flow, entry)
+        let is_claimed = A::claim(flow, entry);
+        maps::uncache(flow);
+        is_claimed
     }
 
     #[inline(always)]
     fn forget(&self, flow: &CtKey<A>) {
         A::forget(flow);
+        maps::uncache(flow);
     }
 
     #[inline(always)]
@@ -106,8 +125,8 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     }
 
     #[inline(always)]
-    fn route(&self, src: A, dst: A) -> Option<Route<A>> {
-        A::route(&self.ctx, src, dst)
+    fn route(&self, src: A, dst: A) -> Option<NextHop> {
+        route::route(&self.ctx, src, dst)
     }
 
     #[inline(always)]
