@@ -68,9 +68,6 @@ pub enum KernelError {
         /// What the kernel said.
         source: ProgramError,
     },
-    /// There are no random numbers.
-    #[error("read /dev/urandom: {0}")]
-    Random(io::Error),
     /// A map cannot be used.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -154,7 +151,7 @@ impl Kernel {
         device: &Device,
     ) -> Result<(), KernelError> {
         self.devices.put(&ifindex, device)?;
-        self.control.renew()?;
+        self.control.renew();
         for (program, attach_type, end) in PACKET_PROGRAMS {
             let attached = match &mut self.clsact {
                 Some(ebpf) => clsact::attach(ebpf, program, (ifindex, name), &self.pins),

@@ -1,10 +1,6 @@
 //! Programs on their way into the kernel: from the object that the compiler made to pinned programs.
 
-use std::{
-    fs::File,
-    io::Read as _,
-    os::fd::{AsFd, OwnedFd},
-};
+use std::os::fd::{AsFd, OwnedFd};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -39,10 +35,8 @@ pub(super) fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelE
     let (snat_first, snat_count) = (u32::from(first), u32::from(last - first) + 1);
     let flows = flows(options.conntrack_max);
     let flows_shift = u64::BITS - flows.trailing_zeros();
-    let secret = secret()?;
     let mut loader = EbpfLoader::new();
     loader
-        .override_global(globals::FLOWS_SECRET, &secret, true)
         .override_global(globals::FLOWS_SHIFT, &flows_shift, true)
         .override_global(globals::HOST_NETNS, &netns, true)
         .override_global(globals::MARK, &mark, true)
@@ -70,14 +64,6 @@ pub(super) fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelE
 /// Elements of each flow cache: a power of two, up to 16 MiB for IPv4.
 fn flows(conntrack_max: u32) -> u32 {
     conntrack_max.next_power_of_two().clamp(1 << 12, 1 << 18)
-}
-
-/// An even number that nobody can guess.
-fn secret() -> Result<u64, KernelError> {
-    let mut bytes = [0; 8];
-    let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
-    read.map_err(KernelError::Random)?;
-    Ok(u64::from_ne_bytes(bytes) & !1)
 }
 
 /// A mark for packets of this node, not zero, in 16 bits; nodes on one kernel have different ones.
