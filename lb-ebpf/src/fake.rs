@@ -13,7 +13,7 @@ use lb_common::{
         Frontend, FrontendKey, FrontendKind, Ipv4, Ipv6, L4Proto, Region, Source, SourceRange,
     },
     checksum::Difference,
-    conntrack::TICK_SHIFT,
+    conntrack::{TICK_SHIFT, Timeouts},
 };
 
 use crate::{
@@ -269,6 +269,10 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
 
     fn now(&self) -> u32 {
         u32::try_from(self.nanoseconds.get() >> TICK_SHIFT).expect("a time within 146 years")
+    }
+
+    fn udp_timeout(&self) -> u32 {
+        Timeouts::DEFAULT.udp_stream
     }
 
     fn resets_removed(&self) -> bool {

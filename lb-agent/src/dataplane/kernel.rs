@@ -11,12 +11,16 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     programs::{Program, ProgramError},
 };
-use lb_common::abi::{Device, globals, maps};
+use lb_common::{
+    abi::{Device, globals, maps},
+    conntrack::Timeouts,
+};
 
 use super::{
     TableError, cgroup, clsact,
     map::Map,
     pins::{Pins, PinsError},
+    sizes::{self, SizeKept},
     stale::{self, StaleFinder},
     sys::{self, AttachType},
     tables::KernelTables,
@@ -61,6 +65,8 @@ pub struct KernelOptions {
     pub snat_ports: (u16, u16),
     /// Are TCP connections to a backend that was removed reset?
     pub reset_tcp: bool,
+    /// How long silent flows are remembered.
+    pub timeouts: Timeouts,
     /// Entries of each conntrack map.
     pub conntrack_max: u32,
     /// Entries of each affinity map.
@@ -144,6 +150,7 @@ pub struct Kernel {
     clsact: Option<Ebpf>,
     devices: Map<u32, Device>,
     stale: Option<Result<StaleFinder, KernelError>>,
+    sizes_kept: Vec<SizeKept>,
 }
 
 impl Kernel {
@@ -164,7 +171,9 @@ impl Kernel {
         let devices = Map::open(&pins.maps, maps::DEVICES)?;
         let stale = Some(stale::load(&mut ebpf, &pins));
         let clsact = (options.tc_attach == TcAttach::Clsact || !has_tcx()).then_some(ebpf);
-        let kernel = Self { pins, programs, clsact, devices, stale };
+        let sizes_kept = sizes::kept(options, &pins)
+            .map_err(|source| KernelError::Pin { path: pins.maps.clone(), source })?;
+        let kernel = Self { pins, programs, clsact, devices, stale, sizes_kept };
         cgroup::attach(&kernel.programs, &kernel.pins, options)?;
         Ok(kernel)
     }
@@ -178,7 +187,12 @@ impl Kernel {
         KernelTables::open(&self.pins.maps)
     }
 
-    /// Hands out what finds sockets and flows of backends that no longer serve, once.
+    /// Maps that an earlier agent made with another size; they keep it.
+    pub fn sizes_kept(&self) -> &[SizeKept] {
+        &self.sizes_kept
+    }
+
+    /// Hands out what walks over sockets and flows, once.
     ///
     /// # Errors
     ///
@@ -281,6 +295,7 @@ fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelError> {
     let reset_tcp = u32::from(options.reset_tcp);
     let set_retval = u32::from(kernel_at_least((5, 18)));
     let (first, last) = options.snat_ports;
+    let timeouts = options.timeouts;
     let (snat_first, snat_count) = (u32::from(first), u32::from(last - first) + 1);
     let mut loader = EbpfLoader::new();
     loader
@@ -291,14 +306,13 @@ fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelError> {
         .override_global(globals::SNAT_FIRST, &snat_first, true)
         .override_global(globals::SNAT_COUNT, &snat_count, true)
         .override_global(globals::SOCKET_HOST_ONLY, &host_only, true)
-        .map_max_entries(maps::FRONTENDS_V4, options.max_frontends)
-        .map_max_entries(maps::FRONTENDS_V6, options.max_frontends)
-        .map_max_entries(maps::BACKENDS_V4, options.max_backends)
-        .map_max_entries(maps::BACKENDS_V6, options.max_backends)
-        .map_max_entries(maps::AFFINITY_V4, options.affinity_max)
-        .map_max_entries(maps::AFFINITY_V6, options.affinity_max)
-        .map_max_entries(maps::CONNTRACK_V4, options.conntrack_max)
-        .map_max_entries(maps::CONNTRACK_V6, options.conntrack_max);
+        .override_global(globals::CT_TCP_CLOSE_WAIT, &timeouts.tcp_close_wait, true)
+        .override_global(globals::CT_TCP_ESTABLISHED, &timeouts.tcp_established, true)
+        .override_global(globals::CT_UDP, &timeouts.udp, true)
+        .override_global(globals::CT_UDP_STREAM, &timeouts.udp_stream, true);
+    for (map, entries) in sizes::sizes(options) {
+        loader.map_max_entries(map, entries);
+    }
     for name in maps::ALL {
         loader.map_pin_path(name, pins.maps.join(name));
     }

@@ -11,6 +11,7 @@ mod kernel;
 mod map;
 mod pins;
 mod reader;
+mod sizes;
 mod slots;
 mod sources;
 mod stale;
@@ -32,6 +33,7 @@ pub use crate::desired::FrontendAddress;
 pub use kernel::{Kernel, KernelError, KernelOptions, SocketLb, TcAttach, object};
 pub use pins::{CleanupError, cleanup};
 pub use reader::{MapFill, Reader};
+pub use sizes::{SizeKept, pinned_conntrack};
 pub use stale::StaleFinder;
 pub use tables::KernelTables;
 

@@ -3,7 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use jiff::Timestamp;
-use lb_common::abi::{Counter as Reason, CounterKind};
+use lb_common::abi::{Counter as Reason, CounterKind, Swept, maps};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{
@@ -16,7 +16,7 @@ use prometheus_client::{
 };
 
 use super::proxy_metrics::ProxyMetrics;
-use crate::{dataplane::MapFill, desired::NoLocalEndpoints, model::Family};
+use crate::{dataplane::MapFill, desired::NoLocalEndpoints, instance::StaleStatus, model::Family};
 
 /// Everything that is counted. The loop that knows a number sets it.
 #[derive(Debug)]
@@ -29,6 +29,8 @@ pub struct Metrics {
     unsupported_devices: Gauge,
     packets: Labelled<PacketLabels, Counter>,
     closed_sockets: Counter,
+    expired_entries: Labelled<MapLabels, Counter>,
+    evicted_entries: Labelled<MapLabels, Counter>,
     map_entries: Labelled<MapLabels, Gauge>,
     map_capacity: Labelled<MapLabels, Gauge>,
 }
@@ -110,6 +112,16 @@ impl Metrics {
                 registry,
                 "closed_sockets",
                 "Connected sockets closed because their backend no longer serves",
+            ),
+            expired_entries: new(
+                registry,
+                "map_expired_entries",
+                "Entries of flows removed because they were silent for too long",
+            ),
+            evicted_entries: new(
+                registry,
+                "map_evicted_entries",
+                "Entries of flows that a full table threw out",
             ),
             map_entries: new(registry, "map_entries", "Entries in use"),
             map_capacity: new(registry, "map_capacity", "Entries that fit"),
@@ -196,14 +208,36 @@ impl Metrics {
         self.closed_sockets.inc_by(sockets);
     }
 
-    /// Flows whose backend no longer serves were looked for, and so many entries deleted.
-    pub fn swept(&self, family: Family, entries: u64, duration: Duration) {
-        self.proxy.swept(family, entries, duration);
+    /// A walk over all flows of a family took `duration`; a full table has thrown out so many entries
+    /// since the one before.
+    pub fn swept(
+        &self,
+        family: Family,
+        swept: &Swept,
+        evicted: u64,
+        (capacity, duration): (u64, Duration),
+    ) {
+        let entries = swept.entries - swept.stale - swept.expired;
+        let name = map_labels(family).map;
+        self.set_map(&MapFill { name, entries, capacity, bytes: 0 });
+        self.proxy.swept(family, swept.stale, duration);
+        let labels = map_labels(family);
+        self.expired_entries.get_or_create(&labels).inc_by(swept.expired);
+        self.evicted_entries.get_or_create(&labels).inc_by(evicted);
     }
 
-    /// Sockets closed, and entries of flows deleted, in all.
-    pub fn ended(&self) -> (u64, u64) {
-        (self.closed_sockets.get(), self.proxy.deleted_entries())
+    /// What was ended, in all.
+    pub fn ended(&self) -> StaleStatus {
+        let sum = |counters: &Labelled<MapLabels, Counter>| -> u64 {
+            let of = |family| counters.get_or_create(&map_labels(family)).get();
+            [Family::V4, Family::V6].into_iter().map(of).sum()
+        };
+        StaleStatus {
+            closed_sockets: self.closed_sockets.get(),
+            deleted_entries: self.proxy.deleted_entries(),
+            expired_entries: sum(&self.expired_entries),
+            evicted_entries: sum(&self.evicted_entries),
+        }
     }
 
     /// A map is so full.
@@ -221,6 +255,10 @@ impl Metrics {
         debug_assert!(written.is_ok(), "a String takes every write");
         text
     }
+}
+
+fn map_labels(family: Family) -> MapLabels {
+    MapLabels { map: if family == Family::V4 { maps::CONNTRACK_V4 } else { maps::CONNTRACK_V6 } }
 }
 
 fn kind_name(kind: CounterKind) -> &'static str {
@@ -245,7 +283,8 @@ mod tests {
         let map = MapFill { name: "FRONTENDS_V4", entries: 4, capacity: 262_144, bytes: 1024 };
         metrics.set_map(&map);
         metrics.closed(3);
-        metrics.swept(Family::V6, 2, Duration::from_millis(1));
+        let swept = Swept { entries: 9, stale: 2, expired: 3, begun: 0 };
+        metrics.swept(Family::V6, &swept, 4, (100, Duration::from_millis(1)));
         let text = metrics.text();
         for line in [
             "lb_sync_duration_seconds_count 1\n",
@@ -255,6 +294,10 @@ mod tests {
             "lb_closed_sockets_total 3\n",
             "lb_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"} 2\n",
             "lb_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv6\"} 1\n",
+            "lb_map_entries{map=\"CONNTRACK_V6\"} 4\n",
+            "lb_map_capacity{map=\"CONNTRACK_V6\"} 100\n",
+            "lb_map_expired_entries_total{map=\"CONNTRACK_V6\"} 3\n",
+            "lb_map_evicted_entries_total{map=\"CONNTRACK_V6\"} 4\n",
             "lb_map_entries{map=\"FRONTENDS_V4\"} 4\n",
             "lb_map_capacity{map=\"FRONTENDS_V4\"} 262144\n",
         ] {

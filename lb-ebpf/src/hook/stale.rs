@@ -1,4 +1,4 @@
-//! Iterators: which sockets and flows lead to a backend that no longer serves.
+//! Iterator: which sockets lead to a backend that no longer serves.
 //!
 //! The kernel calls a program for each element of a map; what the program writes, the agent reads.
 //! The kernel compares, so that the agent reads nothing where nothing is stale.
@@ -9,17 +9,20 @@ use aya_ebpf::{
     bindings::seq_file,
     helpers::{bpf_get_socket_cookie, bpf_seq_write},
 };
-use lb_common::abi::{Abi, Address, CtEntry, CtKey, L4Proto, SocketPair, SocketPeers, StaleSocket};
+use lb_common::abi::{Abi, Address, L4Proto, SocketPair, SocketPeers, StaleSocket};
 
 use crate::{globals::RESET_TCP, maps::Maps};
 
 /// Go on with the next element.
-const NEXT: i32 = 0;
+pub(super) const NEXT: i32 = 0;
 
 /// `struct bpf_iter_meta`, as far as it is used.
 #[repr(C)]
 pub struct Meta {
     seq: *mut seq_file,
+    session: u64,
+    /// Number of elements visited before.
+    pub(super) number: u64,
 }
 
 /// `struct bpf_iter__bpf_sk_storage_map`: one socket with what it remembers.
@@ -29,15 +32,6 @@ pub struct SocketVisit {
     map: *const c_void,
     socket: *mut c_void,
     peers: *const SocketPeers,
-}
-
-/// `struct bpf_iter__bpf_map_elem`: one entry of a conntrack map.
-#[repr(C)]
-pub struct FlowVisit<A> {
-    meta: *const Meta,
-    map: *const c_void,
-    flow: *const CtKey<A>,
-    entry: *const CtEntry<A>,
 }
 
 /// Writes a [`StaleSocket`] where a socket is connected to a backend that no longer serves.
@@ -83,28 +77,15 @@ fn for_pair(visit: &SocketVisit, pair: &SocketPair) {
     }
 }
 
-/// Writes the key of a UDP flow whose backend no longer serves (S11).
+/// Does a backend serve under this generation?
 #[inline(always)]
-pub fn flow<A: Address + Maps>(visit: &FlowVisit<A>) -> i32 {
-    // SAFETY: the kernel gives valid pointers, or none after the last element.
-    let (Some(flow), Some(entry)) = (unsafe { (visit.flow.as_ref(), visit.entry.as_ref()) }) else {
-        return NEXT;
-    };
-    if flow.protocol == L4Proto::UDP && !serves::<A>(entry.backend, entry.generation) {
-        let flow = *flow;
-        write(visit.meta, &flow);
-    }
-    NEXT
-}
-
-#[inline(always)]
-fn serves<A: Address + Maps>(id: u32, generation: u32) -> bool {
+pub(super) fn serves<A: Address + Maps>(id: u32, generation: u32) -> bool {
     A::backend(id).is_some_and(|backend| backend.serves(generation))
 }
 
 /// Writes a value for the agent to read; the kernel comes back with the element if it had no room.
 #[inline(always)]
-fn write<T: Abi>(meta: *const Meta, value: &T) {
+pub(super) fn write<T: Abi>(meta: *const Meta, value: &T) {
     // SAFETY: the kernel gives a valid description of the iteration; the value is as long as said.
     unsafe {
         bpf_seq_write((*meta).seq, core::ptr::from_ref(value).cast(), size_of::<T>() as u32);

@@ -27,7 +27,7 @@ use lb_ebpf::{
 
 use super::route::Routing;
 use crate::{
-    globals::{MARK, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
+    globals::{CT_UDP_STREAM, MARK, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
     maps::{self, BpfBackends, Maps},
 };
 
@@ -407,6 +407,11 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     #[inline(always)]
     fn now(&self) -> u32 {
         maps::now()
+    }
+
+    #[inline(always)]
+    fn udp_timeout(&self) -> u32 {
+        CT_UDP_STREAM.load()
     }
 
     #[inline(always)]

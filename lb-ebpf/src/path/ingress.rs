@@ -2,10 +2,12 @@
 
 use lb_common::{
     abi::{Address, Counter, CtAction, CtEntry, L4Proto},
-    conntrack::{CtState, is_expired},
+    conntrack::CtState,
 };
 
-use super::{PathResult, Verdict, first, forward, is_of_a_later_flow, note, refuse, translated};
+use super::{
+    PathResult, Verdict, first, forward, is_of_a_later_flow, is_silent, note, refuse, translated,
+};
 use crate::{
     packet::Packet,
     parse::Headers,
@@ -107,7 +109,7 @@ pub(super) fn must_choose_again<A: Address>(
             return true;
         }
     }
-    !serves(tables, entry) || is_expired(headers.flow.protocol, entry.last_seen, tables.now())
+    !serves(tables, entry) || is_silent(headers, tables, entry)
 }
 
 /// Does the backend of a flow still serve?

@@ -9,7 +9,7 @@ mod track;
 
 use lb_common::{
     abi::{Address, Counter, CtAction, CtEntry, CtKey, L4Proto},
-    conntrack::{CtState, End, is_expired},
+    conntrack::{CtState, End, is_expired, silence},
 };
 
 use crate::{
@@ -102,12 +102,23 @@ fn is_of_a_later_flow<A: Address>(
     let is_later = if headers.flow.protocol == L4Proto::TCP {
         headers.flags.answers_opening() && CtState(entry.state).is_closing()
     } else {
-        is_expired(headers.flow.protocol, entry.last_seen, tables.now())
+        is_silent(headers, tables, entry)
     };
     if is_later {
         tables.forget(&headers.flow);
     }
     is_later
+}
+
+/// Has a flow of datagrams been silent for too long to keep its backend?
+#[inline(always)]
+fn is_silent<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    entry: &CtEntry<A>,
+) -> bool {
+    let silent = silence(entry.last_seen, tables.now());
+    is_expired(headers.flow.protocol, silent, tables.udp_timeout())
 }
 
 /// Translates a packet and sends it on to where its new destination is.

@@ -12,6 +12,7 @@ mod beside;
 mod bind;
 mod bulk;
 mod health;
+mod idle;
 mod node_local;
 mod node_settings;
 mod policy;
