@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 mod status;
 
-pub use status::{DeviceStatus, SourceStatus, StaleStatus, Status};
+pub use status::{DeviceStatus, LeftAlone, SourceStatus, StaleStatus, Status};
 
 /// Where all instances have their folders.
 const RUN: &str = "/run/lb";

@@ -188,6 +188,24 @@ fn without_privileges_check_and_run_name_what_is_missing() {
 }
 
 #[test]
+fn maps_of_another_layout_are_said_by_each_command_with_the_mend() {
+    let place = Place::new();
+    std::fs::create_dir(place.folder.path().join("abi-0")).unwrap();
+    std::fs::create_dir(place.folder.path().join("maps")).unwrap();
+    let manifests = place.folder.path().join("manifests");
+    std::fs::create_dir(&manifests).unwrap();
+    let run = ["run", "--socket-lb=off", "--manifests", manifests.to_str().unwrap()];
+    for command in [&run[..], &["services"], &["status"]] {
+        let output = place.output(command);
+        expect(&output, 1, "holds maps of layout 0, this program has layout");
+        expect(&output, 1, "run the `lb-agent cleanup` of the version that made them");
+    }
+    let found = findings(&place.output(&["check", "-o", "json"]));
+    let bpffs = found.iter().find(|finding| finding["name"] == "bpffs").unwrap();
+    assert_eq!(bpffs["outcome"], "fail", "{bpffs}");
+}
+
+#[test]
 fn what_kube_proxy_leaves_is_seen() {
     let place = Place::new();
     let in_namespace = |prepare: &str| {

@@ -5,7 +5,7 @@
 //! | [`abi`] | every byte that crosses the kernel boundary, and nothing else |
 //! | [`flow`] | a 5-tuple as it stands on the wire, and its hash |
 //! | [`conntrack`] | what a packet makes of the state of its flow; how long a silent flow is kept |
-//! | [`checksum`] | RFC 1624 arithmetic |
+//! | [`checksum`], [`crc32c`] | RFC 1624 arithmetic; the same for the checksum of SCTP |
 //! | [`maglev`] | the table of slots (feature `alloc`) |
 //!
 //! Not for: anything that talks to a kernel, from either side.
@@ -18,6 +18,7 @@ extern crate alloc;
 pub mod abi;
 pub mod checksum;
 pub mod conntrack;
+pub mod crc32c;
 pub mod flow;
 #[cfg(feature = "alloc")]
 pub mod maglev;

@@ -24,10 +24,10 @@ use crate::{
     packet::{L4Checksum, Packet},
     parse::{self, Headers, Next, NoFlow},
     path::{
-        PathResult, Verdict,
+        Direction, PathResult, Verdict,
         egress::{Origin, egress},
+        icmp::{Icmp, icmp},
         ingress::ingress,
-        redirect::{self, Redirect},
     },
     tables::{Backends, CtRef, Neighbour, Ref, Route, Tables},
 };
@@ -358,19 +358,20 @@ impl Bench for FakeBench {
 }
 
 /// What the programs at TC do, without the kernel.
-fn judge_by<A: FromIp + Redirect>(
+fn judge_by<A: FromIp + Icmp>(
     tables: &mut FakeTables<A>,
     hook: Hook,
     packet: &mut Buffer,
 ) -> (Fate, Option<Counter>) {
     let (Hook::Egress(device) | Hook::HostEgress(device) | Hook::Ingress(device)) = hook;
     tables.device = device;
+    let is_ingress = matches!(hook, Hook::Ingress(_));
+    let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
     let verdict = match A::parse(packet, Path { hook, tables }) {
         Ok(verdict) => verdict,
         Err(NoFlow::Fragment) => Err(Counter::Fragment),
         Err(NoFlow::Truncated) => Err(Counter::Truncated),
-        Err(NoFlow::Other) if matches!(hook, Hook::Ingress(_)) => Ok(Verdict::Pass),
-        Err(NoFlow::Other) => redirect::leave(packet, tables).map(|()| Verdict::Pass),
+        Err(NoFlow::Other) => icmp(packet, tables, direction),
     };
     let by = |index| Device::ALL.into_iter().find(|device| *device as u32 == index);
     let sent = |index| by(index).map_or(Fate::Dropped, Fate::Sent);

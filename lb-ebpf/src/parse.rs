@@ -11,6 +11,8 @@ use crate::packet::{ETHERNET_HEADER, Packet};
 pub const L3: usize = ETHERNET_HEADER;
 const ETHERTYPE_OFFSET: usize = 12;
 const TCP_FLAGS_OFFSET: usize = 13;
+/// The type of the first chunk, behind the common header (RFC 9260, 3).
+const SCTP_CHUNK_OFFSET: usize = 12;
 /// More fragments, or a fragment offset (RFC 791, 3.1).
 const IPV4_FRAGMENT: u16 = 0x3fff;
 const IPV6_FRAGMENT: u8 = 44;
@@ -20,25 +22,26 @@ const IPV6_FRAGMENT: u8 = 44;
 pub struct Headers<A> {
     /// The flow as it stands on the wire.
     pub flow: CtKey<A>,
-    /// Offset of the TCP or UDP header: a byte, whose bounds the verifier knows wherever it is read.
+    /// Offset of the transport header: a byte, whose bounds the verifier knows wherever it is read.
     l4: u8,
-    /// TCP flags; none for UDP.
+    /// TCP flags, or what an SCTP chunk says in their words; none for UDP.
     pub flags: TcpFlags,
     /// Time to live or hop limit.
     pub ttl: u8,
 }
 
 impl<A> Headers<A> {
-    /// Offset of the TCP or UDP header.
+    /// Offset of the transport header.
     #[inline(always)]
     pub fn l4(&self) -> usize {
         usize::from(self.l4)
     }
 
-    /// May the packet be the first of its flow? A TCP segment other than a SYN never is.
+    /// May the packet be the first of its flow? A TCP segment other than a SYN never is, nor an SCTP
+    /// packet other than an INIT.
     #[inline(always)]
     pub fn begins(&self) -> bool {
-        self.flow.protocol != L4Proto::TCP || self.flags.opens()
+        !self.flow.protocol.has_connections() || self.flags.opens()
     }
 }
 
@@ -117,7 +120,7 @@ fn transport<A: Address, P: Packet, N: Next<A, P>>(
     (protocol, ttl): (L4Proto, u8),
     next: N,
 ) -> Result<N::Output, NoFlow> {
-    if protocol != L4Proto::TCP && protocol != L4Proto::UDP {
+    if !matches!(protocol, L4Proto::TCP | L4Proto::UDP | L4Proto::SCTP) {
         return Err(NoFlow::Other);
     }
     let addresses = packet.read::<[A; 2]>(L3 + A::SOURCE_OFFSET);
@@ -126,6 +129,9 @@ fn transport<A: Address, P: Packet, N: Next<A, P>>(
     let mut flags = TcpFlags::default();
     if protocol == L4Proto::TCP {
         flags = TcpFlags(packet.read(l4 + TCP_FLAGS_OFFSET).ok_or(NoFlow::Truncated)?);
+    } else if protocol == L4Proto::SCTP {
+        let chunk = packet.read(l4 + SCTP_CHUNK_OFFSET).ok_or(NoFlow::Truncated)?;
+        flags = TcpFlags::of_chunk(chunk);
     }
     let flow = CtKey { src, dst, src_port, dst_port, protocol, pad: [0; 3] };
     #[allow(clippy::cast_possible_truncation, reason = "at most 14 + 60")]

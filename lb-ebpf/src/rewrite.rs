@@ -1,8 +1,9 @@
-//! Gives a packet new ends, with incremental checksums (RFC 1624).
+//! Gives a packet new ends, with incremental checksums (RFC 1624; for SCTP see [`crc32c`]).
 
 use lb_common::{
     abi::{Address, BePort, Counter, CtKey, L4Proto},
     checksum::Difference,
+    crc32c,
 };
 
 use crate::{
@@ -10,10 +11,11 @@ use crate::{
     parse::{Headers, L3},
 };
 
-const IPV4_CHECKSUM: usize = L3 + 10;
-const IPV4_TTL: usize = L3 + 8;
-const IPV6_HOP_LIMIT: usize = L3 + 7;
+/// Offset of the checksum in an IPv4 header.
+pub const IPV4_CHECKSUM: usize = 10;
 const IPV4_HEADER: usize = 20;
+/// RFC 9260, 3.1.
+const SCTP_CHECKSUM: usize = 8;
 
 /// Makes `packet` one of the flow `ends`; the protocol stays.
 ///
@@ -27,13 +29,20 @@ pub fn rewrite<A: Address>(
     ends: &CtKey<A>,
 ) -> Result<(), Counter> {
     let old = &headers.flow;
-    let addresses = Difference::new(old.src.sum() + old.dst.sum(), ends.src.sum() + ends.dst.sum());
-    let ports = Difference::new(port_sum(old), port_sum(ends));
+    if old.protocol == L4Proto::SCTP {
+        // First, while little else is kept on the stack.
+        mend_crc(packet, headers, ends)?;
+    }
+    let addresses = addresses([old.src, old.dst], [ends.src, ends.dst]);
+    let ports = ports([old.src_port, old.dst_port], [ends.src_port, ends.dst_port]);
     packet.write::<[BePort; 2]>(headers.l4(), &[ends.src_port, ends.dst_port])?;
     if A::HEADER == IPV4_HEADER {
-        change_ipv4_checksum(packet, addresses)?;
+        change_checksum(packet, L3 + IPV4_CHECKSUM, addresses)?;
     }
     packet.write_addresses(L3 + A::SOURCE_OFFSET, [ends.src, ends.dst])?;
+    if old.protocol == L4Proto::SCTP {
+        return Ok(());
+    }
     let checksum = if old.protocol == L4Proto::TCP { 16 } else { 6 };
     packet.repair_l4_checksum(L4Checksum {
         offset: headers.l4() + checksum,
@@ -43,35 +52,111 @@ pub fn rewrite<A: Address>(
     })
 }
 
-/// Takes one from the time to live, as a router does.
+/// Writes the addresses of an IP header alone, and returns what that changes in a checksum over
+/// them.
+///
+/// What the device summed stays right if a checksum within the packet takes the change back.
+///
+/// # Errors
+///
+/// [`Counter::RewriteFailed`] beyond the end.
+#[inline(always)]
+pub fn readdress<A: Address>(
+    packet: &mut impl Packet,
+    old: [A; 2],
+    new: [A; 2],
+) -> Result<Difference, Counter> {
+    let change = addresses(old, new);
+    packet.write(L3 + A::SOURCE_OFFSET, &new)?;
+    if A::HEADER == IPV4_HEADER {
+        change_checksum(packet, L3 + IPV4_CHECKSUM, change)?;
+    }
+    Ok(change)
+}
+
+/// What other addresses change in a checksum over them.
+#[inline(always)]
+pub fn addresses<A: Address>([old_src, old_dst]: [A; 2], [src, dst]: [A; 2]) -> Difference {
+    Difference::new(old_src.sum() + old_dst.sum(), src.sum() + dst.sum())
+}
+
+/// What other ports change in a checksum over them.
+#[inline(always)]
+pub fn ports(old: [BePort; 2], new: [BePort; 2]) -> Difference {
+    let sum = |[a, b]: [BePort; 2]| u32::from(a.0) + u32::from(b.0);
+    Difference::new(sum(old), sum(new))
+}
+
+/// Takes one from the time to live `ttl`, as a router does.
 ///
 /// # Errors
 ///
 /// [`Counter::TtlExpired`] if nothing would be left.
 #[inline(always)]
-pub fn decrement_ttl<A: Address>(
-    packet: &mut impl Packet,
-    headers: &Headers<A>,
-) -> Result<(), Counter> {
-    let ttl = headers.ttl;
+pub fn decrement_ttl<A: Address>(packet: &mut impl Packet, ttl: u8) -> Result<(), Counter> {
     if ttl <= 1 {
         return Err(Counter::TtlExpired);
     }
+    packet.write(L3 + A::TTL_OFFSET, &(ttl - 1))?;
     if A::HEADER != IPV4_HEADER {
-        return packet.write(IPV6_HOP_LIMIT, &(ttl - 1));
+        return Ok(());
     }
-    packet.write(IPV4_TTL, &(ttl - 1))?;
     let word = |ttl: u8| u32::from(u16::from_ne_bytes([ttl, 0]));
-    change_ipv4_checksum(packet, Difference::new(word(ttl), word(ttl - 1)))
+    let change = Difference::new(word(ttl), word(ttl - 1));
+    change_checksum(packet, L3 + IPV4_CHECKSUM, change)
 }
 
+/// Length of the transport header and all that it carries, in bytes. From the IP header: a frame
+/// may be padded.
 #[inline(always)]
-fn port_sum<A>(flow: &CtKey<A>) -> u32 {
-    u32::from(flow.src_port.0) + u32::from(flow.dst_port.0)
+pub(crate) fn l4_length<A: Address>(
+    packet: &impl Packet,
+    headers: &Headers<A>,
+) -> Result<u16, Counter> {
+    let (offset, begin) =
+        if A::HEADER == IPV4_HEADER { (L3 + 2, L3) } else { (L3 + 4, L3 + A::HEADER) };
+    let length = packet.read::<u16>(offset).ok_or(Counter::RewriteFailed)?;
+    #[allow(clippy::cast_possible_truncation, reason = "headers are short")]
+    let header = headers.l4().wrapping_sub(begin) as u16;
+    Ok(u16::from_be(length).wrapping_sub(header))
 }
 
+/// Mends the checksum of SCTP, which covers the packet from its ports on, and no addresses.
+///
+/// One of zero stays: the packet was made on this machine, and is summed where it leaves it.
 #[inline(always)]
-fn change_ipv4_checksum(packet: &mut impl Packet, change: Difference) -> Result<(), Counter> {
-    let checksum = packet.read(IPV4_CHECKSUM).ok_or(Counter::RewriteFailed)?;
-    packet.write(IPV4_CHECKSUM, &change.apply(checksum))
+fn mend_crc<A: Address>(
+    packet: &mut impl Packet,
+    headers: &Headers<A>,
+    ends: &CtKey<A>,
+) -> Result<(), Counter> {
+    let offset = headers.l4() + SCTP_CHECKSUM;
+    let checksum = packet.read::<u32>(offset).ok_or(Counter::RewriteFailed)?;
+    let change = port_word(&headers.flow) ^ port_word(ends);
+    if checksum == 0 || change == 0 {
+        return Ok(());
+    }
+    let length = l4_length(packet, headers)?;
+    packet.write(offset, &(checksum ^ crc32c::change(change, length)))
+}
+
+/// Both ports, as they lie in memory.
+#[inline(always)]
+fn port_word<A>(flow: &CtKey<A>) -> u32 {
+    (u32::from(flow.src_port.get()) << 16 | u32::from(flow.dst_port.get())).to_be()
+}
+
+/// Repairs a checksum at `offset`.
+///
+/// # Errors
+///
+/// [`Counter::RewriteFailed`] beyond the end.
+#[inline(always)]
+pub fn change_checksum(
+    packet: &mut impl Packet,
+    offset: usize,
+    change: Difference,
+) -> Result<(), Counter> {
+    let checksum = packet.read(offset).ok_or(Counter::RewriteFailed)?;
+    packet.write(offset, &change.apply(checksum))
 }

@@ -116,6 +116,61 @@ proptest! {
     }
 }
 
+/// An ICMP error of a type in the range that has errors, with any bytes for a quote.
+fn error(net: &Net<'_>, kind: [u8; 2], quote: Vec<u8>) -> Frame {
+    let ends = net.later(net.at(Host::Client, 0), SocketAddr::new(net.vip(1).ip(), 0));
+    let rest = [0, 0, 5, 0];
+    Frame { transport: Transport::Icmp { kind, rest }, payload: quote, ..ends }
+}
+
+proptest! {
+    #[test]
+    fn an_error_about_no_flow_is_left_alone(
+        kind in kinds(), icmp in 0..14_u8, code: u8, mut quote in proptest::collection::vec(any::<u8>(), 0..80),
+    ) {
+        let mut bench = FakeBench::new();
+        let mut net = Net::new(&mut bench, kind);
+        let (id, client, vip) = (net.backend(Host::PodA), net.client(), net.vip(1));
+        net.frontend(vip, &[id]);
+        let hook = Hook::Ingress(Device::Uplink);
+        net.expect(hook, &net.first(client, vip), Fate::Next, [client, net.target(Host::PodA)]);
+        if let Some(first) = quote.first_mut() {
+            *first = if kind.is_v4 { 0x45 } else { 0x60 };
+        }
+        let bytes = error(&net, [icmp, code], quote).encode();
+        for hook in [hook, Hook::Egress(Device::Uplink), Hook::HostEgress(Device::Uplink)] {
+            let outcome = bench.judge(hook, &bytes, Fate::Next);
+            prop_assert_eq!((outcome.fate, &outcome.counted[..]), (Fate::Next, &[][..]));
+            prop_assert_eq!(&outcome.bytes, &bytes);
+        }
+    }
+
+    #[test]
+    fn a_damaged_error_about_a_flow_keeps_its_length_and_all_that_is_not_an_end(
+        kind in kinds(), places in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..4),
+        length: proptest::sample::Index,
+    ) {
+        let mut bench = FakeBench::new();
+        let mut net = Net::new(&mut bench, kind);
+        let (id, client, vip) = (net.backend(Host::PodA), net.client(), net.vip(1));
+        net.frontend(vip, &[id]);
+        let hook = Hook::Ingress(Device::Uplink);
+        net.expect(hook, &net.first(client, vip), Fate::Next, [client, net.target(Host::PodA)]);
+        let quote = net.later(vip, client).encode()[14..].to_vec();
+        let mut bytes = error(&net, if kind.is_v4 { [3, 4] } else { [2, 0] }, quote).encode();
+        for (place, byte) in places {
+            let place = 14 + place.index(bytes.len() - 14);
+            bytes[place] = byte;
+        }
+        bytes.truncate(length.index(bytes.len()) + 1);
+        let outcome = bench.judge(hook, &bytes, Fate::Next);
+        prop_assert_eq!(outcome.bytes.len(), bytes.len());
+        // Two checksums, four addresses' words and two ports, of IPv4; IPv6 has fewer checksums.
+        let changed = outcome.bytes.iter().zip(&bytes).filter(|(new, old)| new != old).count();
+        prop_assert!(changed <= 4 * 16 + 10, "{} bytes", changed);
+    }
+}
+
 #[test]
 fn a_silent_datagram_flow_chooses_again_and_a_connection_does_not() {
     for kind in Kind::ALL {
@@ -130,7 +185,7 @@ fn a_silent_datagram_flow_chooses_again_and_a_connection_does_not() {
         net.frontend(vip, &[b]);
         bench.pass_time(Timeouts::DEFAULT.udp_stream + 1);
         let mut net = Net::new(&mut bench, kind);
-        let expected = if net.is_tcp() { pod_a } else { pod_b };
+        let expected = if net.has_connections() { pod_a } else { pod_b };
         net.expect(hook, &net.later(client, vip), Fate::Next, [client, expected]);
     }
 }

@@ -74,6 +74,12 @@ impl Service {
         self.port("TCP", port, &target.into())
     }
 
+    /// Adds an SCTP port that leads to `target`.
+    #[must_use]
+    pub fn sctp(self, port: u16, target: impl Into<Value>) -> Self {
+        self.port("SCTP", port, &target.into())
+    }
+
     /// Adds a UDP port that leads to `target`.
     #[must_use]
     pub fn udp(self, port: u16, target: impl Into<Value>) -> Self {

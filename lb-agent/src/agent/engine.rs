@@ -18,7 +18,7 @@ use super::{
 use crate::{
     config::DetectLocal,
     dataplane::{BackendId, KernelTables, ServiceId},
-    desired::{Delta, Desired, HealthCheck, NodeFacts},
+    desired::{Delta, Desired, FrontendAddress, HealthCheck, NodeFacts, PortKey},
     health::Metrics,
     instance::Instance,
     model::{Change, Event, Family, Model, ObjectName},
@@ -136,8 +136,12 @@ impl Engine {
         let node = self.model.node();
         let zone = node.and_then(|node| node.zone.clone());
         let local_sources = self.detect_local.sources(node.map_or(&[], |node| &node.pod_cidrs));
+        let is_known = self.facts.local_sources == local_sources;
         self.facts = NodeFacts { zone, local_sources, ..facts };
-        self.write_local_sources();
+        // Each address and route that changes comes by here, and writing reads the tries.
+        if !is_known {
+            self.write_local_sources();
+        }
         let delta = self.desired.set_facts(&self.model, self.facts.clone());
         self.write(delta, problems);
         self.measure();
@@ -194,12 +198,18 @@ impl Engine {
         changes
     }
 
+    /// Cluster IPs that a device of this node holds, and whose they would be.
+    pub(super) fn left_alone(&self) -> &BTreeSet<(FrontendAddress, PortKey)> {
+        self.desired.left_alone()
+    }
+
     /// What has been written so far.
     pub(super) const fn written(&self) -> Written {
         self.last
     }
 
-    /// Has a backend been removed since this was asked, or are the tables just taken over?
+    /// May flows have been parted from their backends since this was asked, or are the tables just taken
+    /// over?
     pub(super) fn take_retired(&mut self) -> bool {
         std::mem::take(&mut self.retired)
     }

@@ -14,9 +14,10 @@ use super::{
 };
 use crate::{
     dataplane::{Reader, TableError},
+    desired::{FrontendAddress, PortKey},
     health::{Health, Metrics},
-    instance::{DeviceStatus, Instance, SourceStatus, Status},
-    net::{DeviceFacts, NodeNetwork, Usage},
+    instance::{DeviceStatus, Instance, LeftAlone, SourceStatus, Status},
+    net::{DeviceFacts, IPVS_DEVICE, NodeNetwork, Usage},
     source::SourceHealth,
 };
 
@@ -83,7 +84,9 @@ impl Report {
             self.metrics.set_packets(counter, packets);
         }
         let fill = if is_swept { reader.fill_of_services()? } else { reader.fill()? };
-        fill.iter().for_each(|map| self.metrics.set_map(map));
+        for map in &fill {
+            self.metrics.set_map(map);
+        }
         Ok(())
     }
 
@@ -105,6 +108,9 @@ impl Report {
         }
         self.status.stale = self.metrics.ended();
         self.status.problems = problems.sentences().cloned().collect();
+        let left_alone = engine.left_alone().iter();
+        self.status.left_alone =
+            left_alone.map(|(address, port)| left_alone_by(address, port, &self.network)).collect();
         self.metrics.set_problems(self.status.problems.len());
         let health = self.source.look();
         self.status.source =
@@ -122,6 +128,18 @@ impl Report {
             Ok(()) => self.written = Some(self.status.clone()),
             Err(error) => tracing::error!(%error, path = %self.path.display(), "write the status"),
         }
+    }
+}
+
+/// Says who has the address (S22).
+fn left_alone_by(address: &FrontendAddress, port: &PortKey, network: &NodeNetwork) -> LeftAlone {
+    let devices = network.devices.iter().filter(|device| device.name != IPVS_DEVICE);
+    let holder = devices.into_iter().find(|device| device.addresses().any(|ip| ip == address.ip));
+    let holder = holder.map_or("a device".to_owned(), |device| format!("device {}", device.name));
+    LeftAlone {
+        service: port.service.to_string(),
+        address: address.to_string(),
+        reason: format!("held by {holder}"),
     }
 }
 

@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use super::conntrack::{self, Evictions, Fill};
 use crate::{
     dataplane::{StaleFinder, TableError},
-    health::Metrics,
+    health::{Metrics, Walk},
     model::Family,
     net::sockets,
 };
@@ -126,12 +126,13 @@ impl Sweep {
         let begun = Instant::now();
         let swept = self.finder.sweep(family)?;
         let duration = begun.elapsed();
+        let capacity = self.finder.capacity();
         let evictions = &mut self.evictions[usize::from(family == Family::V6)];
-        let room = (self.finder.capacity(), self.finder.cpus());
+        let room = (capacity, self.finder.cpus());
         let evicted = evictions.note(self.finder.added(family)?, &swept, room);
-        self.metrics.swept(family, &swept, evicted, (self.finder.capacity(), duration));
-        let entries = swept.entries - swept.stale - swept.expired;
-        Ok(Fill { entries, capacity: self.finder.capacity() })
+        let walk = Walk { swept, evicted, capacity, duration };
+        self.metrics.walked(family, &walk);
+        Ok(Fill { entries: walk.left(), capacity })
     }
 
     fn close_sockets(&mut self) -> io::Result<()> {

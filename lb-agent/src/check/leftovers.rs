@@ -3,10 +3,12 @@
 use std::{fs, process::Command};
 
 use super::{Finding, Plan};
-use crate::{config::BindAddress, instance::Instance, net::IPVS_DEVICE};
-
-/// State of a listening socket in `/proc/net/tcp` (`TCP_LISTEN`).
-const LISTENING: &str = "0A";
+use crate::{
+    config::BindAddress,
+    instance::Instance,
+    model::Protocol,
+    net::{self, IPVS_DEVICE},
+};
 
 const MEND: &str = "stop kube-proxy (kubectl -n kube-system delete ds kube-proxy) and run kube-proxy \
                     --cleanup once";
@@ -64,10 +66,7 @@ fn ipvs() -> Finding {
 
 fn port(port: u16, agent_runs: bool) -> Finding {
     let name = "port";
-    let is_taken = ["tcp", "tcp6"].iter().any(|table| {
-        let text = fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default();
-        is_listening(&text, port)
-    });
+    let is_taken = net::bound_ports().contains(&(Protocol::Tcp, port));
     match (is_taken, agent_runs) {
         (false, _) => Finding::ok(name, format!("{port} is free")),
         (true, true) => Finding::ok(name, format!("{port} is in use, and an agent is running")),
@@ -79,32 +78,8 @@ fn port(port: u16, agent_runs: bool) -> Finding {
     }
 }
 
-fn is_listening(table: &str, port: u16) -> bool {
-    let suffix = format!(":{port:04X}");
-    table.lines().skip(1).any(|line| {
-        let mut fields = line.split_whitespace();
-        let local = fields.nth(1).unwrap_or_default();
-        local.ends_with(&suffix) && fields.nth(1) == Some(LISTENING)
-    })
-}
-
 /// What a command prints; none if it is not installed or ends with an error.
 fn output(command: &str, arguments: &[&str]) -> Option<String> {
     let output = Command::new(command).args(arguments).output().ok()?;
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_listening_port_is_told_from_a_connected_one() {
-        let table = "  sl  local_address rem_address   st tx_queue\n   \
-                     0: 00000000:2810 00000000:0000 0A 00000000:00000000\n   \
-                     1: 0100007F:2809 0100007F:0016 01 00000000:00000000\n";
-        assert!(is_listening(table, 10256));
-        assert!(!is_listening(table, 10249));
-        assert!(!is_listening(table, 22));
-    }
 }

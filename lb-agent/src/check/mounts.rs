@@ -9,6 +9,7 @@ use std::{
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, FsType, statfs};
 
 use super::Finding;
+use crate::dataplane::{PinsError, check_version};
 
 /// Inode of the one cgroup that holds all others.
 const ROOT_CGROUP: u64 = 1;
@@ -41,6 +42,10 @@ pub(super) fn cgroup(named: Option<&Path>) -> Finding {
 
 pub(super) fn bpffs(path: &Path) -> Finding {
     let shown = path.display();
+    if let Err(error @ PinsError::Version { .. }) = check_version(path) {
+        let mend = "or name another folder with --bpffs";
+        return Finding::fail("bpffs", error.to_string(), mend);
+    }
     let existing = path.ancestors().find(|ancestor| ancestor.exists());
     if existing.is_some_and(|existing| is_on(existing, BPF_FS_MAGIC)) {
         return Finding::ok("bpffs", format!("{shown} is on a bpffs"));

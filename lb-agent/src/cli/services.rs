@@ -15,7 +15,9 @@ use serde::Serialize;
 
 use super::output::{Format, OutputArgs, table};
 use crate::{
-    dataplane::{BackendId, FrontendAddress, FrontendEntry, Reader, ServiceId, Snapshot},
+    dataplane::{
+        BackendId, FrontendAddress, FrontendEntry, Reader, ServiceId, Snapshot, check_version,
+    },
     instance::Instance,
     model::Family,
     names::{self, NameTable, ServiceNames},
@@ -102,6 +104,7 @@ pub struct BackendRow {
 }
 
 pub(super) fn services(arguments: &ServicesArgs, bpffs: &Path) -> anyhow::Result<ExitCode> {
+    check_version(bpffs)?;
     let reader = Reader::open(bpffs).with_context(|| {
         format!("nothing is pinned below {}: start an agent with lb-agent run", bpffs.display())
     })?;

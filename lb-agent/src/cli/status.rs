@@ -7,22 +7,25 @@ use serde::Serialize;
 
 use super::output::{OutputArgs, table};
 use crate::{
-    dataplane::{MapFill, Reader},
-    instance::{DeviceStatus, Instance, StaleStatus, Status},
+    dataplane::{MapFill, Reader, check_version},
+    instance::{DeviceStatus, Instance, LeftAlone, StaleStatus, Status},
 };
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Report {
     alive: bool,
     synced: bool,
     agent: Option<Status>,
     problems: Vec<String>,
+    left_alone: Vec<LeftAlone>,
     devices: Vec<DeviceStatus>,
     counters: BTreeMap<&'static str, u64>,
     maps: Vec<MapFill>,
 }
 
 pub(super) fn status(arguments: OutputArgs, bpffs: &Path) -> anyhow::Result<ExitCode> {
+    check_version(bpffs)?;
     let instance = Instance::of(bpffs);
     let (counters, maps) = match Reader::open(bpffs) {
         Some(reader) => (reader.counters()?, reader.fill()?),
@@ -51,6 +54,7 @@ fn report(
         alive,
         synced: alive && last.as_ref().is_some_and(|last| last.synced),
         problems: last.as_ref().map(|last| last.problems.clone()).unwrap_or_default(),
+        left_alone: last.as_ref().map(|last| last.left_alone.clone()).unwrap_or_default(),
         devices: last.map(|last| last.devices).unwrap_or_default(),
         agent: status,
         counters: counters.iter().map(|(counter, count)| (counter.name(), *count)).collect(),
@@ -69,6 +73,10 @@ fn text(report: &Report) -> String {
     let mut blocks = vec![summary(report)];
     if !report.problems.is_empty() {
         blocks.push(format!("PROBLEMS\n{}", report.problems.join("\n")));
+    }
+    if !report.left_alone.is_empty() {
+        let rows = report.left_alone.iter().map(left_alone_row);
+        blocks.push(table(&["LEFT ALONE", "SERVICE", "WHY"], rows));
     }
     if !report.devices.is_empty() {
         blocks.push(table(&["DEVICE", "ROLE", "ATTACHED"], report.devices.iter().map(device_row)));
@@ -122,6 +130,10 @@ fn ended(stale: &StaleStatus) -> String {
     let [sockets, deleted, expired, evicted] =
         counts.map(|(count, what)| format!("{count} {what}"));
     format!("\nEnded:   {sockets} {deleted}, {expired}, {evicted}")
+}
+
+fn left_alone_row(left: &LeftAlone) -> Vec<String> {
+    vec![left.address.clone(), left.service.clone(), left.reason.clone()]
 }
 
 fn device_row(device: &DeviceStatus) -> Vec<String> {
@@ -182,11 +194,19 @@ mod tests {
         let map = MapFill { name: "SLOTS", entries: 1, capacity: 2, bytes: 3 };
         let mut status = synced();
         status.problems.push("Service a/b: bad".into());
+        status.left_alone.push(LeftAlone {
+            service: "kube-system/kube-dns".into(),
+            address: "10.96.0.10:53/UDP".into(),
+            reason: "held by device nodelocaldns".into(),
+        });
         let report = report(OURS, Some(status), &[(Counter::NoEndpoint, 4)], vec![map]);
+        let line = "10.96.0.10:53/UDP  kube-system/kube-dns  held by device nodelocaldns";
+        assert!(text(&report).contains(line), "{}", text(&report));
         let value = serde_json::to_value(&report).unwrap();
         assert_eq!(value["synced"], true);
         assert_eq!(value["alive"], true);
         assert_eq!(value["problems"][0], "Service a/b: bad");
+        assert_eq!(value["leftAlone"][0]["address"], "10.96.0.10:53/UDP");
         assert_eq!(value["counters"]["no_endpoint"], 4);
         assert_eq!(value["maps"][0]["bytes"], 3);
         assert!(value["devices"].is_array());

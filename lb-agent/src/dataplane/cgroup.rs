@@ -10,7 +10,8 @@ use std::{
 };
 
 use super::{
-    kernel::{KernelError, KernelOptions, SocketLb, remove_pin},
+    kernel::{KernelError, remove_pin},
+    options::{KernelOptions, SocketLb},
     pins::Pins,
     sys::{self, AttachType},
 };

@@ -1,4 +1,4 @@
-//! Programs: loaded, pinned, attached, and exchanged without a packet that misses both.
+//! Programs: attached, and exchanged without a packet that misses both.
 
 use std::{
     collections::BTreeMap,
@@ -7,75 +7,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{
-    Ebpf, EbpfError, EbpfLoader,
-    programs::{Program, ProgramError},
-};
-use lb_common::{
-    abi::{Device, globals, maps},
-    conntrack::Timeouts,
-};
+use aya::{Ebpf, EbpfError, programs::ProgramError};
+use lb_common::abi::{Device, maps};
 
 use super::{
     TableError, cgroup, clsact,
+    load::{kernel_at_least, load, load_program},
     map::Map,
+    options::{KernelOptions, TcAttach},
     pins::{Pins, PinsError},
     sizes::{self, SizeKept},
     stale::{self, StaleFinder},
     sys::{self, AttachType},
     tables::KernelTables,
 };
-
-/// Whose sockets are translated at `connect` and `sendmsg`.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
-pub enum SocketLb {
-    /// Sockets of the host and of its pods.
-    #[default]
-    All,
-    /// Sockets of the host alone; pods keep seeing the ClusterIP until the packet path.
-    Host,
-    /// None.
-    Off,
-}
-
-/// How packet programs are attached to devices.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
-pub enum TcAttach {
-    /// By tcx where the kernel has it (Linux 6.6), else by the clsact qdisc.
-    #[default]
-    Auto,
-    /// By the clsact qdisc, as on older kernels.
-    Clsact,
-}
-
-/// What is fixed while the agent runs.
-#[derive(Clone, Debug)]
-pub struct KernelOptions {
-    /// Folder of pins.
-    pub bpffs: PathBuf,
-    /// Folder of the cgroup below which sockets are looked at; none to look at none.
-    pub cgroup: Option<PathBuf>,
-    /// Which of them are translated.
-    pub socket_lb: SocketLb,
-    /// Are processes of the host kept from binding `NodePort`s?
-    pub bind_protection: bool,
-    /// How packet programs are attached.
-    pub tc_attach: TcAttach,
-    /// First and last port that SNAT may use.
-    pub snat_ports: (u16, u16),
-    /// Are TCP connections to a backend that was removed reset?
-    pub reset_tcp: bool,
-    /// How long silent flows are remembered.
-    pub timeouts: Timeouts,
-    /// Entries of each conntrack map.
-    pub conntrack_max: u32,
-    /// Entries of each affinity map.
-    pub affinity_max: u32,
-    /// Entries of each frontend map.
-    pub max_frontends: u32,
-    /// Entries of each backend map.
-    pub max_backends: u32,
-}
 
 /// Why the programs cannot run here.
 #[derive(Debug, thiserror::Error)]
@@ -282,76 +227,6 @@ impl Kernel {
     }
 }
 
-/// The object that holds all programs, as the compiler made it.
-pub fn object() -> &'static [u8] {
-    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb"))
-}
-
-/// Loads the object, with the maps of the folder where they are pinned already.
-fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelError> {
-    let netns = sys::netns_cookie().map_err(KernelError::NetnsCookie)?;
-    let mark = mark(netns);
-    let host_only = u32::from(options.socket_lb == SocketLb::Host);
-    let reset_tcp = u32::from(options.reset_tcp);
-    let set_retval = u32::from(kernel_at_least((5, 18)));
-    let (first, last) = options.snat_ports;
-    let timeouts = options.timeouts;
-    let (snat_first, snat_count) = (u32::from(first), u32::from(last - first) + 1);
-    let mut loader = EbpfLoader::new();
-    loader
-        .override_global(globals::HOST_NETNS, &netns, true)
-        .override_global(globals::MARK, &mark, true)
-        .override_global(globals::RESET_TCP, &reset_tcp, true)
-        .override_global(globals::SET_RETVAL, &set_retval, true)
-        .override_global(globals::SNAT_FIRST, &snat_first, true)
-        .override_global(globals::SNAT_COUNT, &snat_count, true)
-        .override_global(globals::SOCKET_HOST_ONLY, &host_only, true)
-        .override_global(globals::CT_TCP_CLOSE_WAIT, &timeouts.tcp_close_wait, true)
-        .override_global(globals::CT_TCP_ESTABLISHED, &timeouts.tcp_established, true)
-        .override_global(globals::CT_UDP, &timeouts.udp, true)
-        .override_global(globals::CT_UDP_STREAM, &timeouts.udp_stream, true);
-    for (map, entries) in sizes::sizes(options) {
-        loader.map_max_entries(map, entries);
-    }
-    for name in maps::ALL {
-        loader.map_pin_path(name, pins.maps.join(name));
-    }
-    Ok(loader.load(object())?)
-}
-
-/// A mark for packets of this node, not zero, in 16 bits; nodes on one kernel have different ones.
-fn mark(netns: u64) -> u32 {
-    let mixed = netns.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
-    u32::try_from(mixed).map_or(1, |mark| mark.max(1))
-}
-
-fn load_program(ebpf: &mut Ebpf, name: &'static str, pins: &Pins) -> Result<OwnedFd, KernelError> {
-    let load = |program: &mut Program| match program {
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::SchedClassifier(program) => program.load(),
-        _ => Ok(()),
-    };
-    load_and_pin(ebpf, name, pins, load)
-}
-
-/// Loads a program as `load` says, and pins it in place of the one before.
-pub(super) fn load_and_pin(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-    pins: &Pins,
-    load: impl FnOnce(&mut Program) -> Result<(), ProgramError>,
-) -> Result<OwnedFd, KernelError> {
-    let fail = |source| KernelError::Program { program: name, source };
-    let program = ebpf.program_mut(name).expect("invariant: the object holds each program");
-    load(program).map_err(fail)?;
-    let fd = program.fd().map_err(fail)?.as_fd().try_clone_to_owned();
-    let path = pins.programs.join(name);
-    remove_pin(&path)?;
-    let fd = fd.map_err(|source| KernelError::Pin { path: path.clone(), source })?;
-    sys::obj_pin(fd.as_fd(), &path).map_err(|source| KernelError::Pin { path, source })?;
-    Ok(fd)
-}
-
 pub(super) fn remove_pin(path: &Path) -> Result<(), KernelError> {
     match std::fs::remove_file(path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
@@ -363,14 +238,4 @@ pub(super) fn remove_pin(path: &Path) -> Result<(), KernelError> {
 
 fn has_tcx() -> bool {
     kernel_at_least((6, 6))
-}
-
-/// Is the running kernel of this version or a later one?
-fn kernel_at_least(wanted: (u32, u32)) -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-    match (numbers.next(), numbers.next()) {
-        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= wanted,
-        _ => false,
-    }
 }

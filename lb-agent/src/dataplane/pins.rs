@@ -1,7 +1,7 @@
 //! Where everything that outlives the agent is pinned.
 //!
 //! ```text
-//! BPFFS/abi-1/           which layouts the maps have
+//! BPFFS/abi-N/           which layouts the maps have
 //! BPFFS/maps/NAME        BPFFS/programs/NAME
 //! BPFFS/links/NAME       cgroup hooks, by program
 //! BPFFS/links/IFINDEX-{ingress,egress}
@@ -120,9 +120,17 @@ fn mount_bpffs(path: &Path) -> Result<(), PinsError> {
         .map_err(|errno| PinsError::Mount { path: path.to_owned(), source: errno.into() })
 }
 
-fn check_version(bpffs: &Path) -> Result<(), PinsError> {
-    let entries = fs::read_dir(bpffs)
-        .map_err(|source| PinsError::Folder { path: bpffs.to_owned(), source })?;
+/// Are the maps in the folder, if there are any, of this program's layout?
+///
+/// # Errors
+///
+/// They are of another one, or the folder cannot be read.
+pub fn check_version(bpffs: &Path) -> Result<(), PinsError> {
+    let entries = match fs::read_dir(bpffs) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(PinsError::Folder { path: bpffs.to_owned(), source }),
+    };
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let versions = names.filter_map(|name| name.strip_prefix("abi-").map(str::to_owned));
     match versions.into_iter().find(|version| *version != ABI_VERSION.to_string()) {

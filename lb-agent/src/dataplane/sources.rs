@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr, path::Path};
 
 use ipnet::IpNet;
-use lb_common::abi::{Ipv4, Ipv6, LOCAL_SOURCES, SourceRange, maps};
+use lb_common::abi::{Address, Ipv4, Ipv6, LOCAL_SOURCES, SourceRange, maps};
 
 use super::{ServiceId, TableError, map::Map};
 
@@ -54,24 +54,22 @@ impl Sources {
     }
 
     fn all(&self) -> Result<BTreeSet<(ServiceId, IpNet)>, TableError> {
-        let v4 = self.v4.entries()?.into_iter().filter_map(|(range, _)| {
-            net(range.first.service, range.first.address.into(), range.length()?)
-        });
-        let v6 = self.v6.entries()?.into_iter().filter_map(|(range, _)| {
-            net(range.first.service, range.first.address.into(), range.length()?)
-        });
-        Ok(v4.chain(v6).collect())
+        let mut all = ranges(&self.v4)?;
+        all.append(&mut ranges(&self.v6)?);
+        Ok(all)
     }
 }
 
-fn range_of<A: lb_common::abi::Address>(
-    ServiceId(id): ServiceId,
-    address: A,
-    range: &IpNet,
-) -> SourceRange<A> {
+fn range_of<A: Address>(ServiceId(id): ServiceId, address: A, range: &IpNet) -> SourceRange<A> {
     SourceRange::new(id, address, range.prefix_len())
 }
 
-fn net(service: u32, address: IpAddr, length: u8) -> Option<(ServiceId, IpNet)> {
-    Some((ServiceId(service), IpNet::new(address, length).ok()?))
+fn ranges<A: Address + Into<IpAddr>>(
+    map: &Map<SourceRange<A>, u32>,
+) -> Result<BTreeSet<(ServiceId, IpNet)>, TableError> {
+    let read = |(range, _): (SourceRange<A>, u32)| {
+        let net = IpNet::new(range.first.address.into(), range.length()?).ok()?;
+        Some((ServiceId(range.first.service), net))
+    };
+    Ok(map.entries()?.into_iter().filter_map(read).collect())
 }

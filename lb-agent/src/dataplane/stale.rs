@@ -16,7 +16,7 @@ use aya::{
 };
 use lb_common::abi::{Abi, CtEntry, CtKey, Ipv4, StaleSocket, Swept, maps};
 
-use super::{KernelError, TableError, kernel::load_and_pin, map::Map, pins::Pins, sys};
+use super::{KernelError, TableError, load::load_and_pin, map::Map, pins::Pins, sys};
 use crate::model::Family;
 
 /// A program, and the kernel's name of what it visits.

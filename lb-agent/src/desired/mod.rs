@@ -54,6 +54,7 @@ pub struct Desired {
     claims: Claims,
     problems: HashMap<ObjectName, Vec<Problem>>,
     no_local_endpoints: BTreeMap<Family, NoLocalEndpoints>,
+    left_alone: BTreeSet<(FrontendAddress, PortKey)>,
 }
 
 /// Ports and Services that an update may have changed.
@@ -101,6 +102,11 @@ impl Desired {
         self.no_local_endpoints.get(&family).copied().unwrap_or_default()
     }
 
+    /// Cluster IPs that a device of this node holds (S22), and whose they would be.
+    pub fn left_alone(&self) -> &BTreeSet<(FrontendAddress, PortKey)> {
+        &self.left_alone
+    }
+
     fn replace(&mut self, name: &ObjectName, new: ServiceTables, touched: &mut Touched) {
         let old = self.services.remove(name).unwrap_or_default();
         let keys: BTreeSet<&PortKey> = old.ports.keys().chain(new.ports.keys()).collect();
@@ -110,6 +116,12 @@ impl Desired {
                 continue;
             }
             touched.ports.insert(key.clone());
+            for address in before.into_iter().flat_map(|tables| &tables.left_alone) {
+                self.left_alone.remove(&(*address, key.clone()));
+            }
+            for address in after.into_iter().flat_map(|tables| &tables.left_alone) {
+                self.left_alone.insert((*address, key.clone()));
+            }
             for (address, _) in before.into_iter().flat_map(|tables| claimed(tables)) {
                 self.claims.withdraw(address, key);
                 touched.ports.extend(self.claims.claimants(address).cloned());

@@ -3,7 +3,7 @@
 use std::{sync::atomic::Ordering, time::Duration};
 
 use jiff::Timestamp;
-use lb_common::abi::{Counter as Reason, CounterKind, Swept, maps};
+use lb_common::abi::{Counter as Reason, CounterKind};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{
@@ -15,7 +15,10 @@ use prometheus_client::{
     registry::{Metric, Registry, Unit},
 };
 
-use super::proxy_metrics::ProxyMetrics;
+use super::{
+    map_metrics::{MapMetrics, Walk},
+    proxy_metrics::ProxyMetrics,
+};
 use crate::{dataplane::MapFill, desired::NoLocalEndpoints, instance::StaleStatus, model::Family};
 
 /// Everything that is counted. The loop that knows a number sets it.
@@ -29,10 +32,7 @@ pub struct Metrics {
     unsupported_devices: Gauge,
     packets: Labelled<PacketLabels, Counter>,
     closed_sockets: Counter,
-    expired_entries: Labelled<MapLabels, Counter>,
-    evicted_entries: Labelled<MapLabels, Counter>,
-    map_entries: Labelled<MapLabels, Gauge>,
-    map_capacity: Labelled<MapLabels, Gauge>,
+    maps: MapMetrics,
 }
 
 /// What a change is of.
@@ -57,11 +57,6 @@ pub enum Probe {
 struct PacketLabels {
     reason: &'static str,
     kind: &'static str,
-}
-
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct MapLabels {
-    map: &'static str,
 }
 
 impl Default for Metrics {
@@ -113,24 +108,18 @@ impl Metrics {
                 "closed_sockets",
                 "Connected sockets closed because their backend no longer serves",
             ),
-            expired_entries: new(
-                registry,
-                "map_expired_entries",
-                "Entries of flows removed because they were silent for too long",
-            ),
-            evicted_entries: new(
-                registry,
-                "map_evicted_entries",
-                "Entries of flows that a full table threw out",
-            ),
-            map_entries: new(registry, "map_entries", "Entries in use"),
-            map_capacity: new(registry, "map_capacity", "Entries that fit"),
+            maps: MapMetrics::new(registry),
             registry: all,
         }
     }
 }
 
-fn new<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+/// Registers a metric.
+pub(super) fn new<M: Metric + Clone + Default>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+) -> M {
     let metric = M::default();
     registry.register(name, help, metric.clone());
     metric
@@ -208,44 +197,26 @@ impl Metrics {
         self.closed_sockets.inc_by(sockets);
     }
 
-    /// A walk over all flows of a family took `duration`; a full table has thrown out so many entries
-    /// since the one before.
-    pub fn swept(
-        &self,
-        family: Family,
-        swept: &Swept,
-        evicted: u64,
-        (capacity, duration): (u64, Duration),
-    ) {
-        let entries = swept.entries - swept.stale - swept.expired;
-        let name = map_labels(family).map;
-        self.set_map(&MapFill { name, entries, capacity, bytes: 0 });
-        self.proxy.swept(family, swept.stale, duration);
-        let labels = map_labels(family);
-        self.expired_entries.get_or_create(&labels).inc_by(swept.expired);
-        self.evicted_entries.get_or_create(&labels).inc_by(evicted);
+    /// All flows of a family were looked at.
+    pub fn walked(&self, family: Family, walk: &Walk) {
+        self.proxy.swept(family, walk.swept.stale, walk.duration);
+        self.maps.walked(family, walk);
     }
 
     /// What was ended, in all.
     pub fn ended(&self) -> StaleStatus {
-        let sum = |counters: &Labelled<MapLabels, Counter>| -> u64 {
-            let of = |family| counters.get_or_create(&map_labels(family)).get();
-            [Family::V4, Family::V6].into_iter().map(of).sum()
-        };
+        let (expired_entries, evicted_entries) = self.maps.expired_and_evicted();
         StaleStatus {
             closed_sockets: self.closed_sockets.get(),
             deleted_entries: self.proxy.deleted_entries(),
-            expired_entries: sum(&self.expired_entries),
-            evicted_entries: sum(&self.evicted_entries),
+            expired_entries,
+            evicted_entries,
         }
     }
 
     /// A map is so full.
     pub fn set_map(&self, map: &MapFill) {
-        let labels = MapLabels { map: map.name };
-        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        self.map_entries.get_or_create(&labels).set(signed(map.entries));
-        self.map_capacity.get_or_create(&labels).set(signed(map.capacity));
+        self.maps.set(map);
     }
 
     /// All of them in the text format of `OpenMetrics`.
@@ -255,10 +226,6 @@ impl Metrics {
         debug_assert!(written.is_ok(), "a String takes every write");
         text
     }
-}
-
-fn map_labels(family: Family) -> MapLabels {
-    MapLabels { map: if family == Family::V4 { maps::CONNTRACK_V4 } else { maps::CONNTRACK_V6 } }
 }
 
 fn kind_name(kind: CounterKind) -> &'static str {
@@ -271,6 +238,8 @@ fn kind_name(kind: CounterKind) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::abi::Swept;
+
     use super::*;
 
     #[test]
@@ -284,7 +253,8 @@ mod tests {
         metrics.set_map(&map);
         metrics.closed(3);
         let swept = Swept { entries: 9, stale: 2, expired: 3, begun: 0 };
-        metrics.swept(Family::V6, &swept, 4, (100, Duration::from_millis(1)));
+        let duration = Duration::from_millis(1);
+        metrics.walked(Family::V6, &Walk { swept, evicted: 4, capacity: 100, duration });
         let text = metrics.text();
         for line in [
             "lb_sync_duration_seconds_count 1\n",

@@ -90,7 +90,6 @@ impl HealthPorts {
         for service in &dirty {
             self.close_unless_right(service).await;
         }
-        self.failed_at = None;
         dirty.into_iter().map(|service| (service.clone(), self.open(service))).collect()
     }
 
@@ -292,6 +291,22 @@ mod tests {
         assert_eq!(settle(&mut ports).await, [""; 0]);
         assert!(ports.retry_at(Duration::ZERO).is_none());
         assert!(request(v4(port), "/").await.contains("200 OK"));
+    }
+
+    #[tokio::test]
+    async fn s3_a_port_that_failed_is_tried_again_whatever_changes_elsewhere() {
+        let holder = std::net::TcpListener::bind("[::]:0").unwrap();
+        let (mut ports, other) = (ports(), free_port());
+        let port = holder.local_addr().unwrap().port();
+        ports.want(name("web"), Some(check(port, 1, 1)));
+        assert_eq!(settle(&mut ports).await.len(), 1);
+        ports.want(name("other"), Some(check(other, 1, 1)));
+        assert_eq!(settle(&mut ports).await, [""; 0]);
+        assert!(ports.retry_at(Duration::ZERO).is_some(), "nobody would come back to it");
+        ports.want(name("web"), None);
+        ports.retry();
+        assert_eq!(settle(&mut ports).await, [""; 0]);
+        assert!(ports.retry_at(Duration::ZERO).is_none());
     }
 
     #[tokio::test]

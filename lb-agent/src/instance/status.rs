@@ -28,8 +28,23 @@ pub struct Status {
     pub stale: StaleStatus,
     /// What is wrong, one sentence each.
     pub problems: Vec<String>,
+    /// Addresses of Services that are somebody else's on this node.
+    #[serde(default)]
+    pub left_alone: Vec<LeftAlone>,
     /// Devices, with what is attached to them.
     pub devices: Vec<DeviceStatus>,
+}
+
+/// An address of a Service that nothing is translated for.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LeftAlone {
+    /// `namespace/name`.
+    pub service: String,
+    /// Address, port and protocol.
+    pub address: String,
+    /// Why, in a few words.
+    pub reason: String,
 }
 
 /// What led to backends that no longer serve, was silent for too long, or had no room.
@@ -88,6 +103,7 @@ impl Status {
             last_sync: None,
             stale: StaleStatus::default(),
             problems: Vec::new(),
+            left_alone: Vec::new(),
             devices: Vec::new(),
         }
     }

@@ -26,12 +26,25 @@ use nix::sched::{CloneFlags, setns};
 /// Types and fields of `include/uapi/linux/netlink.h`.
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
+/// The network namespace that the calling thread is in.
+const HERE: &str = "/proc/thread-self/ns/net";
 
 /// Closes those of the sockets that are still connected as said, and tells their cookies; and why a
 /// namespace could not be searched, where some socket was not found in the others.
 ///
-/// Leaves the calling thread in another network namespace: call it on a thread of its own.
+/// Takes the calling thread through other network namespaces: call it on a thread of its own. It is
+/// brought back, since a namespace lives for as long as a thread is in it.
 pub fn close(stale: &[StaleSocket]) -> (BTreeSet<u64>, io::Result<()>) {
+    let home = match File::open(HERE) {
+        Ok(home) => home,
+        Err(error) => return (BTreeSet::new(), Err(error)),
+    };
+    let (closed, result) = close_everywhere(stale);
+    let back = setns(home, CloneFlags::CLONE_NEWNET).map_err(io::Error::from);
+    (closed, result.and(back))
+}
+
+fn close_everywhere(stale: &[StaleSocket]) -> (BTreeSet<u64>, io::Result<()>) {
     let mut open: BTreeMap<u64, &StaleSocket> =
         stale.iter().map(|socket| (socket.cookie, socket)).collect();
     let mut closed = BTreeSet::new();

@@ -84,6 +84,18 @@ impl Realized {
         }
     }
 
+    /// Can a step take a backend from flows that have it: removed, or no longer of their address?
+    /// An address that nobody has may have been another Service port's a moment before.
+    pub(super) fn is_parted_by(&self, step: &Step) -> bool {
+        match step {
+            Step::PutFrontend(address, entry) => {
+                self.frontends.get(address).is_none_or(|held| held.service != entry.service)
+            }
+            Step::RemoveBackend(_) => true,
+            _ => false,
+        }
+    }
+
     /// Takes note of a step that was performed for a Service port.
     pub(super) fn record(&mut self, owner: ServiceId, step: &Step) {
         let held = self.ports.entry(owner).or_default();

@@ -105,6 +105,17 @@ mod tests {
     }
 
     #[test]
+    fn fresh_numbers_are_spared_once_enough_freed_ones_rest() {
+        let resting = u32::try_from(RESTING).unwrap();
+        let mut pool = Pool::restored(1000, (1..400).map(|number| (number, 1)).collect());
+        (1..=resting).for_each(|number| pool.release(number));
+        assert_eq!(pool.allocate(), Some((400, 2)), "fresh");
+        pool.release(resting + 1);
+        assert_eq!(pool.allocate(), Some((1, 2)), "the oldest of the freed ones");
+        assert_eq!(pool.allocate(), Some((401, 2)), "fresh");
+    }
+
+    #[test]
     fn restored_numbers_keep_their_generation_and_unknown_ones_begin_above() {
         let mut pool = Pool::restored(6, BTreeMap::from([(2, 7), (4, 3)]));
         assert_eq!(pool.allocate(), Some((5, 8)));
@@ -112,6 +123,15 @@ mod tests {
         pool.release(4);
         assert_eq!(pool.allocate(), Some((3, 8)));
         assert_eq!(pool.allocate(), Some((4, 4)));
+    }
+
+    #[test]
+    fn a_number_that_is_remembered_goes_on_from_there() {
+        let mut pool = Pool::restored(3, BTreeMap::from([(1, 4)]));
+        pool.remember([(1, 9), (2, 7)]);
+        assert_eq!(pool.allocate(), Some((2, 8)));
+        pool.release(1);
+        assert_eq!(pool.allocate(), Some((1, 5)), "what is in use is known better");
     }
 
     #[test]

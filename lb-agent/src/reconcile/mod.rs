@@ -36,7 +36,8 @@ use restore::{Ids, Restored, Wanted};
 pub struct Outcome {
     /// Steps that were performed.
     pub steps: usize,
-    /// Was a backend removed?
+    /// Was a backend removed, or an address given to a Service port: may known flows lead where
+    /// they no longer should (S11)?
     pub retired: bool,
     /// Service ports that were looked at.
     pub visited: usize,

@@ -184,12 +184,14 @@ impl Restored {
 fn place_of(list: &[SocketAddr], held: &Held, snapshot: &Snapshot) -> Option<usize> {
     let length = maglev::length(list.len());
     let fits = |held: &HeldRegion| held.region.length == length && held.list.is_none();
-    let has_id = |address| held.backends.contains_key(address);
-    if !held.regions.iter().any(fits) || !list.iter().all(has_id) {
+    let mut places = held.regions.iter().enumerate().filter(|(_, held)| fits(held)).peekable();
+    places.peek()?;
+    if !list.iter().all(|address| held.backends.contains_key(address)) {
         return None;
     }
     let slots = plan::slots(list, held);
-    held.regions.iter().position(|held| fits(held) && holds(snapshot, held.region, &slots))
+    let found = places.find(|(_, held)| holds(snapshot, held.region, &slots));
+    found.map(|(place, _)| place)
 }
 
 fn holds(snapshot: &Snapshot, region: Region, slots: &[u32]) -> bool {

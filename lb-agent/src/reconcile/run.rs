@@ -84,7 +84,7 @@ struct Pass<'a, T> {
     state: &'a mut State,
     /// What is written for Service ports that have no room for all their endpoints.
     reduced: BTreeMap<ServiceId, PortTables>,
-    /// Has a backend been removed?
+    /// May a step have parted known flows from their backends?
     retired: bool,
 }
 
@@ -170,11 +170,11 @@ impl<T: Tables> Pass<'_, T> {
 
     fn record(&mut self, plan: &Plan, done: usize) {
         for (step, owner) in plan.steps.iter().zip(&plan.owners).take(done) {
+            self.retired |= self.state.realized.is_parted_by(step);
             if let Some(owner) = owner {
                 self.state.realized.record(*owner, step);
             }
             if let Step::RemoveBackend(id) = step {
-                self.retired = true;
                 plan::release_backend(*id, &mut self.state.pools);
             }
         }

@@ -17,6 +17,8 @@ pub trait Address: Abi + Copy + Debug + Eq {
     const HEADER: usize;
     /// Offset of the source address in the header; the destination follows it.
     const SOURCE_OFFSET: usize;
+    /// Offset of the time to live or hop limit in the header.
+    const TTL_OFFSET: usize;
 
     /// Folds the address into one word that depends on every bit.
     fn fold(&self) -> u32;
@@ -52,6 +54,7 @@ impl Address for Ipv4 {
     const ETHERTYPE: u16 = 0x0800;
     const HEADER: usize = 20;
     const SOURCE_OFFSET: usize = 12;
+    const TTL_OFFSET: usize = 8;
 
     #[inline(always)]
     fn fold(&self) -> u32 {
@@ -73,6 +76,7 @@ impl Address for Ipv6 {
     const ETHERTYPE: u16 = 0x86dd;
     const HEADER: usize = 40;
     const SOURCE_OFFSET: usize = 8;
+    const TTL_OFFSET: usize = 7;
 
     #[inline(always)]
     fn fold(&self) -> u32 {
@@ -188,6 +192,14 @@ impl L4Proto {
     pub const TCP: Self = Self(6);
     /// UDP.
     pub const UDP: Self = Self(17);
+
+    /// Do its packets say themselves whether they begin or end something? Asked of TCP, SCTP and
+    /// UDP alone.
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_connections(self) -> bool {
+        self.0 != Self::UDP.0
+    }
 }
 
 #[cfg(test)]

@@ -127,6 +127,13 @@ impl CtAction {
         self.0 < Self::REPLY.0
     }
 
+    /// Is it for packets that leave by a device?
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_at_egress(self) -> bool {
+        matches!(self, Self::FORWARD_FROM_HOST | Self::REPLY)
+    }
+
     /// The action of the flow's other entry.
     #[inline(always)]
     #[must_use]

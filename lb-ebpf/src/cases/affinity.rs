@@ -1,6 +1,6 @@
 //! Rule S10: a client stays with its backend, as long as that is in the list that it chooses from.
 
-use lb_common::abi::{BackendFlags, Counter, FrontendFlags, L4Proto};
+use lb_common::abi::{BackendFlags, Counter, FrontendFlags};
 
 use super::{Device, Fate, Hook, Host, Net, frame::Frame, net::FIN_ACK};
 
@@ -14,7 +14,7 @@ const AFFINE: BackendFlags = SERVING.with(BackendFlags::AFFINE_CLUSTER);
 /// Writes a backend with a generation of the kind's own: what an earlier kind left behind on the
 /// bench is of another.
 fn backend(net: &mut Net<'_>, host: Host, flags: BackendFlags) -> u32 {
-    let generation = 2 + u32::from(net.kind.is_v4) + 2 * u32::from(net.is_tcp());
+    let generation = 2 + u32::from(net.kind.is_v4) + 2 * u32::from(net.kind.protocol.0);
     net.backend_with(host, flags, generation)
 }
 
@@ -116,7 +116,7 @@ pub fn s10_nothing_is_remembered_of_a_refusal_or_a_drop(net: &mut Net<'_>) {
 /// A segment of a connection that this node has forgotten begins none: it goes where the client's
 /// connections go, and renews nothing.
 pub fn s10_a_segment_of_no_connection_leaves_nothing(net: &mut Net<'_>) {
-    if !net.is_tcp() {
+    if !net.has_connections() {
         return;
     }
     let (a, b) = (backend(net, Host::PodA, AFFINE), backend(net, Host::PodB, AFFINE));
@@ -153,7 +153,7 @@ pub fn s10_a_remote_backend_is_kept_too(net: &mut Net<'_>) {
         let became = net.pass(IN, &net.first(client, vip), SENT);
         assert_eq!(became.dst, target);
         net.expect_hop(IN, &net.later(target, became.src), SENT, [vip, client]);
-        if net.kind.protocol == L4Proto::TCP {
+        if net.has_connections() {
             net.pass(IN, &net.segment(client, vip, FIN_ACK), SENT);
         }
     }

@@ -1,11 +1,11 @@
 //! Flows of which only the destination is translated, and when they choose again.
 
-use lb_common::abi::BackendFlags;
+use lb_common::abi::{BackendFlags, L4Proto};
 
 use super::{
     Device, Fate, Hook, Host, Net,
     frame::{Frame, Transport},
-    net::{FIN_ACK, SYN_ACK},
+    net::{FIN_ACK, INIT, SYN_ACK, TAG},
 };
 
 const IN: Hook = Hook::Ingress(Device::Uplink);
@@ -56,7 +56,7 @@ pub fn a_host_process_reaches_a_backend_and_gets_its_answer(net: &mut Net<'_>) {
 /// A client that has closed its connection through the Service reaches the backend directly from
 /// the same port.
 pub fn a_connection_past_the_service_from_a_used_port_is_left_alone(net: &mut Net<'_>) {
-    if !net.is_tcp() {
+    if !net.has_connections() {
         return;
     }
     let id = net.backend(Host::PodA);
@@ -82,7 +82,7 @@ pub fn a_connection_past_the_service_from_a_used_port_is_left_alone(net: &mut Ne
 
 /// S11: a client that goes on sending gets a backend that serves.
 pub fn a_datagram_leaves_a_backend_that_no_longer_serves(net: &mut Net<'_>) {
-    if net.is_tcp() {
+    if net.has_connections() {
         return;
     }
     let (a, b) = (net.backend(Host::PodA), net.backend(Host::PodB));
@@ -99,7 +99,7 @@ pub fn a_datagram_leaves_a_backend_that_no_longer_serves(net: &mut Net<'_>) {
 
 /// A backend id that was given to another endpoint is no reason to go there.
 pub fn a_datagram_leaves_a_backend_whose_id_has_a_new_owner(net: &mut Net<'_>) {
-    if net.is_tcp() {
+    if net.has_connections() {
         return;
     }
     let (a, b) = (net.backend(Host::PodA), net.backend(Host::PodB));
@@ -112,8 +112,8 @@ pub fn a_datagram_leaves_a_backend_whose_id_has_a_new_owner(net: &mut Net<'_>) {
 }
 
 /// S12: a connection goes on to its pod until the pod itself ends.
-pub fn a_tcp_connection_stays_with_a_removed_backend(net: &mut Net<'_>) {
-    if !net.is_tcp() {
+pub fn a_connection_stays_with_a_removed_backend(net: &mut Net<'_>) {
+    if !net.has_connections() {
         return;
     }
     let (a, b) = (net.backend(Host::PodA), net.backend(Host::PodB));
@@ -130,7 +130,7 @@ pub fn a_tcp_connection_stays_with_a_removed_backend(net: &mut Net<'_>) {
 
 /// Nobody closes the connections of a node that fails; a client uses its ports again all the same.
 pub fn a_connection_does_not_begin_with_a_removed_backend(net: &mut Net<'_>) {
-    if !net.is_tcp() {
+    if !net.has_connections() {
         return;
     }
     let (a, b) = (net.backend(Host::PodA), net.backend(Host::PodB));
@@ -149,7 +149,7 @@ pub fn a_connection_does_not_begin_with_a_removed_backend(net: &mut Net<'_>) {
 
 /// A client that uses its port again gets a backend of now, whichever end closed before.
 pub fn a_closed_connection_lets_its_port_begin_another(net: &mut Net<'_>) {
-    if !net.is_tcp() {
+    if !net.has_connections() {
         return;
     }
     let (a, b) = (net.backend(Host::PodA), net.backend(Host::PodB));
@@ -187,15 +187,51 @@ pub fn options_of_the_header_stay(net: &mut Net<'_>) {
 
 /// RFC 768: zero means that the sender made none, so there is none to repair.
 pub fn udp_without_a_checksum_stays_without(net: &mut Net<'_>) {
-    if net.is_tcp() || !net.kind.is_v4 {
+    if net.kind.protocol != L4Proto::UDP || !net.kind.is_v4 {
         return;
     }
+    expect_both_ways(net, Transport::UdpWithoutChecksum);
+}
+
+/// What is made on this machine is summed where it leaves it, with the ports that it has there.
+pub fn sctp_without_a_checksum_stays_without(net: &mut Net<'_>) {
+    if net.kind.protocol != L4Proto::SCTP {
+        return;
+    }
+    expect_both_ways(net, Transport::SctpWithoutChecksum { tag: TAG, chunk: INIT });
+}
+
+/// Passes a request and a reply with this transport header, and expects it in what becomes of them.
+#[track_caller]
+fn expect_both_ways(net: &mut Net<'_>, transport: Transport) {
     let id = net.backend(Host::PodA);
     let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
     net.frontend(vip, &[id]);
-    let transport = Transport::UdpWithoutChecksum;
     let request = Frame { transport, ..net.first(client, vip) };
     net.expect(IN, &request, Fate::Next, [client, pod]);
     let reply = Frame { transport, ..net.first(pod, client) };
     net.expect(OUT, &reply, Fate::Next, [vip, client]);
+}
+
+/// Where the checksum depends on the length, each byte of that counts.
+pub fn packets_of_any_length_are_whole(net: &mut Net<'_>) {
+    let id = net.backend(Host::PodA);
+    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
+    net.frontend(vip, &[id]);
+    for length in [0, 1, 3, 239, 240, 255, 256, 1440, 3000] {
+        let payload = vec![0xa5; length];
+        let request = Frame { payload: payload.clone(), ..net.first(client, vip) };
+        net.expect(IN, &request, Fate::Next, [client, pod]);
+        let reply = Frame { payload, ..net.later(pod, client) };
+        net.expect(OUT, &reply, Fate::Next, [vip, client]);
+    }
+}
+
+/// A short packet is followed by bytes that no checksum covers.
+pub fn padding_of_a_frame_is_not_part_of_the_packet(net: &mut Net<'_>) {
+    let id = net.backend(Host::PodA);
+    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
+    net.frontend(vip, &[id]);
+    net.expect_padded(IN, &net.first(client, vip), [client, pod]);
+    net.expect_padded(OUT, &net.later(pod, client), [vip, client]);
 }

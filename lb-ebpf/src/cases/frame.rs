@@ -1,10 +1,12 @@
 //! Ethernet frames by their fields: written to bytes, and read back with every checksum checked.
 //!
-//! Its checksums are plain sums over whole packets, so that nothing incremental is trusted.
+//! Its checksums are plain sums over whole packets, so that nothing incremental is trusted; that of
+//! SCTP is taken bit by bit.
 
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
+    ops::Range,
 };
 
 use lb_common::abi::L4Proto;
@@ -13,6 +15,9 @@ const ETHERNET: usize = 14;
 const ICMP_HEADER: usize = 8;
 const TCP_HEADER: usize = 20;
 const UDP_HEADER: usize = 8;
+/// Common header and the first chunk's (RFC 9260, 3).
+const SCTP_HEADER: usize = 12 + 4;
+const SCTP_CHECKSUM: Range<usize> = 8..12;
 
 /// Why bytes are not a whole and correct frame.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -26,7 +31,7 @@ impl fmt::Display for Malformed {
 
 impl std::error::Error for Malformed {}
 
-/// One TCP segment, UDP datagram or ICMP error in a frame.
+/// One TCP segment, UDP datagram, SCTP packet or ICMP error in a frame.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Frame {
     /// Destination and source MAC address.
@@ -48,8 +53,27 @@ pub struct Frame {
 /// A transport header without ports and checksum.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Transport {
-    /// Type and code of an error of the frame's family.
-    Icmp([u8; 2]),
+    /// A message of the frame's family.
+    Icmp {
+        /// Type and code.
+        kind: [u8; 2],
+        /// What stands behind the checksum: an MTU, or nothing.
+        rest: [u8; 4],
+    },
+    /// A packet with one chunk, whose value is the payload.
+    Sctp {
+        /// Verification tag.
+        tag: u32,
+        /// Type of the chunk.
+        chunk: u8,
+    },
+    /// The same with a checksum of zero: not summed yet.
+    SctpWithoutChecksum {
+        /// Verification tag.
+        tag: u32,
+        /// Type of the chunk.
+        chunk: u8,
+    },
     /// A segment without options.
     Tcp {
         /// Sequence number.
@@ -68,19 +92,21 @@ pub enum Transport {
 impl Transport {
     fn protocol(self, is_v4: bool) -> L4Proto {
         match self {
-            Self::Icmp(_) if is_v4 => L4Proto::ICMP,
-            Self::Icmp(_) => L4Proto::ICMPV6,
+            Self::Icmp { .. } if is_v4 => L4Proto::ICMP,
+            Self::Icmp { .. } => L4Proto::ICMPV6,
+            Self::Sctp { .. } | Self::SctpWithoutChecksum { .. } => L4Proto::SCTP,
             Self::Tcp { .. } => L4Proto::TCP,
             Self::Udp | Self::UdpWithoutChecksum => L4Proto::UDP,
         }
     }
 
-    /// Where in its header the checksum stands.
-    fn checksum_offset(self) -> usize {
+    /// Where in its header an Internet checksum stands, if there is one.
+    fn checksum_offset(self) -> Option<usize> {
         match self {
-            Self::Icmp(_) => 2,
-            Self::Tcp { .. } => 16,
-            Self::Udp | Self::UdpWithoutChecksum => 6,
+            Self::Icmp { .. } => Some(2),
+            Self::Tcp { .. } => Some(16),
+            Self::Udp => Some(6),
+            Self::Sctp { .. } | Self::SctpWithoutChecksum { .. } | Self::UdpWithoutChecksum => None,
         }
     }
 }
@@ -90,12 +116,15 @@ impl Frame {
     pub fn encode(&self) -> Vec<u8> {
         let mut l4 = self.transport_header();
         l4.extend(&self.payload);
-        if self.transport != Transport::UdpWithoutChecksum {
+        if matches!(self.transport, Transport::Sctp { .. }) {
+            let crc = crc32c(&l4).to_le_bytes();
+            l4[SCTP_CHECKSUM].copy_from_slice(&crc);
+        }
+        if let Some(offset) = self.transport.checksum_offset() {
             let mut sum = checksum(&[&self.pseudo_header(l4.len()), &l4]);
             if sum == 0 && self.transport == Transport::Udp {
                 sum = 0xffff;
             }
-            let offset = self.transport.checksum_offset();
             l4[offset..offset + 2].copy_from_slice(&sum.to_be_bytes());
         }
         let mut bytes = self.macs.concat();
@@ -129,7 +158,11 @@ impl Frame {
     fn transport_header(&self) -> Vec<u8> {
         let ports = [self.src.port().to_be_bytes(), self.dst.port().to_be_bytes()].concat();
         match self.transport {
-            Transport::Icmp([kind, code]) => vec![kind, code, 0, 0, 0, 0, 0, 0],
+            Transport::Icmp { kind, rest } => [kind.to_vec(), vec![0, 0], rest.to_vec()].concat(),
+            Transport::Sctp { tag, chunk } | Transport::SctpWithoutChecksum { tag, chunk } => {
+                let chunk = [vec![chunk, 0], be(4 + self.payload.len()).to_vec()].concat();
+                [ports, tag.to_be_bytes().to_vec(), vec![0; 4], chunk].concat()
+            }
             Transport::Tcp { sequence, acknowledgement, flags } => {
                 let numbers = [sequence.to_be_bytes(), acknowledgement.to_be_bytes()].concat();
                 // A refusal has a window of zero, and the other segments need none.
@@ -201,17 +234,20 @@ fn decode_transport(
     (ttl, protocol, options): (u8, L4Proto, &[u8]),
 ) -> Result<Frame, Malformed> {
     let (transport, length) = match protocol {
+        L4Proto::SCTP => (decode_sctp(l4)?, SCTP_HEADER),
         L4Proto::TCP => (decode_tcp(l4)?, TCP_HEADER),
         L4Proto::UDP if array(l4, 6)? == [0, 0] => (Transport::UdpWithoutChecksum, UDP_HEADER),
         L4Proto::UDP => (Transport::Udp, UDP_HEADER),
-        L4Proto::ICMP | L4Proto::ICMPV6 => (Transport::Icmp(array(l4, 0)?), ICMP_HEADER),
+        L4Proto::ICMP | L4Proto::ICMPV6 => {
+            (Transport::Icmp { kind: array(l4, 0)?, rest: array(l4, 4)? }, ICMP_HEADER)
+        }
         other => return malformed(format!("protocol {other:?}")),
     };
     if protocol == L4Proto::UDP && array(l4, 4)? != be(l4.len()) {
         return malformed(format!("length in UDP header {l4:02x?}"));
     }
     let ports = match transport {
-        Transport::Icmp(_) => [0, 0],
+        Transport::Icmp { .. } => [0, 0],
         _ => [u16::from_be_bytes(array(l4, 0)?), u16::from_be_bytes(array(l4, 2)?)],
     };
     let frame = Frame {
@@ -224,10 +260,25 @@ fn decode_transport(
         payload: split(l4, length)?.1.to_vec(),
     };
     let sum = checksum(&[&frame.pseudo_header(l4.len()), l4]);
-    if sum != 0 && transport != Transport::UdpWithoutChecksum {
+    if sum != 0 && transport.checksum_offset().is_some() {
         return malformed(format!("checksum, off by {sum:#06x}, of {frame:?}"));
     }
     Ok(frame)
+}
+
+fn decode_sctp(l4: &[u8]) -> Result<Transport, Malformed> {
+    let tag = u32::from_be_bytes(array(l4, 4)?);
+    let [chunk] = array(l4, 12)?;
+    let crc: [u8; 4] = array(l4, SCTP_CHECKSUM.start)?;
+    if crc == [0; 4] {
+        return Ok(Transport::SctpWithoutChecksum { tag, chunk });
+    }
+    let mut whole = l4.to_vec();
+    whole[SCTP_CHECKSUM].fill(0);
+    if crc != crc32c(&whole).to_le_bytes() {
+        return malformed(format!("checksum {crc:02x?} of SCTP packet {l4:02x?}"));
+    }
+    Ok(Transport::Sctp { tag, chunk })
 }
 
 fn decode_tcp(l4: &[u8]) -> Result<Transport, Malformed> {
@@ -248,6 +299,12 @@ fn checksum(parts: &[&[u8]]) -> u16 {
     // 2^16 is 1 modulo 2^16 - 1; a sum of all ones is kept apart from zero.
     let folded = if sum == 0 { 0 } else { (sum - 1) % 0xffff + 1 };
     !u16::try_from(folded).unwrap_or_default()
+}
+
+/// The CRC of RFC 9260, appendix A.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let shift = |crc: u32, _| if crc & 1 == 0 { crc >> 1 } else { crc >> 1 ^ 0x82f6_3b78 };
+    !bytes.iter().fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), shift))
 }
 
 fn octets(end: SocketAddr) -> Vec<u8> {
@@ -282,7 +339,8 @@ mod tests {
     #[test]
     fn a_frame_survives_its_bytes_and_a_wrong_bit_does_not() {
         let transports = [
-            Transport::Icmp([3, 3]),
+            Transport::Icmp { kind: [3, 3], rest: [0, 0, 5, 0] },
+            Transport::Sctp { tag: 5, chunk: 1 },
             Transport::Tcp { sequence: 7, acknowledgement: 9, flags: 0x12 },
             Transport::Udp,
         ];
@@ -297,7 +355,7 @@ mod tests {
                 transport: *transport,
                 payload: b"odd".to_vec(),
             };
-            if matches!(transport, Transport::Icmp(_)) {
+            if matches!(transport, Transport::Icmp { .. }) {
                 (frame.src, frame.dst) = (with_port_zero(frame.src), with_port_zero(frame.dst));
             }
             let mut bytes = frame.encode();
@@ -309,6 +367,13 @@ mod tests {
 
     fn with_port_zero(end: SocketAddr) -> SocketAddr {
         SocketAddr::new(end.ip(), 0)
+    }
+
+    #[test]
+    fn the_checksum_of_sctp_is_a_crc32c() {
+        // RFC 3720, B.4: 32 bytes of zeros, and 32 of ones.
+        assert_eq!(crc32c(&[0; 32]).to_le_bytes(), [0xaa, 0x36, 0x91, 0x8a]);
+        assert_eq!(crc32c(&[0xff; 32]).to_le_bytes(), [0x43, 0xab, 0xa8, 0x62]);
     }
 
     #[test]

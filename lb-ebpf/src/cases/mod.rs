@@ -6,12 +6,13 @@
 //! ```
 //!
 //! A case is a function that sets up Services, passes frames by a hook, and compares all of what
-//! comes out: verdict, bytes, counters. Each runs for IPv4 and IPv6, TCP and UDP.
+//! comes out: verdict, bytes, counters. Each runs for IPv4 and IPv6, TCP, UDP and SCTP.
 #![allow(clippy::missing_panics_doc, reason = "a case fails by panicking")]
 
 pub mod affinity;
 pub mod flows;
 pub mod frame;
+pub mod icmp;
 mod net;
 pub mod refusals;
 pub mod snat;
@@ -45,11 +46,20 @@ macro_rules! each_case {
             flows::a_host_process_reaches_a_backend_and_gets_its_answer,
             flows::a_local_backend_sees_the_client_and_answers_as_its_service,
             flows::a_pod_reaches_a_remote_backend_without_snat,
-            flows::a_tcp_connection_stays_with_a_removed_backend,
+            flows::a_connection_stays_with_a_removed_backend,
             flows::options_of_the_header_stay,
+            flows::packets_of_any_length_are_whole,
+            flows::padding_of_a_frame_is_not_part_of_the_packet,
+            flows::sctp_without_a_checksum_stays_without,
             flows::udp_without_a_checksum_stays_without,
+            icmp::errors_of_a_closed_connection_are_left_alone,
+            icmp::errors_of_a_flow_to_a_local_backend,
+            icmp::errors_of_a_flow_under_snat,
+            icmp::errors_of_a_host_process_s_flow,
+            icmp::errors_with_options,
+            icmp::other_errors_are_left_alone,
             refusals::a_reset_is_not_answered,
-            refusals::a_segment_of_no_connection_is_reset,
+            refusals::a_segment_of_no_connection_is_refused,
             refusals::nothing_is_remembered_of_a_refusal,
             refusals::without_endpoints_a_client_is_refused,
             refusals::without_endpoints_a_host_process_is_refused,
@@ -76,20 +86,22 @@ macro_rules! each_case {
     };
 }
 
-/// An address family and a protocol: each case runs for all four.
+/// An address family and a protocol: each case runs for all six.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Kind {
     /// IPv4 instead of IPv6.
     pub is_v4: bool,
-    /// TCP or UDP.
+    /// TCP, UDP or SCTP.
     pub protocol: L4Proto,
 }
 
 impl Kind {
-    /// All four.
-    pub const ALL: [Self; 4] = [
+    /// All six.
+    pub const ALL: [Self; 6] = [
+        Self { is_v4: true, protocol: L4Proto::SCTP },
         Self { is_v4: true, protocol: L4Proto::TCP },
         Self { is_v4: true, protocol: L4Proto::UDP },
+        Self { is_v4: false, protocol: L4Proto::SCTP },
         Self { is_v4: false, protocol: L4Proto::TCP },
         Self { is_v4: false, protocol: L4Proto::UDP },
     ];
@@ -204,7 +216,7 @@ pub struct BackendSpec {
 pub struct FrontendSpec<'a> {
     /// Address and port.
     pub address: SocketAddr,
-    /// TCP or UDP.
+    /// TCP, UDP or SCTP.
     pub protocol: L4Proto,
     /// What it says to those whom it has no backend for, and whom it is for.
     pub flags: FrontendFlags,

@@ -9,13 +9,17 @@ use super::{
     frame::{Frame, Transport},
 };
 
-/// TCP flags of the segments that cases send.
+/// TCP flags of the segments that cases send; SCTP sends the chunks of the same meaning.
 pub(super) const SYN: u8 = 0x02;
 pub(super) const ACK: u8 = 0x10;
 pub(super) const FIN_ACK: u8 = 0x11;
 pub(super) const SYN_ACK: u8 = SYN | ACK;
 pub(super) const RST: u8 = 0x04;
 pub(super) const RST_ACK: u8 = 0x14;
+/// Type of the first chunk of an association (RFC 9260, 3.2).
+pub(super) const INIT: u8 = 1;
+/// Verification tag.
+pub(super) const TAG: u32 = 0x0bad_cafe;
 const SEQUENCE: u32 = 0xffff_fff0;
 const ACKNOWLEDGEMENT: u32 = 0x1234_5678;
 /// Port of all backends.
@@ -36,9 +40,9 @@ impl<'a> Net<'a> {
         Self { bench, kind, affinity_timeout: 0 }
     }
 
-    /// Is the kind a TCP one?
-    pub fn is_tcp(&self) -> bool {
-        self.kind.protocol == L4Proto::TCP
+    /// Is the kind one of connections, TCP's or SCTP's?
+    pub fn has_connections(&self) -> bool {
+        self.kind.protocol.has_connections()
     }
 
     /// An address of the kind's family with a port.
@@ -110,22 +114,24 @@ impl<'a> Net<'a> {
         if self.kind.is_v4 { 32 } else { 128 }
     }
 
-    /// The first packet of a flow: a SYN, or a datagram.
+    /// The first packet of a flow: a SYN, an INIT, or a datagram.
     pub fn first(&self, src: SocketAddr, dst: SocketAddr) -> Frame {
         self.segment(src, dst, SYN)
     }
 
-    /// A later packet of a flow: an ACK, or a datagram.
+    /// A later packet of a flow: an ACK, DATA, or a datagram.
     pub fn later(&self, src: SocketAddr, dst: SocketAddr) -> Frame {
         self.segment(src, dst, ACK)
     }
 
-    /// A packet with these TCP flags; a datagram for UDP.
+    /// A packet with these TCP flags; the chunk that says the same for SCTP, a datagram for UDP.
     pub fn segment(&self, src: SocketAddr, dst: SocketAddr, flags: u8) -> Frame {
-        let transport = if self.is_tcp() {
-            Transport::Tcp { sequence: SEQUENCE, acknowledgement: ACKNOWLEDGEMENT, flags }
-        } else {
-            Transport::Udp
+        let transport = match self.kind.protocol {
+            L4Proto::SCTP => Transport::Sctp { tag: TAG, chunk: chunk(flags) },
+            L4Proto::TCP => {
+                Transport::Tcp { sequence: SEQUENCE, acknowledgement: ACKNOWLEDGEMENT, flags }
+            }
+            _ => Transport::Udp,
         };
         Frame {
             macs: [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]],
@@ -154,6 +160,19 @@ impl<'a> Net<'a> {
         assert_eq!(became, Frame { src, dst, ..frame.clone() });
     }
 
+    /// The same for a frame that is longer than its packet.
+    #[track_caller]
+    pub fn expect_padded(&mut self, hook: Hook, frame: &Frame, ends: [SocketAddr; 2]) {
+        let [src, dst] = ends;
+        let (bytes, padding) = (frame.encode(), [0x5a; 46]);
+        let outcome = self.bench.judge(hook, &[&bytes[..], &padding].concat(), Fate::Next);
+        assert_eq!((outcome.fate, &outcome.counted[..]), (Fate::Next, &[][..]), "{frame:?}");
+        let (packet, rest) = outcome.bytes.split_at(bytes.len());
+        assert_eq!(rest, padding);
+        let became = Frame::decode(packet);
+        assert_eq!(became, Ok(Frame { src, dst, ..frame.clone() }));
+    }
+
     /// The same where this node forwards in place of its stack, which costs a hop.
     #[track_caller]
     pub fn expect_hop(&mut self, hook: Hook, frame: &Frame, fate: Fate, ends: [SocketAddr; 2]) {
@@ -165,7 +184,14 @@ impl<'a> Net<'a> {
     /// Passes a reply to a process of the node and expects it, delivered as if by the uplink.
     #[track_caller]
     pub fn expect_delivery(&mut self, at: Device, frame: &Frame, ends: [SocketAddr; 2]) {
-        let ([src, dst], mut macs) = (ends, frame.macs);
+        let [src, dst] = ends;
+        self.expect_delivered(at, frame, &Frame { src, dst, ..frame.clone() });
+    }
+
+    /// Passes a packet for a process of the node and expects another one, delivered likewise.
+    #[track_caller]
+    pub fn expect_delivered(&mut self, at: Device, frame: &Frame, expected: &Frame) {
+        let mut macs = frame.macs;
         let mut fate = Fate::Next;
         if at != Device::Uplink {
             fate = Fate::Sent(Device::Uplink);
@@ -173,7 +199,7 @@ impl<'a> Net<'a> {
             macs[0] = DEVICE_MAC;
         }
         let became = self.pass(Hook::Ingress(at), frame, fate);
-        assert_eq!(became, Frame { macs, src, dst, ..frame.clone() });
+        assert_eq!(became, Frame { macs, ..expected.clone() });
     }
 
     /// Passes a packet and expects it to be dropped and counted.
@@ -219,6 +245,17 @@ impl<'a> Net<'a> {
         let outcome = self.bench.judge(hook, bytes, Fate::Next);
         assert_eq!((outcome.fate, &outcome.counted[..]), (Fate::Next, counted), "{bytes:02x?}");
         assert_eq!(outcome.bytes, bytes);
+    }
+}
+
+/// The type of the SCTP chunk that says what these flags say: DATA where there is none.
+fn chunk(flags: u8) -> u8 {
+    match flags {
+        SYN => INIT,
+        SYN_ACK => 2,
+        RST | RST_ACK => 6,
+        FIN_ACK => 7,
+        _ => 0,
     }
 }
 

@@ -5,7 +5,7 @@ use lb_common::abi::{Counter, FrontendFlags};
 use super::{
     Device, Fate, Hook, Host, Net,
     frame::{Frame, Transport},
-    net::{ACK, FIN_ACK, RST, RST_ACK, SYN},
+    net::{ACK, FIN_ACK, INIT, RST, RST_ACK, SYN},
 };
 
 const FROM_OUTSIDE: Hook = Hook::Ingress(Device::Uplink);
@@ -25,8 +25,11 @@ fn refusal(net: &Net<'_>, asked: &Frame) -> Frame {
     };
     let Transport::Tcp { sequence, acknowledgement, flags } = asked.transport else {
         let kind = if net.kind.is_v4 { [3, 3] } else { [1, 4] };
-        let quote = 14..14 + asked.ip_header_length() + 8;
-        let mut answer = turned(Transport::Icmp(kind), &asked.encode()[quote]);
+        let is_init = matches!(asked.transport, Transport::Sctp { chunk: INIT, .. });
+        let mut quote = asked.encode().split_off(14);
+        // Up to the tag that an INIT offers (RFC 9260, 3.3.2); one that holds none is filled up.
+        quote.resize(asked.ip_header_length() + if is_init { 20 } else { 8 }, 0);
+        let mut answer = turned(Transport::Icmp { kind, rest: [0; 4] }, &quote);
         answer.src.set_port(0);
         answer.dst.set_port(0);
         return answer;
@@ -68,9 +71,9 @@ pub fn without_endpoints_a_host_process_is_refused(net: &mut Net<'_>) {
     net.expect_untouched(Hook::Egress(Device::Uplink), &forwarded, &[]);
 }
 
-/// RFC 9293, 3.10.7.1: its sequence number is the one that the other end waits for.
-pub fn a_segment_of_no_connection_is_reset(net: &mut Net<'_>) {
-    if !net.is_tcp() {
+/// RFC 9293, 3.10.7.1: the sequence number of a reset is the one that the other end waits for.
+pub fn a_segment_of_no_connection_is_refused(net: &mut Net<'_>) {
+    if !net.has_connections() {
         return;
     }
     let (client, vip) = (net.client(), net.vip(1));
@@ -80,9 +83,9 @@ pub fn a_segment_of_no_connection_is_reset(net: &mut Net<'_>) {
     }
 }
 
-/// RFC 9293, 3.10.7.1: or two ends would reset each other for ever.
+/// RFC 9293, 3.10.7.1; RFC 9260, 8.4: or two ends would reset each other for ever.
 pub fn a_reset_is_not_answered(net: &mut Net<'_>) {
-    if !net.is_tcp() {
+    if !net.has_connections() {
         return;
     }
     let (client, vip) = (net.client(), net.vip(1));

@@ -70,7 +70,7 @@ pub fn two_frontends_with_one_backend_keep_a_client_s_flows_apart(net: &mut Net<
 /// A client may end its half of a connection and go on reading: its replies keep their way until
 /// the backend has ended the other half.
 pub fn a_half_closed_connection_keeps_its_replies(net: &mut Net<'_>) {
-    if !net.is_tcp() {
+    if !net.has_connections() {
         return;
     }
     let id = net.backend(Host::PodA);

@@ -1,6 +1,6 @@
 //! Packets that are not ours, or that cannot be read: byte for byte as they were.
 
-use lb_common::abi::{BackendFlags, Counter, FrontendFlags};
+use lb_common::abi::{BackendFlags, Counter, FrontendFlags, L4Proto};
 
 use super::{Device, Fate, Hook, Host, Net};
 
@@ -31,13 +31,13 @@ pub fn packets_of_no_service(net: &mut Net<'_>) {
     }
 }
 
-/// Neither TCP nor UDP, or not IP at all.
+/// Neither TCP, UDP nor SCTP, or not IP at all.
 pub fn other_protocols(net: &mut Net<'_>) {
     serve(net);
     let frame = net.first(net.client(), net.vip(1)).encode();
     let protocol = IP + if net.kind.is_v4 { 9 } else { 6 };
     for hook in HOOKS {
-        for other in [1, 47, 58, 132, 255] {
+        for other in [1, 47, 58, 136, 255] {
             let mut bytes = frame.clone();
             bytes[protocol] = other;
             net.expect_untouched(hook, &bytes, &[]);
@@ -72,7 +72,12 @@ pub fn truncated_headers_are_counted(net: &mut Net<'_>) {
     serve(net);
     let frame = net.first(net.client(), net.vip(1));
     let header = IP + frame.ip_header_length();
-    let whole = header + if net.is_tcp() { 14 } else { 4 };
+    let whole = header
+        + match net.kind.protocol {
+            L4Proto::SCTP => 13,
+            L4Proto::TCP => 14,
+            _ => 4,
+        };
     for hook in HOOKS {
         for length in [header, header + 3, whole - 1] {
             let bytes = frame.encode()[..length].to_vec();

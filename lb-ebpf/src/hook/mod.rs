@@ -1,8 +1,11 @@
 //! Where we are attached.
 
 pub mod bind;
+mod peers;
 mod route;
+mod skb;
 pub mod sock_addr;
 pub mod stale;
 pub mod sweep;
+mod tables;
 pub mod tc;

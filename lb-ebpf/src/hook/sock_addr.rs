@@ -12,15 +12,16 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Abi, Address, AffinityKey, Backend, BePort, Frontend, FrontendFlags, FrontendKey, Ipv4,
-        Ipv6, L4Proto, SOCKET_PAIRS, SocketPair, SocketPeers,
+        Ipv6, L4Proto, SocketPair,
     },
     flow,
 };
 use lb_ebpf::affinity;
 
+use super::peers::{find, peers, remember, remembered, set_connected};
 use crate::{
     globals::{HOST_NETNS, SET_RETVAL, SOCKET_HOST_ONLY},
-    maps::{self, BpfBackends, Maps, SOCKETS},
+    maps::{self, BpfBackends, Maps},
 };
 
 pub(super) const ALLOW: i32 = 1;
@@ -169,7 +170,7 @@ fn choose<A: Address + Maps>(ctx: &SockAddrContext, address: A, port: BePort) ->
         return Answer::Pass;
     }
     if protocol == L4Proto::UDP
-        && let Some(pair) = remembered(ctx, address, port)
+        && let Some(pair) = remembered(ctx, &frontend, (address, port))
     {
         return Answer::Backend(pair);
     }
@@ -231,78 +232,6 @@ fn pick_slot<A: Maps>(
     let region = frontend.internal;
     let id = maps::slot(region, flow::slot(hash, region.length))?;
     A::backend(id).map(|backend| (id, backend))
-}
-
-/// The backend that a UDP socket has for a frontend, while it serves.
-#[inline(always)]
-fn remembered<A: Address + Maps>(
-    ctx: &SockAddrContext,
-    address: A,
-    port: BePort,
-) -> Option<SocketPair> {
-    let frontend = address.to_mapped();
-    let is_it = |pair: &SocketPair| pair.frontend == frontend && pair.frontend_port == port;
-    let pair = find(peers(ctx)?, is_it)?;
-    let backend = A::backend(pair.backend_id)?;
-    backend.serves(pair.generation).then_some(pair)
-}
-
-/// Writes a pair over the one for the same frontend, else over the oldest.
-#[inline(always)]
-fn remember<A: Address>(
-    ctx: &SockAddrContext,
-    (address, frontend_port): (A, BePort),
-    (backend_id, backend): (u32, &Backend<A>),
-) -> SocketPair {
-    let pair = SocketPair {
-        frontend: address.to_mapped(),
-        backend: backend.address.to_mapped(),
-        frontend_port,
-        backend_port: backend.port,
-        backend_id,
-        generation: backend.generation,
-        protocol: protocol(ctx),
-        connected: 0,
-        pad: 0,
-    };
-    // SAFETY: the context's socket is valid for as long as the program runs.
-    let peers = unsafe { SOCKETS.get_or_insert_ptr_mut(ctx, None).as_mut() };
-    let Some(peers) = peers else {
-        return pair;
-    };
-    for old in &mut peers.pairs {
-        if old.frontend == pair.frontend && old.frontend_port == frontend_port {
-            *old = pair;
-            return pair;
-        }
-    }
-    if let Some(oldest) = peers.pairs.get_mut(peers.next as usize % SOCKET_PAIRS) {
-        *oldest = pair;
-    }
-    peers.next = peers.next.wrapping_add(1);
-    pair
-}
-
-/// Marks the pair for the same frontend as the one that the socket is connected to; no other is.
-#[inline(always)]
-fn set_connected(ctx: &SockAddrContext, pair: &SocketPair) {
-    // SAFETY: the context's socket is valid for as long as the program runs.
-    let Some(peers) = (unsafe { SOCKETS.get_ptr_mut(ctx).as_mut() }) else { return };
-    for known in &mut peers.pairs {
-        let is_it = known.frontend == pair.frontend && known.frontend_port == pair.frontend_port;
-        known.connected = u8::from(is_it);
-    }
-}
-
-#[inline(always)]
-fn peers(ctx: &SockAddrContext) -> Option<&SocketPeers> {
-    // SAFETY: the context's socket is valid for as long as the program runs.
-    unsafe { SOCKETS.get_ptr_mut(ctx).as_ref() }
-}
-
-#[inline(always)]
-fn find(peers: &SocketPeers, is_it: impl Fn(&SocketPair) -> bool) -> Option<SocketPair> {
-    peers.pairs.iter().find(|pair| pair.frontend_port != BePort(0) && is_it(pair)).copied()
 }
 
 /// Is the socket in the agent's own network namespace?

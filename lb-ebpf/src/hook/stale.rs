@@ -1,4 +1,5 @@
-//! Iterator: which sockets lead to a backend that no longer serves.
+//! Iterator: which sockets lead to a backend that no longer serves, or no longer serves at the
+//! address that was asked for.
 //!
 //! The kernel calls a program for each element of a map; what the program writes, the agent reads.
 //! The kernel compares, so that the agent reads nothing where nothing is stale.
@@ -9,7 +10,7 @@ use aya_ebpf::{
     bindings::seq_file,
     helpers::{bpf_get_socket_cookie, bpf_seq_write},
 };
-use lb_common::abi::{Abi, Address, L4Proto, SocketPair, SocketPeers, StaleSocket};
+use lb_common::abi::{Abi, Address, FrontendKey, L4Proto, SocketPair, SocketPeers, StaleSocket};
 
 use crate::{globals::RESET_TCP, maps::Maps};
 
@@ -58,9 +59,9 @@ fn for_pair(visit: &SocketVisit, pair: &SocketPair) {
     if pair.connected == 0 || !is_judged {
         return;
     }
-    let serves = match pair.backend.mapped() {
-        Some(_) => serves::<lb_common::abi::Ipv4>(pair.backend_id, pair.generation),
-        None => serves::<lb_common::abi::Ipv6>(pair.backend_id, pair.generation),
+    let serves = match pair.frontend.mapped() {
+        Some(address) => pair_serves(pair, address),
+        None => pair_serves(pair, pair.frontend),
     };
     if !serves {
         let stale = StaleSocket {
@@ -77,10 +78,28 @@ fn for_pair(visit: &SocketVisit, pair: &SocketPair) {
     }
 }
 
-/// Does a backend serve under this generation?
+/// Connections stay where they are when an address goes to another Service (S12).
 #[inline(always)]
-pub(super) fn serves<A: Address + Maps>(id: u32, generation: u32) -> bool {
-    A::backend(id).is_some_and(|backend| backend.serves(generation))
+fn pair_serves<A: Address + Maps>(pair: &SocketPair, address: A) -> bool {
+    let id = (pair.backend_id, pair.generation);
+    if pair.protocol == L4Proto::TCP {
+        return A::backend(id.0).is_some_and(|backend| backend.serves(id.1));
+    }
+    serves(id, &FrontendKey::new(address, pair.frontend_port, pair.protocol))
+}
+
+/// Does the backend serve, and for the Service that has the address?
+///
+/// An address that nobody has keeps what it led to, as with kube-proxy.
+#[inline(always)]
+pub(super) fn serves<A: Address + Maps>(
+    (id, generation): (u32, u32),
+    address: &FrontendKey<A>,
+) -> bool {
+    let Some(backend) = A::backend(id).filter(|backend| backend.serves(generation)) else {
+        return false;
+    };
+    A::frontend(address).is_none_or(|frontend| frontend.service == backend.service)
 }
 
 /// Writes a value for the agent to read; the kernel comes back with the element if it had no room.

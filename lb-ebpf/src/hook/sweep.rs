@@ -7,7 +7,7 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use lb_common::{
-    abi::{Address, CtEntry, CtKey, L4Proto, Swept},
+    abi::{Address, CtEntry, CtKey, FrontendKey, L4Proto, Swept},
     conntrack::{CtState, TICK_SHIFT, Timeouts, silence},
 };
 
@@ -26,8 +26,17 @@ pub struct FlowVisit<A> {
     entry: *const CtEntry<A>,
 }
 
-/// Removes a flow's entry if it is a UDP flow whose backend no longer serves (S11), or silent for
-/// too long; writes a [`Swept`] after the last one.
+/// What becomes of an entry.
+enum Fate {
+    /// Silent for too long: removed.
+    Expired,
+    /// Kept.
+    Lives,
+    /// Leads where it no longer should: removed.
+    Stale,
+}
+
+/// Removes a flow's entry if it is stale or silent for too long; writes a [`Swept`] after the last one.
 #[inline(always)]
 pub fn flow<A: Address + Maps>(visit: &FlowVisit<A>) -> i32 {
     let Some(swept) = A::swept() else { return NEXT };
@@ -42,14 +51,45 @@ pub fn flow<A: Address + Maps>(visit: &FlowVisit<A>) -> i32 {
     };
     swept.entries += 1;
     let flow = *flow;
-    if flow.protocol == L4Proto::UDP && !serves::<A>(entry.backend, entry.generation) {
-        A::forget(&flow);
-        swept.stale += 1;
-    } else if is_over(&flow, entry, swept.begun as u32) {
-        A::forget(&flow);
-        swept.expired += 1;
+    match fate(&flow, entry, swept.begun as u32) {
+        Fate::Expired => {
+            A::forget(&flow);
+            swept.expired += 1;
+        }
+        // Whatever is to be made anew of all live flows is made here, of this one.
+        Fate::Lives => {}
+        Fate::Stale => {
+            A::forget(&flow);
+            swept.stale += 1;
+        }
     }
     NEXT
+}
+
+#[inline(always)]
+fn fate<A: Address + Maps>(flow: &CtKey<A>, entry: &CtEntry<A>, now: u32) -> Fate {
+    if is_stale(flow, entry) {
+        Fate::Stale
+    } else if is_over(flow, entry, now) {
+        Fate::Expired
+    } else {
+        Fate::Lives
+    }
+}
+
+/// Do datagrams go to a backend that no longer serves, or not for the Service that has the address
+/// (S11)? Connections stay (S12).
+#[inline(always)]
+fn is_stale<A: Address + Maps>(flow: &CtKey<A>, entry: &CtEntry<A>) -> bool {
+    if flow.protocol != L4Proto::UDP {
+        return false;
+    }
+    let frontend = if entry.action.is_forward() {
+        FrontendKey::new(flow.dst, flow.dst_port, flow.protocol)
+    } else {
+        FrontendKey::new(entry.src, entry.src_port, flow.protocol)
+    };
+    !serves((entry.backend, entry.generation), &frontend)
 }
 
 /// Is a flow silent for too long, both ways?

@@ -86,13 +86,13 @@ fn known<A: Address>(
 /// A reply to a host process must come in by the device that its request left by, or reverse path
 /// filtering (RFC 3704) drops it.
 #[inline(always)]
-fn delivery<A: Address>(tables: &impl Tables<A>, device: u32) -> Verdict<A> {
+pub(super) fn delivery<A: Address>(tables: &impl Tables<A>, device: u32) -> Verdict<A> {
     if device == tables.device() { Verdict::Continue } else { Verdict::Deliver(device) }
 }
 
 /// Does a packet of a known flow begin another one, or has its backend stopped serving?
 ///
-/// TCP stays with a removed backend until the connection ends (S12), but begins none with it: the
+/// TCP and SCTP stay with a removed backend until the connection ends (S12), but begin none with it: the
 /// end of a node that fails is never seen. Datagrams leave a backend that no longer serves at once
 /// (S11).
 #[inline(always)]
@@ -101,7 +101,7 @@ pub(super) fn must_choose_again<A: Address>(
     tables: &impl Tables<A>,
     entry: &CtEntry<A>,
 ) -> bool {
-    if headers.flow.protocol == L4Proto::TCP {
+    if headers.flow.protocol.has_connections() {
         if !headers.flags.opens() {
             return false;
         }

@@ -2,13 +2,13 @@
 
 pub mod egress;
 pub mod first;
+pub mod icmp;
 pub mod ingress;
-pub mod redirect;
 pub mod refuse;
 mod track;
 
 use lb_common::{
-    abi::{Address, Counter, CtAction, CtEntry, CtKey, L4Proto},
+    abi::{Address, Counter, CtAction, CtEntry, CtKey},
     conntrack::{CtState, End, is_expired, silence},
 };
 
@@ -18,6 +18,15 @@ use crate::{
     rewrite,
     tables::{CtRef, Route, Tables},
 };
+
+/// Which hook a packet is at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Direction {
+    /// It leaves by a device.
+    Egress,
+    /// It comes in by a device.
+    Ingress,
+}
 
 /// What the hook must do with a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -99,7 +108,7 @@ fn is_of_a_later_flow<A: Address>(
     headers: &Headers<A>,
     entry: &CtEntry<A>,
 ) -> bool {
-    let is_later = if headers.flow.protocol == L4Proto::TCP {
+    let is_later = if headers.flow.protocol.has_connections() {
         headers.flags.answers_opening() && CtState(entry.state).is_closing()
     } else {
         is_silent(headers, tables, entry)
@@ -142,6 +151,6 @@ fn forward<A: Address>(
     tables: &impl Tables<A>,
     ends: &CtKey<A>,
 ) -> PathResult<A> {
-    rewrite::decrement_ttl(packet, headers)?;
+    rewrite::decrement_ttl::<A>(packet, headers.ttl)?;
     send(packet, headers, tables, ends)
 }

@@ -10,6 +10,7 @@ use super::{PathResult, Verdict};
 use crate::{
     packet::Packet,
     parse::{Headers, L3},
+    rewrite,
 };
 
 const TCP_HEADER: usize = 20;
@@ -18,6 +19,8 @@ const IPV4_QUOTE: usize = 20 + QUOTED_PAYLOAD;
 const IPV6_QUOTE: usize = 40 + QUOTED_PAYLOAD;
 /// What an ICMP error must quote beyond the IP header (RFC 792).
 const QUOTED_PAYLOAD: usize = 8;
+/// What it quotes of an INIT beyond that: checksum, chunk header, tag (RFC 9260, 3.3.2).
+const TAG_QUOTE: usize = 12;
 const TTL: u8 = 64;
 const RST: u8 = 0x04;
 const RST_ACK: u8 = 0x14;
@@ -96,41 +99,49 @@ fn reset_numbers<A: Address>(
         return Ok(([acknowledgement, 0], RST));
     }
     let data_offset = packet.read::<u8>(l4 + 12).ok_or(Counter::RewriteFailed)?;
-    let payload = l4_length::<A>(packet)?.wrapping_sub(u32::from(data_offset >> 4) * 4);
+    let length = u32::from(rewrite::l4_length(packet, headers)?);
+    let payload = length.wrapping_sub(u32::from(data_offset >> 4) * 4);
     let next = u32::from_be(sequence)
         .wrapping_add(payload)
         .wrapping_add(TcpFlags::sequence_length(headers.flags));
     Ok(([0, next.to_be()], RST_ACK))
 }
 
-/// Length of everything behind an IP header without options, in bytes.
-#[inline(always)]
-fn l4_length<A: Address>(packet: &impl Packet) -> Result<u32, Counter> {
-    let (offset, header) = if A::HEADER == Ipv4::HEADER { (L3 + 2, 20) } else { (L3 + 4, 0) };
-    let length = packet.read::<u16>(offset).ok_or(Counter::RewriteFailed)?;
-    Ok(u32::from(u16::from_be(length)).wrapping_sub(header))
-}
-
-/// Destination unreachable, port unreachable (RFC 792; RFC 4443, 3.1), with a quote of `N` words.
+/// Destination unreachable, port unreachable (RFC 792; RFC 4443, 3.1), with a quote of `N` words, or
+/// more of an INIT.
 #[inline(always)]
 fn unreachable<A: Address, const N: usize>(
     packet: &mut impl Packet,
     headers: &Headers<A>,
     (protocol, type_and_code): (L4Proto, [u8; 2]),
 ) -> Result<(), Counter> {
+    let (mut length, mut sum) = (ICMP_HEADER + N * 4, 0);
+    if headers.flow.protocol == L4Proto::SCTP && headers.flags.opens() {
+        sum = quote_tag::<A>(packet, length)?;
+        length += TAG_QUOTE;
+    }
     let quote = packet.read::<[u32; N]>(L3).ok_or(Counter::RewriteFailed)?;
     let flow = headers.flow.reversed();
-    let length = ICMP_HEADER + N * 4;
     begin::<A>(packet, &flow, protocol, length)?;
     let l4 = L3 + A::HEADER;
     let first = u16::from_be_bytes(type_and_code).to_be();
     packet.write(l4, &[first, 0, 0, 0])?;
     packet.write(l4 + ICMP_HEADER, &quote)?;
-    let pseudo = match protocol {
-        L4Proto::ICMPV6 => pseudo_header(&flow, protocol, length),
-        _ => 0,
-    };
-    packet.write(l4 + 2, &!fold(pseudo + u32::from(first) + words(&quote)))
+    if protocol == L4Proto::ICMPV6 {
+        sum += pseudo_header(&flow, protocol, length);
+    }
+    packet.write(l4 + 2, &!fold(sum + u32::from(first) + words(&quote)))
+}
+
+/// Copies what an INIT holds behind the usual quote, up to the tag that it offers: its sender knows
+/// it by that alone (RFC 9260, 10). Comes before the quote, which is written over it.
+#[inline(always)]
+fn quote_tag<A: Address>(packet: &mut impl Packet, l4_length: usize) -> Result<u32, Counter> {
+    packet.resize(L3 + A::HEADER + l4_length + TAG_QUOTE)?;
+    let from = L3 + A::HEADER + QUOTED_PAYLOAD;
+    let quote = packet.read::<[u32; TAG_QUOTE / 4]>(from).ok_or(Counter::RewriteFailed)?;
+    packet.write(L3 + A::HEADER + l4_length, &quote)?;
+    Ok(words(&quote))
 }
 
 /// Makes room for an answer, turns the Ethernet header round and writes the IP header.

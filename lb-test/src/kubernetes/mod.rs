@@ -70,6 +70,14 @@ impl ControlPlane {
     /// # Errors
     /// When a program is missing, ends, or is not ready within a minute.
     pub fn start(host: &Host) -> Result<Self> {
+        Self::start_with(host, &[])
+    }
+
+    /// Starts one as [`Self::start`] does, whose controllers get these arguments, too.
+    ///
+    /// # Errors
+    /// As for [`Self::start`].
+    pub fn start_with(host: &Host, arguments: &[&str]) -> Result<Self> {
         let programs = Programs::find()?;
         let credentials = Credentials::create(host, PORT)?;
         let etcd = start_etcd(host, &programs)?;
@@ -77,7 +85,7 @@ impl ControlPlane {
         let host = host.clone();
         let mut plane = Self { host, programs, credentials, controllers, api, _etcd: etcd };
         plane.start_api_at(PORT)?;
-        plane.controllers = Some(plane.start_controllers()?);
+        plane.controllers = Some(plane.start_controllers(arguments)?);
         Ok(plane)
     }
 
@@ -187,18 +195,17 @@ impl ControlPlane {
         }
     }
 
-    fn start_controllers(&self) -> Result<Process> {
+    fn start_controllers(&self, more: &[&str]) -> Result<Process> {
         let kubeconfig = self.kubeconfig();
-        let arguments = [
+        let mut arguments = vec![
             format!("--kubeconfig={}", kubeconfig.display()),
             format!("--controllers={CONTROLLERS}"),
             "--leader-elect=false".into(),
             "--secure-port=0".into(),
             // Slices follow Pods at once; the default gathers changes for half a second.
             "--endpointslice-updates-batch-period=0s".into(),
-            // Several slices a Service, as large ones have.
-            "--max-endpoints-per-slice=1".into(),
         ];
+        arguments.extend(more.iter().map(|argument| (*argument).to_owned()));
         start(&self.host, &self.programs.controller_manager, &arguments)
     }
 }

@@ -16,7 +16,10 @@ const XLATED_POINTER: usize = 32;
 const FRAME_POINTER: u8 = 10;
 /// Bits of an instruction's first byte (RFC 9669, 3).
 const CLASS: u8 = 0x07;
+const LOAD_NUMBER: u8 = 0x00;
 const LOAD: u8 = 0x01;
+const ALU_32: u8 = 0x04;
+const ALU: u8 = 0x07;
 const STORE: u8 = 0x02;
 const STORE_REGISTER: u8 = 0x03;
 const MOVE_REGISTER: u8 = 0xbf;
@@ -76,6 +79,11 @@ impl Instruction {
         }
     }
 
+    /// Does it give its destination, a register, another value?
+    fn writes_destination(self) -> bool {
+        matches!(self.code & CLASS, LOAD_NUMBER | LOAD | ALU_32 | ALU)
+    }
+
     /// How far below the frame pointer it reads or writes.
     fn reach(self) -> u32 {
         let base = match self.code & CLASS {
@@ -98,6 +106,8 @@ fn stack(code: &[Instruction], start: usize) -> u32 {
         } else if instruction.code == ADD_NUMBER && *is_copy {
             own = own.max(instruction.number.unsigned_abs());
             *is_copy = false;
+        } else if instruction.writes_destination() {
+            *is_copy = false;
         }
         if let Some(target) = target(*instruction, index) {
             deepest = deepest.max(stack(code, target));
@@ -118,7 +128,12 @@ fn target(instruction: Instruction, index: usize) -> Option<usize> {
     if instruction.code != CALL || instruction.source != LOCAL_CALL {
         return None;
     }
-    index.checked_add_signed(isize::try_from(instruction.number).ok()? + 1)
+    // Of a compiled program the kernel shows the distance as the offset, and the number is another.
+    let distance = match instruction.offset {
+        0 => isize::try_from(instruction.number).ok()?,
+        offset => isize::from(offset),
+    };
+    index.checked_add_signed(distance + 1)
 }
 
 fn code(program: i32) -> Result<Vec<Instruction>> {
@@ -168,7 +183,10 @@ mod tests {
             instruction(MOVE_REGISTER, (2, 10), 0, 0),
             instruction(ADD_NUMBER, (2, 0), 0, -100),
             exit,
-            // The second one.
+            // The second one: its register holds no address any more.
+            instruction(MOVE_REGISTER, (2, 10), 0, 0),
+            instruction(0x61, (2, 1), 0, 0),
+            instruction(ADD_NUMBER, (2, 0), 0, 4000),
             instruction(0x61, (1, 10), -40, 0),
             exit,
         ];

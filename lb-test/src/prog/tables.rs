@@ -44,6 +44,7 @@ impl Filled {
             ip: frontend.address.ip(),
             port: frontend.address.port(),
             protocol: match frontend.protocol {
+                L4Proto::SCTP => Protocol::Sctp,
                 L4Proto::TCP => Protocol::Tcp,
                 _ => Protocol::Udp,
             },

@@ -26,6 +26,8 @@ spec:
   ports: [{name: http, port: 80, targetPort: 8080, nodePort: 30080}]
 ";
 const ADDRESSES: [&str; 2] = ["10.96.100.100:80", "[fd00:10:96::6464]:80"];
+/// Each endpoint has a slice of its own, so that Services have several, as large ones do.
+const SEVERAL_SLICES: [&str; 1] = ["--max-endpoints-per-slice=1"];
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Two nodes with an agent each, three web servers, and the control plane beside them.
@@ -45,7 +47,7 @@ impl Cluster {
         let builder = builder.pod(PodSpec::bridged("web-3", "node-1").at(20));
         let topology = builder.pod(PodSpec::routed("shell", "node-1")).build().unwrap();
         let servers = ["web-1", "web-2", "web-3"].map(|name| nginx(topology.pod(name), &[8080]));
-        let plane = ControlPlane::start(topology.fabric()).unwrap();
+        let plane = ControlPlane::start_with(topology.fabric(), &SEVERAL_SLICES).unwrap();
         let started = topology.nodes().iter().map(|node| {
             let options = AgentOptions::kubeconfig(plane.kubeconfig()).socket_lb(path);
             Agent::start_synced(node, options).unwrap()

@@ -142,6 +142,7 @@ fn restarts(cluster: &mut Cluster) {
     assert_eq!(listeners(cluster.node("node1")).unwrap(), [""; 0]);
     cluster.put_pods(&["web-1"]);
     cluster.agents[0].restart().unwrap();
+    cluster.agents[0].wait_synced(Duration::from_secs(30)).unwrap();
     assert_counts(cluster, "node1", HEALTH_PORT, 1);
     wait_listeners(cluster, &[HEALTH_PORT]);
     cluster.delete("objects.yaml").unwrap();

@@ -32,8 +32,16 @@ fn cache(path: SocketLb) {
         node.run("ip", &["addr", "add", &address, "dev", "nodelocaldns", "nodad"]).unwrap();
     }
     wait_answers(&cluster, caches);
+    let shown = cluster.agents[0].status().unwrap()["leftAlone"].take();
+    let addresses: Vec<_> = shown.as_array().unwrap().iter().map(|left| &left["address"]).collect();
+    let vip = |family, protocol| format!("{}/{protocol}", cluster_ips(DNS).socket(family, 53));
+    let both = Family::BOTH.map(|family| [vip(family, "TCP"), vip(family, "UDP")]);
+    assert!(addresses.into_iter().eq(both.as_flattened()), "{shown}");
+    assert_eq!(shown[0]["service"], "default/kube-dns", "{shown}");
+    assert_eq!(shown[0]["reason"], "held by device nodelocaldns", "{shown}");
     node.run("ip", &["link", "del", "nodelocaldns"]).unwrap();
     wait_answers(&cluster, pods);
+    assert_eq!(cluster.agents[0].status().unwrap()["leftAlone"], serde_json::json!([]));
 }
 
 #[track_caller]

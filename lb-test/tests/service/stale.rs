@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::ensure;
-use lb_test::manifests::{Condition, Service, cluster_ips, list, pod};
+use lb_test::manifests::{Condition, Service, cluster_ips, external_ips, list, pod};
 use lb_test::programs::{self, json_lines};
 use lb_test::{Family, Host, Process, SocketLb, eventually};
 use serde_json::Value;
@@ -16,6 +16,7 @@ use crate::{Cluster, WEB, on_both_paths};
 on_both_paths! {
     connected => s11_connected_sockets_leave_a_removed_backend_by_the_socket_path, s11_connected_sockets_leave_a_removed_backend_by_the_packet_path;
     ended => s11_connected_sockets_are_refused_without_endpoints_by_the_socket_path, s11_connected_sockets_are_refused_without_endpoints_by_the_packet_path;
+    moves => s11_flows_follow_an_address_to_its_new_service_by_the_socket_path, s11_flows_follow_an_address_to_its_new_service_by_the_packet_path;
     stays => s12_connections_stay_with_a_removed_backend_by_the_socket_path, s12_connections_stay_with_a_removed_backend_by_the_packet_path;
     resets => s12_connections_to_a_removed_backend_are_reset_on_demand_by_the_socket_path, s12_connections_to_a_removed_backend_are_reset_on_demand_by_the_packet_path;
 }
@@ -40,7 +41,8 @@ fn connected_streams(cluster: &Cluster) -> Vec<(bool, Process)> {
         let vip = cluster_ips(1).socket(family, 80);
         let node_port = cluster.node("node1").socket(family, 30080);
         let inside = cluster.inside().map(|from| (from, vip));
-        for (from, to) in inside.into_iter().chain([(cluster.outside(), node_port)]) {
+        // The node's own first: where its sockets are closed is not where the search ends.
+        for (from, to) in inside.into_iter().rev().chain([(cluster.outside(), node_port)]) {
             streams.push((cluster.has_socket_path(from), stream(from, to)));
         }
     }
@@ -126,10 +128,26 @@ fn connected(path: SocketLb) {
         wait_for(stream, "web-1");
         assert_eq!(failed(stream), 0, "{}", stream.log());
     }
+    no_thread_stays_elsewhere(&cluster);
     let expected = streams.iter().filter(|(is_closed, _)| *is_closed).count() as u64;
     eventually(SOON, "status of what was closed since the start", || {
         let status = cluster.agents[0].status()?;
         ensure!(status["agent"]["stale"]["closedSockets"] == expected, "{}", status["agent"]);
+        Ok(())
+    });
+}
+
+/// A pod's network namespace could not go for as long as a thread of the agent is in it.
+#[track_caller]
+fn no_thread_stays_elsewhere(cluster: &Cluster) {
+    let status = cluster.agents[0].status().unwrap();
+    let process = format!("/proc/{}", status["agent"]["pid"]);
+    let home = std::fs::read_link(format!("{process}/ns/net")).unwrap();
+    eventually(SOON, "all threads at home", || {
+        for thread in std::fs::read_dir(format!("{process}/task"))? {
+            let place = std::fs::read_link(thread?.path().join("ns/net"))?;
+            ensure!(place == home, "{}, not {}", place.display(), home.display());
+        }
         Ok(())
     });
 }
@@ -163,6 +181,33 @@ fn ended(path: SocketLb) {
         ensure!(flows == [0, 0], "{flows:?}");
         Ok(())
     });
+}
+
+/// S11: known flows follow an address to the Service that has it, though their backends serve on.
+fn moves(path: SocketLb) {
+    let service = |name, number| Service::new(name, number).select(name).udp(80, 5353);
+    let (first, second) = (service("web-1", 1), service("web-2", 2));
+    let shared = |service: Service| service.external_ips(external_ips(1)).object();
+    let cluster = Cluster::start(path, &[shared(first.clone()), second.clone().object()]);
+    cluster.route_services();
+    let mut streams = Vec::new();
+    for from in cluster.inside().into_iter().chain([cluster.outside()]) {
+        for to in Family::BOTH.map(|family| external_ips(1).socket(family, 80)) {
+            streams.push(stream(from, to));
+            let target = to.to_string();
+            let arguments = ["udp", &target, "--seconds", "60", "--interval", "10"];
+            let arguments = [&arguments[..], &["--timeout", "500"]].concat();
+            let name = format!("unconnected-{target}");
+            streams.push(programs::start_probe(from, &name, &arguments).unwrap());
+        }
+    }
+    for stream in &streams {
+        wait_for(stream, "web-1");
+    }
+    cluster.apply("objects.yaml", &list(&[first.object(), shared(second)])).unwrap();
+    for stream in &streams {
+        wait_for(stream, "web-2");
+    }
 }
 
 /// Entries that node1 remembers for IPv4 and IPv6.

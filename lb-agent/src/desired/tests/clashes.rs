@@ -51,21 +51,23 @@ fn s21_the_elder_of_two_services_has_an_external_address_and_the_other_takes_ove
             ..service(family, name, n)
         };
         let mut world = World::default();
-        world.set(make("young", 1, 20));
-        assert_eq!(owners(&world.update("young"), tcp(shared, 80)), ["young"]);
-        world.set(make("old", 2, 10));
-        let clash = world.update("old");
-        assert_eq!(owners(&clash, tcp(shared, 80)), ["old"]);
+        world.set(make("child", 1, 20));
+        assert_eq!(owners(&world.update("child"), tcp(shared, 80)), ["child"]);
+        world.set(make("elder", 2, 10));
+        let clash = world.update("elder");
+        assert_eq!(owners(&clash, tcp(shared, 80)), ["elder"]);
         assert_eq!(clash.ports.len(), 2, "the loser is told");
+        let own = tcp(ip(family, CLUSTER, 1), 80);
+        assert_eq!(owners(&clash, own), ["child"], "what is its own it keeps");
         let told = format!(
-            "Service default/young: spec.externalIPs: {} is taken by Service default/old; \
+            "Service default/child: spec.externalIPs: {} is taken by Service default/elder; \
              change the address or the port of one of them",
             tcp(shared, 80)
         );
         assert_eq!(problems(&clash), [told]);
-        let after = world.delete("old");
-        assert_eq!(owners(&after, tcp(shared, 80)), ["young"]);
-        assert_eq!(after.problems[&ObjectName::new("default", "young")], []);
+        let after = world.delete("elder");
+        assert_eq!(owners(&after, tcp(shared, 80)), ["child"]);
+        assert_eq!(after.problems[&ObjectName::new("default", "child")], []);
     }
 }
 
@@ -96,6 +98,24 @@ fn s21_a_cluster_ip_beats_the_external_address_of_an_elder_service() {
     world.update("old");
     world.set(service(Family::V4, "young", 1));
     assert_eq!(owners(&world.update("young"), tcp(shared, 80)), ["young"]);
+}
+
+#[test]
+fn s21_a_load_balancer_address_taken_twice_is_a_problem_of_the_status() {
+    let load_balancer_ips = vec![ip(Family::V4, OUTSIDE, 5)];
+    let make = |name, n| Service {
+        load_balancer_ips: load_balancer_ips.clone(),
+        ..service(Family::V4, name, n)
+    };
+    let mut world = World::default();
+    world.set(make("a", 1));
+    world.set(make("b", 2));
+    world.update("a");
+    assert_eq!(
+        problems(&world.update("b")),
+        ["Service default/b: status.loadBalancer.ingress: 10.9.0.5:80/TCP is taken by Service \
+          default/a; change the address or the port of one of them"]
+    );
 }
 
 #[test]
@@ -153,7 +173,7 @@ fn more_endpoints_than_slots_are_a_problem_and_the_first_are_used() {
         address: std::net::Ipv4Addr::from(0x0a00_0001 + n).into(),
         ..endpoint(Family::V4, 1, "there")
     });
-    let slices = [slice(Family::V4, "web-1", "web", many.collect())];
+    let mut slices = [slice(Family::V4, "web-1", "web", many.collect())];
     let tables = tables_of(&service(Family::V4, "web", 1), &slices, &facts());
     let port: &Arc<PortTables> = tables.ports.first_key_value().unwrap().1;
     assert_eq!(port.families[&Family::V4].cluster.len(), MAX_ENDPOINTS);
@@ -162,6 +182,9 @@ fn more_endpoints_than_slots_are_a_problem_and_the_first_are_used() {
         "Service default/web: port 80 has 70000 endpoints, and only the first 65521 are used; \
          split the Service"
     );
+    slices[0].endpoints.truncate(MAX_ENDPOINTS);
+    let tables = tables_of(&service(Family::V4, "web", 1), &slices, &facts());
+    assert_eq!(tables.problems, [], "as many as there are slots");
 }
 
 #[test]
@@ -184,11 +207,12 @@ fn s8_one_number_may_be_a_node_port_of_each_protocol() {
 fn s22_nobody_else_gets_a_cluster_ip_that_is_left_alone() {
     for family in FAMILIES {
         let mut world = World::default();
-        let held = ip(family, CLUSTER, 10);
-        let held = NodeFacts { local_addresses: [held].into(), ..facts() };
+        let held_ip = ip(family, CLUSTER, 10);
+        let held = NodeFacts { local_addresses: [held_ip].into(), ..facts() };
         world.desired = Desired::new(held);
         world.set(service(family, "dns", 10));
         world.update("dns");
+        assert_eq!(left_alone(&world), [format!("{} default/dns", tcp(held_ip, 80))]);
         let external_ips = vec![ip(family, CLUSTER, 10)];
         world.set(Service { external_ips, created: 1, ..service(family, "thief", 1) });
         let delta = world.update("thief");
@@ -196,5 +220,12 @@ fn s22_nobody_else_gets_a_cluster_ip_that_is_left_alone() {
         assert!(owners(&delta, address).is_empty());
         assert!(problems(&delta)[0].contains("is taken by Service default/dns"));
         assert_eq!(owners(&world.delete("dns"), address), ["thief"]);
+        assert_eq!(left_alone(&world), [""; 0]);
     }
+}
+
+fn left_alone(world: &World) -> Vec<String> {
+    let shown =
+        |(address, port): &(FrontendAddress, PortKey)| format!("{address} {}", port.service);
+    world.desired.left_alone().iter().map(shown).collect()
 }

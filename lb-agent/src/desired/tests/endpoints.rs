@@ -132,6 +132,18 @@ fn s1_9_of_two_entries_for_one_address_the_one_on_this_node_wins() {
     }
 }
 
+#[test]
+fn s1_9_of_two_equal_entries_for_one_address_the_first_counts() {
+    for family in FAMILIES {
+        let first = endpoint(family, 1, "here");
+        let mut second = first.clone();
+        second.pod = Some(ObjectName::new("default", "again"));
+        let case = case(family, &exposed(family, CLUSTER_POLICY, Local), vec![first, second]);
+        let backend = case.tables.backends.values().next().unwrap();
+        assert_eq!(backend.pod, Some(ObjectName::new("default", "pod-1")));
+    }
+}
+
 /// Endpoints 1 to 3: on `here`, on `there` in this zone, on `far` in another zone.
 fn hinted(family: Family) -> Vec<Endpoint> {
     [(1, "here", "a"), (2, "there", "a"), (3, "far", "b")]

@@ -207,3 +207,18 @@ fn s10_affinity_holds_to_the_backends_of_each_list_alone() {
         assert_eq!(flags(Local, Some(10), &endpoints[2..]), [cluster | local, cluster]);
     }
 }
+
+/// Another Service may have taken the frontends that led to one of them.
+#[test]
+fn a_list_that_no_frontend_leads_to_is_not_used() {
+    for family in FAMILIES {
+        let endpoints = vec![endpoint(family, 1, "here"), endpoint(family, 2, "there")];
+        let case = case(family, &exposed(family, Local, CLUSTER_POLICY), endpoints);
+        for (is_cluster_ip, list) in [(true, case.local()), (false, case.cluster())] {
+            let mut tables = case.tables.clone();
+            tables.frontends.retain(|_, f| (f.kind == FrontendKind::CLUSTER_IP) == is_cluster_ip);
+            let used: Vec<_> = tables.used_lists().map(|list| Case::numbers(list)).collect();
+            assert_eq!(used, [list]);
+        }
+    }
+}

@@ -76,6 +76,24 @@ fn s21_the_old_owner_answers_until_the_new_one_is_written() {
 }
 
 #[test]
+fn s11_flows_part_from_an_address_when_its_owner_is_another() {
+    for family in FAMILIES {
+        let mut world = World::new(FakeTables::default()).listed();
+        let shared = |name, n, external_ips| Service { external_ips, ..service(family, name, n) };
+        let address = vec![ip(family, OUTSIDE, 6)];
+        world.slice(web(family, &[1]));
+        assert!(
+            world.service(shared("web", 1, address.clone())).retired,
+            "it may have been another's"
+        );
+        assert!(!world.slice(web(family, &[1, 2])).retired);
+        let outcome = world.service(Service { created: 1, ..shared("new", 2, address.clone()) });
+        assert!(outcome.retired, "it was another's, who serves on");
+        assert!(!world.service(shared("web", 1, Vec::new())).retired, "nobody's");
+    }
+}
+
+#[test]
 fn the_old_owner_that_is_deleted_meanwhile_leaves_nothing_behind() {
     for family in FAMILIES {
         let mut world = handed_over(family, |step| matches!(step, Step::PutFrontend(..)));
@@ -109,8 +127,55 @@ fn nothing_is_removed_while_nothing_can_be_put() {
     }
 }
 
+/// A region whose backends have begun to go is written anew, though the same pods are wanted again.
+#[test]
+fn a_list_that_comes_back_while_its_backends_go_gets_a_region_of_its_own() {
+    for family in FAMILIES {
+        let mut world = World::new(Failing::nothing()).listed();
+        world.slice(web(family, &[1, 2]));
+        world.service(service(family, "web", 1));
+        let second = |step: &Step| matches!(step, Step::RemoveBackend(id) if id.index == 2);
+        world.reconciler.tables().fails = Some(second);
+        assert!(world.slice(web(family, &[])).failure.is_some());
+        assert_eq!(world.reconciler.tables().snapshot().unwrap().backends.len(), 1);
+        world.reconciler.tables().fails = None;
+        assert!(world.slice(web(family, &[1, 2])).failure.is_none());
+        let meaning = world.reconciler.tables().tables.meaning();
+        let mut pods = meaning.frontends[&vip(family, 1)].internal.clone();
+        pods.sort_unstable();
+        pods.dedup();
+        assert_eq!(pods, [1, 2].map(|n| pod(family, n)));
+        assert_eq!(world.reconciler.used_chunks(), 16, "one region");
+    }
+}
+
+#[test]
+fn a_service_port_that_finds_no_id_waits_for_one_and_says_so() {
+    let mut world = World::new(FakeTables::default()).listed();
+    let none = ids::Pool::restored(1, BTreeMap::new());
+    world.reconciler.state.as_mut().unwrap().pools.services = none;
+    let outcome = world.service(service(Family::V4, "web", 1));
+    let name = ObjectName::new("default", "web");
+    let told: Vec<String> = outcome.problems[&name].iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        ["Service default/web: spec.ports: port \"http\" (TCP): service ids is full at 1048576 \
+          entries; use fewer Services or endpoints"]
+    );
+    assert!(world.reconciler.is_behind(&name));
+    let two = ids::Pool::restored(2, BTreeMap::new());
+    world.reconciler.state.as_mut().unwrap().pools.services = two;
+    assert_eq!(world.reconciler.retry().problems[&name], []);
+    assert!(world.snapshot().frontends.contains_key(&vip(Family::V4, 1)));
+}
+
 /// Services `s1`, `s2` … each with a cluster IP and a pod, told of together.
 fn together(world: &mut World<Failing>, family: Family, numbers: std::ops::Range<u8>) -> Outcome {
+    let delta = numbered(world, family, numbers);
+    world.reconciler.apply(delta)
+}
+
+fn numbered(world: &mut World<Failing>, family: Family, numbers: std::ops::Range<u8>) -> Delta {
     let mut names = Vec::new();
     for n in numbers {
         let name = format!("s{n}");
@@ -119,8 +184,7 @@ fn together(world: &mut World<Failing>, family: Family, numbers: std::ops::Range
         world.model.apply(Event::ServiceApplied(service(family, &name, n)));
         names.push(ObjectName::new("default", &name));
     }
-    let delta = world.desired.update(&world.model, &names);
-    world.reconciler.apply(delta)
+    world.desired.update(&world.model, &names)
 }
 
 #[test]
@@ -150,6 +214,35 @@ fn a_kernel_that_refuses_everything_is_not_asked_for_each_service() {
     world.reconciler.retry();
     assert_eq!(world.reconciler.tables().snapshot().unwrap().frontends.len(), 99);
     assert!(!world.reconciler.is_pending());
+}
+
+#[test]
+fn writes_and_removals_that_fail_try_one_patience() {
+    let mut world = World::new(Failing::nothing()).listed();
+    together(&mut world, Family::V4, 1..11);
+    let gone: Vec<_> = world.model.services().map(|service| service.name.clone()).collect();
+    for name in &gone {
+        world.model.apply(Event::ServiceDeleted(name.clone()));
+    }
+    let mut delta = world.desired.update(&world.model, &gone);
+    delta.ports.extend(numbered(&mut world, Family::V4, 11..21).ports);
+    world.reconciler.tables().fails = Some(|_| true);
+    assert!(world.reconciler.apply(delta).failure.is_some());
+    assert_eq!(world.reconciler.tables().failures, 16);
+}
+
+#[test]
+fn a_run_that_gives_up_says_of_no_service_that_it_has_room() {
+    let small = Capacity { backends: 100, frontends: 1 };
+    let tables = FakeTables::new(small, Checks::Everything);
+    let mut world = World::new(Failing { tables, ..Failing::nothing() }).listed();
+    world.service(service(Family::V4, "first", 1));
+    assert_eq!(world.service(service(Family::V4, "web", 2)).problems.len(), 1);
+    world.reconciler.tables().fails = Some(|_| true);
+    together(&mut world, Family::V4, 3..30);
+    let outcome = world.reconciler.retry();
+    assert!(outcome.failure.is_some() && outcome.problems.is_empty(), "{outcome:?}");
+    assert!(world.reconciler.is_behind(&ObjectName::new("default", "web")));
 }
 
 #[test]

@@ -18,6 +18,7 @@ use crate::{
 mod affinity;
 mod failures;
 mod properties;
+mod restore;
 mod scale;
 mod sources;
 

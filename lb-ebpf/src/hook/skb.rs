@@ -1,0 +1,154 @@
+//! A socket buffer of TC as a [`Packet`].
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
+    helpers::{bpf_skb_change_tail, bpf_skb_store_bytes},
+    programs::TcContext,
+};
+use lb_common::{
+    abi::{Abi, Address, Counter, Ipv4, L4Proto},
+    checksum::Difference,
+};
+use lb_ebpf::{
+    packet::{L4Checksum, Packet},
+    path::egress::Origin,
+};
+
+use crate::globals::MARK;
+
+/// A socket buffer.
+pub(super) struct Skb(TcContext);
+
+impl Skb {
+    #[inline(always)]
+    pub(super) const fn new(ctx: TcContext) -> Self {
+        Self(ctx)
+    }
+
+    /// The same context once more, for what else asks the kernel about the packet.
+    #[inline(always)]
+    pub(super) fn context(&self) -> TcContext {
+        TcContext::new(self.0.skb.skb)
+    }
+
+    /// Interface index of the device that it comes in by or leaves by.
+    #[inline(always)]
+    pub(super) fn device(&self) -> u32 {
+        // SAFETY: the context is valid for as long as the program runs.
+        unsafe { (*self.0.skb.skb).ifindex }
+    }
+
+    /// Has this node translated the packet before?
+    ///
+    /// `tc_index` survives the way through a bridge, and nothing else uses it at these hooks.
+    #[inline(always)]
+    pub(super) fn is_marked(&self) -> bool {
+        // SAFETY: the context is valid for as long as the program runs.
+        unsafe { (*self.0.skb.skb).tc_index == MARK.load() }
+    }
+
+    /// Notes that this node has translated the packet; zero takes the note back.
+    #[inline(always)]
+    pub(super) fn set_mark(&mut self, mark: u32) {
+        // SAFETY: the context is valid for as long as the program runs, and this field writable.
+        unsafe { (*self.0.skb.skb).tc_index = mark }
+    }
+
+    /// Did it come in by a device, or from a socket of this node?
+    #[inline(always)]
+    pub(super) fn origin(&self) -> Origin {
+        // SAFETY: the context is valid for as long as the program runs.
+        match unsafe { (*self.0.skb.skb).ingress_ifindex } {
+            0 => Origin::Host,
+            _ => Origin::Forwarded,
+        }
+    }
+
+    /// Makes the first bytes, as many as headers may take, readable in place, where a driver left them
+    /// in fragments.
+    #[inline(always)]
+    pub(super) fn pull(&self, headers: u32) {
+        let linear = self.0.data_end() - self.0.data();
+        let wanted = headers.min(self.0.len());
+        if linear < wanted as usize {
+            // What cannot be pulled is found truncated.
+            let _ = self.0.pull_data(wanted);
+        }
+    }
+
+    #[inline(always)]
+    fn at<T>(&self, offset: usize) -> Option<*mut T> {
+        let start = self.0.data() + offset;
+        (start + size_of::<T>() <= self.0.data_end()).then_some(start as *mut T)
+    }
+
+    #[inline(always)]
+    fn store(&mut self, offset: usize, bytes: &[u8], flags: u32) -> Result<(), Counter> {
+        // SAFETY: the context is valid, and the length is that of the bytes.
+        let answer = unsafe {
+            bpf_skb_store_bytes(
+                self.0.as_ptr().cast(),
+                offset as u32,
+                bytes.as_ptr().cast(),
+                bytes.len() as u32,
+                u64::from(flags),
+            )
+        };
+        if answer == 0 { Ok(()) } else { Err(Counter::RewriteFailed) }
+    }
+
+    #[inline(always)]
+    fn change_l4(&self, offset: usize, change: Difference, flags: u32) -> Result<(), Counter> {
+        self.0
+            .l4_csum_replace(offset, 0, u64::from(change.get()), u64::from(flags))
+            .map_err(|_| Counter::RewriteFailed)
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn read<T: Abi>(&self, offset: usize) -> Option<T> {
+        // SAFETY: `at` has checked the bounds, and every bit pattern is a value. The pointer may
+        // be unaligned, which BPF's own loads allow on the machines that we support; reading byte
+        // by byte would cost several instructions a field.
+        self.at::<T>(offset).map(|place| unsafe { *place })
+    }
+
+    #[inline(always)]
+    fn write<T: Abi>(&mut self, offset: usize, value: &T) -> Result<(), Counter> {
+        let place = self.at::<T>(offset).ok_or(Counter::RewriteFailed)?;
+        // SAFETY: as for `read`.
+        unsafe { *place = *value };
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn write_addresses<A: Address>(
+        &mut self,
+        offset: usize,
+        source_and_destination: [A; 2],
+    ) -> Result<(), Counter> {
+        // IPv4 has a header checksum that takes the change back out of what the device summed.
+        if A::HEADER == Ipv4::HEADER {
+            return self.write(offset, &source_and_destination);
+        }
+        self.store(offset, source_and_destination.as_bytes(), BPF_F_RECOMPUTE_CSUM)
+    }
+
+    #[inline(always)]
+    fn repair_l4_checksum(&mut self, checksum: L4Checksum) -> Result<(), Counter> {
+        let udp = if checksum.protocol == L4Proto::UDP { BPF_F_MARK_MANGLED_0 } else { 0 };
+        self.change_l4(checksum.offset, checksum.addresses, udp | BPF_F_PSEUDO_HDR)?;
+        self.change_l4(checksum.offset, checksum.ports, udp)
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, length: usize) -> Result<(), Counter> {
+        // SAFETY: the context is valid for as long as the program runs.
+        match unsafe { bpf_skb_change_tail(self.0.skb.skb, length as u32, 0) } {
+            0 => Ok(()),
+            _ => Err(Counter::RewriteFailed),
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The maps as [`Tables`], for the packet that a TC program looks at.
+
+use aya_ebpf::programs::TcContext;
+use lb_common::abi::{
+    Address, Affinity, AffinityKey, Backend, CtKey, DeviceRole, Frontend, FrontendKey, Region,
+    Source,
+};
+use lb_ebpf::tables::{Backends, CtRef, Ref, Route, Tables};
+
+use super::route::Routing;
+use crate::{
+    globals::{CT_UDP_STREAM, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
+    maps::{self, BpfBackends, Maps},
+};
+
+/// The maps, and the context that some questions need.
+pub(super) struct BpfTables<A> {
+    ctx: TcContext,
+    backends: BpfBackends<A>,
+}
+
+impl<A> BpfTables<A> {
+    #[inline(always)]
+    pub(super) const fn new(ctx: TcContext) -> Self {
+        Self { ctx, backends: BpfBackends::new() }
+    }
+}
+
+impl<A: Address + Maps> Backends<A> for BpfTables<A> {
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<Backend<A>> {
+        self.backends.backend(id)
+    }
+
+    #[inline(always)]
+    fn affinity(&self, client: &AffinityKey) -> Option<Ref<Affinity>> {
+        self.backends.affinity(client)
+    }
+
+    #[inline(always)]
+    fn keep(&self, client: &AffinityKey, affinity: &Affinity) {
+        self.backends.keep(client, affinity);
+    }
+
+    #[inline(always)]
+    fn nanoseconds(&self) -> u64 {
+        self.backends.nanoseconds()
+    }
+}
+
+impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
+    #[inline(always)]
+    fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>> {
+        A::conntrack(flow)
+    }
+
+    #[inline(always)]
+    fn track(&self, flow: &CtKey<A>, entry: CtRef<A>) {
+        A::track(flow, entry);
+    }
+
+    #[inline(always)]
+    fn claim(&self, flow: &CtKey<A>, entry: CtRef<A>) -> bool {
+        A::claim(flow, entry)
+    }
+
+    #[inline(always)]
+    fn forget(&self, flow: &CtKey<A>) {
+        A::forget(flow);
+    }
+
+    #[inline(always)]
+    fn scratch(&self) -> Option<CtRef<A>> {
+        A::scratch()
+    }
+
+    #[inline(always)]
+    fn frontend(&self, key: &FrontendKey<A>) -> Option<Frontend> {
+        A::frontend(key)
+    }
+
+    #[inline(always)]
+    fn slot(&self, region: Region, slot: u32) -> Option<u32> {
+        maps::slot(region, slot)
+    }
+
+    #[inline(always)]
+    fn has_source(&self, source: &Source<A>) -> bool {
+        A::has_source(source)
+    }
+
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        // SAFETY: the context is valid for as long as the program runs.
+        unsafe { (*self.ctx.skb.skb).ifindex }
+    }
+
+    #[inline(always)]
+    fn is_uplink(&self) -> bool {
+        maps::device(self.device()).is_some_and(|device| device.role == DeviceRole::UPLINK)
+    }
+
+    #[inline(always)]
+    fn source_at(&self, device: u32) -> Option<A> {
+        A::source(&maps::device(device)?)
+    }
+
+    #[inline(always)]
+    fn route(&self, src: A, dst: A) -> Option<Route<A>> {
+        A::route(&self.ctx, src, dst)
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        maps::now()
+    }
+
+    #[inline(always)]
+    fn udp_timeout(&self) -> u32 {
+        CT_UDP_STREAM.load()
+    }
+
+    #[inline(always)]
+    fn resets_removed(&self) -> bool {
+        RESET_TCP.load() != 0
+    }
+
+    #[inline(always)]
+    fn snat_range(&self) -> (u32, u32) {
+        (SNAT_FIRST.load(), SNAT_COUNT.load())
+    }
+}

@@ -1,0 +1,164 @@
+//! Errors of ICMP and ICMPv6 about packets of Services: whoever sent a packet is told about it as
+//! the one that was sent.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
+use std::time::Duration;
+
+use anyhow::Context;
+use lb_test::address::OUTSIDE;
+use lb_test::manifests::{Service, cluster_ips};
+use lb_test::{Family, Host, SocketLb, programs, try_eventually};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
+
+use crate::ask::assert_refused;
+use crate::{BACKENDS, Cluster, on_both_paths};
+
+on_both_paths! {
+    unreachable => a_closed_port_of_a_backend_refuses_by_the_socket_path, a_closed_port_of_a_backend_refuses_by_the_packet_path;
+}
+
+/// The MTU of the narrow link: large enough for IPv6.
+const NARROW: &str = "1300";
+
+/// A Service for each backend, at a port where iperf3 listens.
+fn bulk() -> Vec<serde_json::Value> {
+    let service = |(number, name): (u8, &str)| {
+        let service = Service::new(name, number).select(name).tcp(5201, 5201);
+        service.node_port(30000 + u16::from(number)).object()
+    };
+    (1..).zip(BACKENDS).map(service).collect()
+}
+
+/// A router between client and node tells the Service's address that its replies are too big: the
+/// pod that sent them must be told, near or far, routed or bridged.
+#[test]
+fn a_pod_learns_of_a_narrow_link_towards_its_client() {
+    lb_test::require_topology!();
+    let cluster = Cluster::start(SocketLb::Off, &bulk());
+    let _servers = BACKENDS.map(|name| programs::iperf3_server(cluster.pod(name)).unwrap());
+    cluster.fabric().run("ip", &["link", "set", "outside0", "mtu", NARROW]).unwrap();
+    let (client, node) = (cluster.outside(), cluster.node("node1"));
+    for family in Family::BOTH {
+        for (number, name) in (1..).zip(BACKENDS) {
+            let to = node.socket(family, 30000 + number);
+            transfers(client, to, &["--reverse", "--rcv-timeout", "5000"]);
+            let peer = if name == "web-2" { node.ip(family) } else { client.ip(family) };
+            assert_narrow(cluster.pod(name), peer);
+        }
+    }
+}
+
+/// The same towards the pod: a client outside, a pod and a process of the node must be told.
+#[test]
+fn clients_learn_of_a_narrow_link_towards_a_pod() {
+    lb_test::require_topology!();
+    let cluster = Cluster::start(SocketLb::Off, &bulk());
+    cluster.route_services();
+    let _servers = BACKENDS.map(|name| programs::iperf3_server(cluster.pod(name)).unwrap());
+    for (node, name) in [("node1", "web-1"), ("node2", "web-2")] {
+        let device = cluster.pod(name).device();
+        cluster.node(node).run("ip", &["link", "set", &device, "mtu", NARROW]).unwrap();
+    }
+    let clients = [cluster.outside(), cluster.pod("kata"), cluster.node("node1")];
+    for family in Family::BOTH {
+        // The node itself sends straight to its own pod's device: nobody could tell it.
+        for (number, clients) in [(1, &clients[..2]), (2, &clients[..])] {
+            let vip = cluster_ips(number).socket(family, 5201);
+            for client in clients {
+                transfers(client, vip, &["--snd-timeout", "5000"]);
+                assert_narrow(client, vip.ip());
+            }
+        }
+    }
+}
+
+#[track_caller]
+fn transfers(from: &Host, to: SocketAddr, options: &[&str]) {
+    let arguments = [&["-n", "4M"], options].concat();
+    let report = programs::iperf3(from, to, &arguments).unwrap();
+    // A receiver may stop counting before the end; one that gets no large segment counts none.
+    let received = report["end"]["sum_received"]["bytes"].as_u64().unwrap();
+    assert!(received > 20_000, "{} to {to}: {report}", from.name());
+}
+
+/// The host knows that packets to `peer` must be smaller.
+#[track_caller]
+fn assert_narrow(host: &Host, peer: IpAddr) {
+    let route = host.run("ip", &["route", "get", &peer.to_string()]).unwrap();
+    assert!(route.contains(&format!("mtu {NARROW}")), "{} to {peer}: {route}", host.name());
+}
+
+/// A Service whose backends listen at another port: a datagram is refused as by the pod itself.
+fn unreachable(path: SocketLb) {
+    let service = |(number, name): (u8, &str)| {
+        let service = Service::new(name, number).select(name).tcp(80, 9).udp(80, 9);
+        service.node_port(30000 + u16::from(number)).object()
+    };
+    let services: Vec<_> = (1..).zip(BACKENDS).map(service).collect();
+    let cluster = Cluster::start(path, &services);
+    for family in Family::BOTH {
+        for number in (1..).take(BACKENDS.len()) {
+            let vip = cluster_ips(number).socket(family, 80);
+            for from in cluster.inside() {
+                assert_refused(from, vip);
+            }
+            let port = 30000 + u16::from(number);
+            assert_refused(cluster.outside(), cluster.node("node1").socket(family, port));
+        }
+    }
+}
+
+/// Each hop that a packet's time to live ends at is seen, and all are asked about the Service's
+/// address. Under SNAT, the way behind this node has the Service's address.
+#[test]
+fn traceroute_shows_the_way_to_a_service() {
+    lb_test::require_topology!();
+    let services: Vec<_> = (1..)
+        .zip(["web-1", "web-2"])
+        .map(|(number, name)| Service::new(name, number).select(name).udp(80, 5353).object())
+        .collect();
+    let cluster = Cluster::start(SocketLb::Off, &services);
+    cluster.route_services();
+    let (client, node) = (cluster.outside(), cluster.node("node1"));
+    for family in Family::BOTH {
+        let [near, far] = [1, 2].map(|number| cluster_ips(number).socket(family, 80));
+        let way = |to, ttl| client.enter(|| hop(to, ttl)).unwrap();
+        let fabric = OUTSIDE.family(family);
+        assert_eq!([1, 2].map(|ttl| way(near, ttl)), [fabric, node.ip(family)]);
+        assert_eq!([1, 3].map(|ttl| way(far, ttl)), [fabric, far.ip()]);
+    }
+}
+
+/// Who tells that the time to live of a datagram ended.
+fn hop(to: SocketAddr, ttl: u8) -> IpAddr {
+    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(any).unwrap();
+    if to.is_ipv4() {
+        setsockopt(&socket, sockopt::Ipv4RecvErr, &true).unwrap();
+        setsockopt(&socket, sockopt::Ipv4Ttl, &ttl.into()).unwrap();
+    } else {
+        setsockopt(&socket, sockopt::Ipv6RecvErr, &true).unwrap();
+        setsockopt(&socket, sockopt::Ipv6Ttl, &ttl.into()).unwrap();
+    }
+    socket.connect(to).unwrap();
+    socket.send(b"hop").unwrap();
+    try_eventually(Duration::from_secs(5), "an error", || source_of_error(&socket)).unwrap()
+}
+
+/// Who sent the error that a connected socket got.
+fn source_of_error(socket: &UdpSocket) -> anyhow::Result<IpAddr> {
+    let mut space = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
+    let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut [], Some(&mut space), flags)?;
+    let source = message.cmsgs()?.find_map(|control| match control {
+        ControlMessageOwned::Ipv4RecvErr(_, Some(from)) => {
+            Some(Ipv4Addr::from_bits(u32::from_be(from.sin_addr.s_addr)).into())
+        }
+        ControlMessageOwned::Ipv6RecvErr(_, Some(from)) => {
+            Some(Ipv6Addr::from(from.sin6_addr.s6_addr).into())
+        }
+        _ => None,
+    });
+    source.context("an error without a source")
+}
