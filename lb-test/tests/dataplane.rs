@@ -7,12 +7,12 @@ use std::{net::SocketAddr, sync::Arc};
 use lb_agent::{
     dataplane::{
         BackendEntry, BackendId, FrontendAddress, FrontendEntry, Kernel, KernelOptions, Reader,
-        ServiceId, SocketLb, Step, Tables as _, TcAttach, cleanup,
+        ServiceId, SizeKept, SocketLb, Step, Tables as _, TcAttach, cleanup, pinned_conntrack,
     },
     model::{Family, Protocol},
 };
 use lb_common::abi::{
-    Abi as _, BackendFlags, Device, DeviceRole, FrontendFlags, FrontendKind, Region,
+    Abi as _, BackendFlags, Device, DeviceRole, FrontendFlags, FrontendKind, Region, maps,
 };
 use lb_common::conntrack::Timeouts;
 use lb_test::{Node, NodeSpec, Topology, require_topology};
@@ -218,4 +218,22 @@ fn a_cgroup_that_is_none_leaves_the_sockets_with_the_old_one() {
     assert_eq!(Reader::open(&right.bpffs).unwrap().links(), links);
     assert!(started(&right));
     node.enter(|| cleanup(&right.bpffs).unwrap()).unwrap();
+}
+
+#[test]
+fn tables_keep_the_size_that_they_were_made_with() {
+    require_topology!();
+    let topology = Topology::builder().node(NodeSpec::new("node1")).build().unwrap();
+    let node = topology.node("node1");
+    let small = options(node, TcAttach::Auto);
+    let large = KernelOptions { conntrack_max: 2048, ..small.clone() };
+    let kept = |options: &KernelOptions| {
+        node.enter(|| Kernel::start(options).unwrap().sizes_kept().to_vec()).unwrap()
+    };
+    assert_eq!(pinned_conntrack(&small.bpffs), None);
+    assert_eq!(kept(&small), []);
+    let of = |map| SizeKept { map, capacity: 1024, wanted: 2048, flag: "conntrack-max" };
+    assert_eq!(kept(&large), [of(maps::CONNTRACK_V4), of(maps::CONNTRACK_V6)]);
+    assert_eq!(pinned_conntrack(&small.bpffs), Some(1024));
+    node.enter(|| cleanup(&small.bpffs).unwrap()).unwrap();
 }

@@ -29,7 +29,7 @@ impl Fill {
     }
 }
 
-/// How long to wait after a walk that took `cost`: more often while a table fills, but never for
+/// How long to wait after a walk that took `cost` of CPU time: more often while a table fills, but never for
 /// more than a bounded share of a CPU.
 pub(super) fn pause(fills: &[Fill], cost: Duration) -> Duration {
     let seconds = match fills.iter().map(|fill| fill.percent()).max() {

@@ -114,6 +114,17 @@ mod tests {
     }
 
     #[test]
+    fn a_table_of_another_size_is_a_problem() {
+        let mut problems = Problems::default();
+        let kept = SizeKept { map: "A", capacity: 4096, wanted: 8192, flag: "a-max" };
+        tell(&[kept], &mut problems);
+        let sentences: Vec<_> = problems.sentences().collect();
+        assert_eq!(sentences.len(), 1);
+        let wanted = "map A: --a-max asks for 8192 entries, but it was made with 4096; drain";
+        assert!(sentences[0].starts_with(wanted), "{sentences:?}");
+    }
+
+    #[test]
     fn memory_is_read_as_the_kernel_tells_it() {
         assert_eq!(total("MemTotal:       16316412 kB\nMemFree: 1 kB\n"), Some(16_316_412 * 1024));
         assert_eq!(total(""), None);

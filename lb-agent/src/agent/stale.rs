@@ -16,6 +16,7 @@ use std::{
 };
 
 use lb_common::abi::StaleSocket;
+use nix::time::{ClockId, clock_gettime};
 use tokio::sync::Notify;
 
 use super::conntrack::{self, Evictions, Fill};
@@ -97,12 +98,13 @@ impl Sweep {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            let begun = Instant::now();
+            let begun = cpu_time();
             let fills = self.round();
-            pause = conntrack::pause(&fills, begun.elapsed());
+            let cost = cpu_time().saturating_sub(begun);
+            pause = conntrack::pause(&fills, cost);
             *self.fills.lock().unwrap_or_else(PoisonError::into_inner) = fills;
             self.ended.notify_one();
-            thread::sleep(begun.elapsed() * (SHARE - 1));
+            thread::sleep(cost * (SHARE - 1));
         }
     }
 
@@ -148,6 +150,12 @@ impl Sweep {
         tracing::debug!(found = stale.len(), closed = closed.len(), "sockets of removed backends");
         result
     }
+}
+
+/// Time that this thread has had a CPU: less than has passed where others want one, too.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
+    time.expect("invariant: Linux has this clock").into()
 }
 
 /// Which use of which socket: cookie, backend id and generation.
