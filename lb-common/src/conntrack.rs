@@ -168,6 +168,7 @@ const TCP_CLOSED: u32 = ticks(120);
 /// How long silent flows are kept, in ticks: what can be set.
 ///
 /// All figures are those of netfilter's conntrack, which kube-proxy relies on; two are kube-proxy's.
+/// Associations of SCTP are kept as connections of TCP are: kube-proxy has no settings for them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Timeouts {
     /// Connections that both ends have gone on with.
@@ -298,6 +299,22 @@ mod tests {
         assert_eq!(udp(&[Client, Client]), 30, "nobody answers");
         assert_eq!(udp(&[Backend]), 30, "a question and its answer");
         assert_eq!(udp(&[Backend, Client]), 120);
+    }
+
+    #[test]
+    fn s16_an_association_is_kept_as_long_as_a_connection() {
+        use End::{Backend, Client};
+        let [init, init_ack, cookie, shutdown, shutdown_ack] =
+            [1, 2, 10, 7, 8].map(TcpFlags::of_chunk);
+        let all = [
+            (init, Client),
+            (init_ack, Backend),
+            (cookie, Client),
+            (shutdown, Backend),
+            (shutdown_ack, Client),
+        ];
+        let kept = [1, 2, 3, 4, 5].map(|count| kept(L4Proto::SCTP, &all[..count]));
+        assert_eq!(kept, [120, 60, 86_400, 3600, 120]);
     }
 
     #[test]
