@@ -151,26 +151,40 @@ mod tests {
         assert_eq!(at(749), (Pressure::None, 0));
         assert_eq!(at(750), (Pressure::Filling, 1));
         assert_eq!(at(900), (Pressure::Full, 2));
-        assert_eq!(at(850), (Pressure::Full, 2));
+        assert_eq!(at(800), (Pressure::Full, 2));
         assert_eq!(at(790), (Pressure::Filling, 1));
         assert_eq!(at(899), (Pressure::Filling, 1));
-        assert_eq!(at(610), (Pressure::Filling, 1));
+        assert_eq!(at(600), (Pressure::Filling, 1));
         assert_eq!(at(590), (Pressure::None, 0));
-        assert_eq!(at(610), (Pressure::None, 0));
+        assert_eq!(at(600), (Pressure::None, 0));
         assert_eq!(at(1000), (Pressure::Full, 2));
+        assert_eq!(at(700), (Pressure::Filling, 1), "at once");
         assert_eq!(at(0), (Pressure::None, 0));
     }
 
     #[test]
+    fn a_problem_names_the_table_and_its_room() {
+        for (family, name) in [(Family::V4, "CONNTRACK_V4"), (Family::V6, "CONNTRACK_V6")] {
+            let problems = Pressure::Filling.problems(family, 1000);
+            assert_eq!(problems[0].key.name.as_ref(), name);
+            assert_eq!(problems[0].message, "of 1000 entries, more than 75 % full");
+        }
+    }
+
+    #[test]
     fn evictions_are_what_was_made_and_is_not_there() {
-        let swept = |entries, expired| Swept { entries, expired, ..Swept::zeroed() };
+        let swept = |entries, removed: u64| {
+            let half = removed / 2;
+            Swept { entries, stale: half, expired: half, ..Swept::zeroed() }
+        };
         let mut evictions = Evictions::default();
         let mut note = |added, swept| evictions.note(added, &swept, (10_000, 2));
         assert_eq!(note(9_500, swept(9_900, 0)), 0, "what was before the start is not known");
         assert_eq!(note(9_600, swept(10_000, 0)), 0);
         assert_eq!(note(12_600, swept(10_000, 0)), 3_000);
         assert_eq!(note(10_600, swept(10_000, 2_000)), 0, "removed ones were not thrown out");
-        assert_eq!(note(2_600, swept(7_900, 7_900)), 0, "not full: a few came while it walked");
-        assert_eq!(note(12_650, swept(9_990, 0)), 60);
+        assert_eq!(note(11_294, swept(8_494, 0)), 200, "an eighth, and 128 of each CPU");
+        assert_eq!(note(11_394, swept(8_493, 0)), 0, "not full: a few came while it walked");
+        assert_eq!(note(12_901, swept(9_990, 0)), 10, "since the walk before, full or not");
     }
 }

@@ -135,5 +135,7 @@ mod tests {
         fs::write(inner.join("memory.max"), "max\n").unwrap();
         fs::write(folder.path().join("a/memory.max"), "134217728\n").unwrap();
         assert_eq!(limit(&inner), Some(128 << 20), "that of the one above");
+        fs::write(inner.join("memory.max"), "268435456\n").unwrap();
+        assert_eq!(limit(&inner), Some(128 << 20), "the least of both");
     }
 }
