@@ -15,6 +15,7 @@ mod mapped;
 mod options;
 mod pins;
 mod reader;
+mod sizes;
 mod slots;
 mod sources;
 mod stale;
@@ -38,6 +39,7 @@ pub use load::object;
 pub use options::{KernelOptions, SocketLb, TcAttach};
 pub use pins::{CleanupError, PinsError, check_version, cleanup};
 pub use reader::{MapFill, Reader};
+pub use sizes::{SizeKept, pinned_conntrack};
 pub use stale::StaleFinder;
 pub use tables::KernelTables;
 
