@@ -5,6 +5,7 @@
 
 mod cgroup;
 mod clsact;
+mod drain;
 pub mod fake;
 pub mod faulty;
 mod kernel;
@@ -31,6 +32,7 @@ use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind, Region, maps};
 use crate::model::Family;
 
 pub use crate::desired::FrontendAddress;
+pub use drain::Drain;
 pub use kernel::{Kernel, KernelError};
 pub use load::object;
 pub use options::{KernelOptions, SocketLb, TcAttach};
