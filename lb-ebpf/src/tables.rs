@@ -67,6 +67,9 @@ pub trait Tables<A: Address>: Backends<A> {
     /// The time in units of 2^30 ns.
     fn now(&self) -> u32;
 
+    /// Are connections that began before us left to the stack?
+    fn migrates(&self) -> bool;
+
     /// Are TCP connections to a backend that was removed reset?
     fn resets_removed(&self) -> bool;
 

@@ -7,8 +7,8 @@ use std::{collections::BTreeSet, net::SocketAddr, path::Path, sync::Arc, time::I
 use aya::maps::{HashMap, Map, MapData};
 use lb_agent::{
     dataplane::{
-        BackendEntry, BackendId, FrontendAddress, FrontendEntry, Kernel, KernelOptions, Reader,
-        ServiceId, SocketLb, Step, Tables as _, TcAttach, cleanup,
+        BackendEntry, BackendId, FrontendAddress, FrontendEntry, Kernel, KernelOptions, MidFlow,
+        Reader, ServiceId, SocketLb, Step, Tables as _, TcAttach, cleanup,
     },
     model::{Family, Protocol},
 };
@@ -26,6 +26,7 @@ fn options(node: &Node, tc_attach: TcAttach) -> KernelOptions {
         bind_protection: true,
         tc_attach,
         snat_ports: (61000, 65535),
+        mid_flow: MidFlow::Balanced,
         reset_tcp: false,
         conntrack_max: 1024,
         affinity_max: 1024,

@@ -35,7 +35,7 @@ pub use crate::desired::FrontendAddress;
 pub use drain::Drain;
 pub use kernel::{Kernel, KernelError};
 pub use load::object;
-pub use options::{KernelOptions, SocketLb, TcAttach};
+pub use options::{KernelOptions, MidFlow, SocketLb, TcAttach};
 pub use pins::{CleanupError, PinsError, check_version, cleanup};
 pub use reader::{MapFill, Reader};
 pub use stale::StaleFinder;

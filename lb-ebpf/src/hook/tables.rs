@@ -9,7 +9,7 @@ use lb_ebpf::tables::{Backends, CtRef, Ref, Route, Tables};
 
 use super::route::Routing;
 use crate::{
-    globals::{RESET_TCP, SNAT_COUNT, SNAT_FIRST},
+    globals::{MIGRATE, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
     maps::{self, BpfBackends, Maps},
 };
 
@@ -113,6 +113,11 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     #[inline(always)]
     fn now(&self) -> u32 {
         maps::now()
+    }
+
+    #[inline(always)]
+    fn migrates(&self) -> bool {
+        MIGRATE.load() != 0
     }
 
     #[inline(always)]

@@ -53,6 +53,9 @@ pub fn first<A: Address>(
     (frontend, client): (&Frontend, Client),
 ) -> PathResult<A> {
     let flags = frontend.flags;
+    if tables.migrates() && !headers.begins() {
+        return Err(Counter::Migrating);
+    }
     if flags.has(FrontendFlags::CHECK_SOURCE) && !is_among(headers, tables, frontend.service) {
         return Err(Counter::SourceNotAllowed);
     }
