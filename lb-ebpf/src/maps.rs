@@ -16,8 +16,8 @@ use lb_common::{
         Counter, CtEntry, CtKey, Device, Frontend, FrontendKey, Ipv4, Ipv6, MAX_CHUNK_ARRAYS,
         Region, SLOTS_PER_CHUNK, SocketPeers, Source, Swept,
     },
-    cache::{self, Stamp},
-    conntrack::TICK_SHIFT,
+    cache::{self, Hint, Stamp},
+    conntrack::{CtState, TICK_SHIFT},
     filter,
 };
 use lb_ebpf::{
@@ -25,7 +25,7 @@ use lb_ebpf::{
     tables::{Backends, CtRef, Ends, Ref},
 };
 
-use crate::globals::FLOWS_SHIFT;
+use crate::globals::{FLOWS_SHIFT, HALF_OPEN_RATE};
 
 /// Elements begin at a page, so that one of IPv4's flows is one cache line.
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -47,6 +47,13 @@ static BACKENDS_V6: Array<Backend<Ipv6>, DEFAULT_SIZE> = Array::new();
 static CONNTRACK_V4: LruHashMap<CtKey<Ipv4>, CtEntry<Ipv4>, DEFAULT_SIZE> = LruHashMap::new();
 #[btf_map]
 static CONNTRACK_V6: LruHashMap<CtKey<Ipv6>, CtEntry<Ipv6>, DEFAULT_SIZE> = LruHashMap::new();
+#[btf_map]
+static HALF_OPEN_V4: LruHashMap<CtKey<Ipv4>, CtEntry<Ipv4>, DEFAULT_SIZE> = LruHashMap::new();
+#[btf_map]
+static HALF_OPEN_V6: LruHashMap<CtKey<Ipv6>, CtEntry<Ipv6>, DEFAULT_SIZE> = LruHashMap::new();
+/// The tick that this CPU is in, and how many flows it has remembered in it before they were proven.
+#[btf_map]
+static REMEMBERED: PerCpuArray<[u32; 2], 1> = PerCpuArray::new();
 #[btf_map]
 static AFFINITY_V4: LruHashMap<AffinityKey, Affinity, DEFAULT_SIZE> = LruHashMap::new();
 #[btf_map]
@@ -115,6 +122,8 @@ pub trait Maps: Sized + 'static {
     fn claim(flow: &CtKey<Self>, entry: CtRef<Self>) -> bool;
     /// Removes the entry of a flow.
     fn forget(flow: &CtKey<Self>);
+    /// Removes the entry of a flow from those that are not proven.
+    fn forget_half_open(flow: &CtKey<Self>);
     /// Room for one entry, for this CPU and this program run.
     fn scratch() -> Option<CtRef<Self>>;
     /// Room for the headers of one packet, for this CPU and this program run.
@@ -130,7 +139,7 @@ pub trait Maps: Sized + 'static {
 }
 
 macro_rules! maps {
-    ($family:ty, $frontends:ident, $backends:ident, $affinity:ident, $sources:ident, $conntrack:ident, $scratch:ident, $headers:ident, $decision:ident, $flows:ident, $swept:ident, $turnover:expr, $source:expr) => {
+    ($family:ty, $frontends:ident, $backends:ident, $affinity:ident, $sources:ident, $conntrack:ident, $half_open:ident, $scratch:ident, $headers:ident, $decision:ident, $flows:ident, $swept:ident, $turnover:expr, $source:expr) => {
         impl Maps for $family {
             #[inline(always)]
             fn frontend(key: &FrontendKey<Self>) -> Option<Frontend> {
@@ -165,7 +174,8 @@ macro_rules! maps {
 
             #[inline(always)]
             fn conntrack(flow: &CtKey<Self>) -> Option<CtRef<Self>> {
-                let entry = NonNull::new($conntrack.get_ptr_mut(flow)?)?;
+                let entry = $conntrack.get_ptr_mut(flow).or_else(|| $half_open.get_ptr_mut(flow))?;
+                let entry = NonNull::new(entry)?;
                 // SAFETY: elements of an LRU map stay allocated for as long as the map; one that
                 // is reused meanwhile holds another valid entry.
                 Some(unsafe { CtRef::new(entry) })
@@ -175,8 +185,12 @@ macro_rules! maps {
             fn track(flow: &CtKey<Self>, entry: CtRef<Self>) {
                 // SAFETY: the entry is allocated, and nothing else writes to it meanwhile.
                 let entry = unsafe { &*entry.as_ptr() };
-                let is_new = $conntrack.get_ptr(flow).is_none();
                 // A full LRU map makes room; the flow can do without the entry.
+                if CtState(entry.state).is_half_open() {
+                    let _ = $half_open.insert(flow, entry, u64::from(BPF_ANY));
+                    return;
+                }
+                let is_new = $conntrack.get_ptr(flow).is_none();
                 if $conntrack.insert(flow, entry, u64::from(BPF_ANY)).is_ok() && is_new {
                     count_flow($turnover);
                 }
@@ -186,6 +200,9 @@ macro_rules! maps {
             fn claim(flow: &CtKey<Self>, entry: CtRef<Self>) -> bool {
                 // SAFETY: as for `track`.
                 let entry = unsafe { &*entry.as_ptr() };
+                if CtState(entry.state).is_half_open() {
+                    return $half_open.insert(flow, entry, u64::from(BPF_NOEXIST)).is_ok();
+                }
                 let is_claimed = $conntrack.insert(flow, entry, u64::from(BPF_NOEXIST)).is_ok();
                 if is_claimed {
                     count_flow($turnover);
@@ -199,6 +216,12 @@ macro_rules! maps {
                 if $conntrack.remove(flow).is_ok() {
                     count_flow($turnover + 1);
                 }
+                Self::forget_half_open(flow);
+            }
+
+            #[inline(always)]
+            fn forget_half_open(flow: &CtKey<Self>) {
+                let _ = $half_open.remove(flow);
             }
 
             #[inline(always)]
@@ -247,6 +270,7 @@ maps!(
     AFFINITY_V4,
     SOURCE_RANGES_V4,
     CONNTRACK_V4,
+    HALF_OPEN_V4,
     SCRATCH_V4,
     HEADERS_V4,
     DECISION_V4,
@@ -262,6 +286,7 @@ maps!(
     AFFINITY_V6,
     SOURCE_RANGES_V6,
     CONNTRACK_V6,
+    HALF_OPEN_V6,
     SCRATCH_V6,
     HEADERS_V6,
     DECISION_V6,
@@ -368,6 +393,47 @@ pub fn uncache<A: Address + Maps>(control: &'static Control, flow: &CtKey<A>) {
         // SAFETY: as for `recall`; one store.
         unsafe { (*element).check = 0 };
     }
+}
+
+/// Copies what is hinted of a flow; false if that is nothing.
+#[inline(always)]
+pub fn hint<A: Address + Maps>(
+    control: &'static Control,
+    flow: &CtKey<A>,
+    decision: &mut CachedFlow<A>,
+) -> bool {
+    let hint = Hint::new(&control.factors, now());
+    let key = hint.key(flow);
+    let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) else { return false };
+    // SAFETY: as for `recall`.
+    unsafe { copy(element, decision) };
+    hint.vouches(decision, &key)
+}
+
+/// Keeps a decision as a hint.
+#[inline(always)]
+pub fn keep_hint<A: Address + Maps>(control: &'static Control, decision: &mut CachedFlow<A>) {
+    let hint = Hint::new(&control.factors, now());
+    let key = hint.key(&decision.flow);
+    decision.check = hint.sum(decision, &key);
+    if let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) {
+        // SAFETY: as for `recall`.
+        unsafe { copy(decision, element) };
+    }
+}
+
+/// May this CPU remember one more flow that is not proven, in this tick?
+#[inline(always)]
+pub fn may_remember() -> bool {
+    let Some(remembered) = REMEMBERED.get_ptr_mut(0) else { return false };
+    let now = now();
+    // SAFETY: a per-CPU value, and a TC program is not preempted by another one.
+    let [tick, count] = unsafe { &mut *remembered };
+    if *tick != now {
+        (*tick, *count) = (now, 0);
+    }
+    *count += 1;
+    *count <= HALF_OPEN_RATE.load()
 }
 
 /// Copies a decision, word by word: as one value it would pass through the stack.

@@ -65,6 +65,44 @@ abi! {
     }
 }
 
+/// What a hint tells of its backend, in place of a next hop.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Hinted {
+    /// Service port of the flow.
+    pub service: u32,
+    /// Backend id of the flow.
+    pub backend: u32,
+    /// Generation of the backend id.
+    pub generation: u32,
+    /// Has the backend answered?
+    pub is_answered: bool,
+}
+
+impl From<Hinted> for NextHop {
+    #[inline(always)]
+    fn from(hinted: Hinted) -> Self {
+        let [a, b, c, d] = hinted.service.to_ne_bytes();
+        let [e, f, g, h] = hinted.generation.to_ne_bytes();
+        let word = u16::from_ne_bytes;
+        let macs = [word([a, b]), word([c, d]), word([e, f]), word([g, h]), 0, 0];
+        Self { device: hinted.backend, mtu: hinted.is_answered.into(), macs, pad: 0 }
+    }
+}
+
+impl From<NextHop> for Hinted {
+    #[inline(always)]
+    fn from(hop: NextHop) -> Self {
+        let [a, b, c, d, ..] = hop.macs.map(u16::to_ne_bytes);
+        let word = |[a, b]: [u8; 2], [c, d]: [u8; 2]| u32::from_ne_bytes([a, b, c, d]);
+        Self {
+            service: word(a, b),
+            backend: hop.device,
+            generation: word(c, d),
+            is_answered: hop.mtu != 0,
+        }
+    }
+}
+
 impl<A: Address> CachedFlow<A> {
     /// Words of 64 bits, the last of which is `check`.
     pub const WORDS: usize = size_of::<Self>() / size_of::<u64>();

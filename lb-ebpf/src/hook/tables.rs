@@ -67,6 +67,26 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     }
 
     #[inline(always)]
+    fn uncache(&self, flow: &CtKey<A>) {
+        maps::uncache(self.control, flow);
+    }
+
+    #[inline(always)]
+    fn hint(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
+        maps::hint(self.control, flow, decision)
+    }
+
+    #[inline(always)]
+    fn keep_hint(&self, decision: &mut CachedFlow<A>) {
+        maps::keep_hint(self.control, decision);
+    }
+
+    #[inline(always)]
+    fn may_remember(&self) -> bool {
+        maps::may_remember()
+    }
+
+    #[inline(always)]
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>> {
         A::conntrack(flow)
     }
@@ -88,6 +108,11 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     fn forget(&self, flow: &CtKey<A>) {
         A::forget(flow);
         maps::uncache(self.control, flow);
+    }
+
+    #[inline(always)]
+    fn forget_half_open(&self, flow: &CtKey<A>) {
+        A::forget_half_open(flow);
     }
 
     #[inline(always)]

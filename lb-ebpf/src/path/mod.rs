@@ -13,6 +13,7 @@
 
 mod act;
 pub mod first;
+mod hinted;
 pub mod icmp;
 mod known;
 pub mod refuse;
@@ -139,6 +140,9 @@ pub fn ask<A: Address>(
     if let Some(entry) = tables.conntrack(&headers.flow)
         && let Some(found) = known::known(headers, tables, origin, entry, decision)?
     {
+        return Ok(found);
+    }
+    if let Some(found) = hinted::hinted(headers, tables, origin, decision) {
         return Ok(found);
     }
     let may_be_first = tables.ends(&headers.flow).to_frontend;

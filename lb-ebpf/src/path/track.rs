@@ -37,15 +37,19 @@ pub(super) fn dnat<A: Address>(
         Client::Host => (CtAction::FORWARD_FROM_HOST, CtAction::REPLY_TO_HOST, tables.device()),
         Client::Outside | Client::Pod => (CtAction::FORWARD, CtAction::REPLY, 0),
     };
-    let seen = (tables.now(), first_state(headers));
     let reply_flow = reply_flow(headers, &choice.backend);
+    decision.set(&headers.flow, &reply_flow.reversed(), forward);
+    if client != Client::Host && !tables.may_remember() {
+        hinted::keep(headers, tables, choice, decision);
+        return Ok(());
+    }
+    let seen = (tables.now(), first_state(headers));
     let scratch = tables.scratch().ok_or(Counter::RewriteFailed)?;
     scratch.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, seen) });
     tables.track(&reply_flow, scratch);
     let ends = reply_flow.reversed();
     scratch.set(entry(&ends, choice, forward, seen));
     tables.track(&headers.flow, scratch);
-    decision.set(&headers.flow, &ends, forward);
     Ok(())
 }
 
@@ -75,10 +79,16 @@ pub(super) fn snat<A: Address>(
     let seen = (tables.now(), first_state(headers));
     let scratch = tables.scratch().ok_or(Counter::RewriteFailed)?;
     scratch.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, seen) });
-    ends.src_port = claim_port(headers, tables, &ends, scratch)?;
-    scratch.set(entry(&ends, choice, forward, seen));
-    tables.track(&headers.flow, scratch);
+    let state;
+    (ends.src_port, state) = claim_port(headers, tables, &ends, scratch)?;
     decision.set(&headers.flow, &ends, forward);
+    let is_proven = !state.is_half_open() || state.is_proven_by(headers.flags);
+    if client == Client::Host || is_proven || tables.may_remember() {
+        let state = if is_proven { state.proven() } else { state };
+        scratch.set(entry(&ends, choice, forward, (seen.0, state)));
+        tables.track(&headers.flow, scratch);
+    }
+    // Its answers' entry follows with the next packet, which finds this one.
     Ok(())
 }
 
