@@ -11,6 +11,7 @@ mod kernel;
 mod load;
 mod map;
 mod options;
+mod pings;
 mod pins;
 mod reader;
 mod slots;

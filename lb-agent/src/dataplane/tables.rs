@@ -13,7 +13,12 @@ use lb_common::abi::{
 
 use super::{
     BackendEntry, BackendId, FrontendAddress, FrontendEntry, PerformError, ServiceId, Snapshot,
-    Step, TableError, Tables, map::Map, slots::Slots, sources::Sources, sys,
+    Step, TableError, Tables,
+    map::Map,
+    pings::{self, Pings},
+    slots::Slots,
+    sources::Sources,
+    sys,
 };
 use crate::model::{Family, Protocol};
 
@@ -31,12 +36,17 @@ impl<A: Address + Into<IpAddr>> FamilyMaps<A> {
         self.frontends.put_all(entries)
     }
 
-    fn read_frontends(&self, snapshot: &mut Snapshot) -> Result<(), TableError> {
+    fn read_frontends(&self, snapshot: &mut Snapshot, pings: &mut Pings) -> Result<(), TableError> {
         for (key, frontend) in self.frontends.entries()? {
-            let Some(protocol) = protocol(key.protocol) else { continue };
             let (ip, port) = (key.address.into(), key.port.get());
+            let Some(protocol) = protocol(key.protocol) else {
+                pings.found(ip);
+                continue;
+            };
             let address = FrontendAddress { ip, port, protocol };
-            snapshot.frontends.insert(address, from_frontend(&frontend));
+            let entry = from_frontend(&frontend);
+            pings.put(&address, &entry);
+            snapshot.frontends.insert(address, entry);
         }
         Ok(())
     }
@@ -74,6 +84,7 @@ pub struct KernelTables {
     v6: FamilyMaps<Ipv6>,
     slots: Slots,
     sources: Sources,
+    pings: Pings,
 }
 
 impl KernelTables {
@@ -94,6 +105,7 @@ impl KernelTables {
             },
             slots: Slots::open(folder)?,
             sources: Sources::open(folder)?,
+            pings: Pings::default(),
         })
     }
 
@@ -126,6 +138,16 @@ impl KernelTables {
                 Ok(())
             }
         }
+    }
+
+    /// Has the addresses of frontends answer to pings, after steps that were performed.
+    fn answer_pings(&mut self, done: &[Step]) {
+        let (v4, v6) = (&self.v4, &self.v6);
+        self.pings.follow(done);
+        self.pings.sync(|ip, is_answered| match ip {
+            IpAddr::V4(ip) => pings::write::<Ipv4>(&v4.frontends, ip.into(), is_answered),
+            IpAddr::V6(ip) => pings::write::<Ipv6>(&v6.frontends, ip.into(), is_answered),
+        });
     }
 
     fn perform_one(&mut self, step: &Step) -> Result<(), TableError> {
@@ -192,19 +214,21 @@ impl KernelTables {
 impl Tables for KernelTables {
     fn perform(&mut self, steps: &[Step]) -> Result<(), PerformError> {
         let mut done = 0;
-        for run in steps.chunk_by(is_same_run) {
-            self.perform_run(run)
-                .map_err(|(in_run, source)| PerformError { done: done + in_run, source })?;
-            done += run.len();
-        }
-        Ok(())
+        let result = steps.chunk_by(is_same_run).try_for_each(|run| {
+            let result = self.perform_run(run);
+            done += result.as_ref().map_or_else(|(in_run, _)| *in_run, |()| run.len());
+            result.map_err(|(_, source)| source)
+        });
+        self.answer_pings(&steps[..done]);
+        result.map_err(|source| PerformError { done, source })
     }
 
     fn snapshot(&mut self) -> Result<Snapshot, TableError> {
         let source_ranges = self.sources.of_services()?;
         let mut snapshot = Snapshot { source_ranges, ..Snapshot::default() };
-        self.v4.read_frontends(&mut snapshot)?;
-        self.v6.read_frontends(&mut snapshot)?;
+        self.pings.clear();
+        self.v4.read_frontends(&mut snapshot, &mut self.pings)?;
+        self.v6.read_frontends(&mut snapshot, &mut self.pings)?;
         self.v4.read_backends(&mut snapshot, Family::V4)?;
         self.v6.read_backends(&mut snapshot, Family::V6)?;
         let named = snapshot.frontends.values().flat_map(|entry| [entry.internal, entry.external]);
