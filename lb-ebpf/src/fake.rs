@@ -10,7 +10,8 @@ use std::{
 use lb_common::{
     abi::{
         Abi, Address, Affinity, AffinityKey, Backend, BePort, Counter, CounterKind, CtEntry, CtKey,
-        Frontend, FrontendKey, FrontendKind, Ipv4, Ipv6, L4Proto, Region, Source, SourceRange,
+        Fragment, FragmentAction, FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind,
+        Ipv4, Ipv6, L4Proto, Region, Source, SourceRange,
     },
     checksum::Difference,
     conntrack::TICK_SHIFT,
@@ -22,10 +23,11 @@ use crate::{
         SERVICE, SNAT_RANGE,
     },
     packet::{L4Checksum, Packet},
-    parse::{self, Headers, Next, NoFlow},
+    parse::{self, Header, Headers, Next, NoFlow},
     path::{
         Direction, PathResult, Verdict,
         egress::{Origin, egress},
+        fragment::{self, Fragments},
         icmp::{Icmp, icmp},
         ingress::ingress,
     },
@@ -74,6 +76,8 @@ impl Packet for Buffer {
             .ok_or(Counter::RewriteFailed)
     }
 
+    fn pull(&mut self, _headers: u32) {}
+
     fn resize(&mut self, length: usize) -> Result<(), Counter> {
         self.0.resize(length, 0);
         Ok(())
@@ -109,6 +113,7 @@ struct FakeTables<A> {
     sources: HashMap<u32, Vec<SourceRange<A>>>,
     conntrack: RefCell<HashMap<Vec<u8>, Entry<CtEntry<A>>>>,
     scratch: Entry<CtEntry<A>>,
+    fragments: RefCell<HashMap<Vec<u8>, Fragment<A>>>,
     device: Device,
     nanoseconds: Cell<u64>,
     snat_range: (u16, u16),
@@ -125,6 +130,7 @@ impl<A: FromIp> FakeTables<A> {
             sources: HashMap::new(),
             conntrack: RefCell::default(),
             scratch: Box::new(UnsafeCell::new(CtEntry::zeroed())),
+            fragments: RefCell::default(),
             device: Device::Uplink,
             nanoseconds: Cell::new(1000 << TICK_SHIFT),
             snat_range: SNAT_RANGE,
@@ -281,6 +287,23 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
     }
 }
 
+impl<A: FromIp> Fragments<A> for FakeTables<A> {
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment<A>> {
+        self.fragments.borrow().get(key.as_bytes()).copied()
+    }
+
+    fn keep_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment<A>) {
+        self.fragments.borrow_mut().insert(key.as_bytes().to_vec(), *fragment);
+    }
+
+    fn has_frontends(&self, address: A) -> bool {
+        self.frontends.iter().any(|(key, frontend)| {
+            let key = FrontendKey::<A>::from_bytes(key).expect("a key");
+            key.address == address && !frontend.flags.has(FrontendFlags::HOST_ONLY)
+        })
+    }
+}
+
 /// The first bits of some bytes, as a trie of prefixes compares them.
 fn bits(bytes: &[u8], count: u32) -> Vec<bool> {
     let bits = bytes.iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1 == 1));
@@ -363,9 +386,14 @@ fn judge_by<A: FromIp + Icmp>(
     tables.device = device;
     let is_ingress = matches!(hook, Hook::Ingress(_));
     let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
-    let verdict = match A::parse(packet, Path { hook, tables }) {
+    let origin = if matches!(hook, Hook::HostEgress(_)) { Origin::Host } else { Origin::Forwarded };
+    let verdict = match A::parse(packet, Path { direction, origin, tables }) {
         Ok(verdict) => verdict,
-        Err(NoFlow::Fragment) => Err(Counter::Fragment),
+        Err(NoFlow::Fragment) => match fragment::later(packet, tables, (direction, origin)) {
+            Ok(verdict) => Ok(verdict),
+            Err(None) => return (Fate::Dropped, None),
+            Err(Some(counter)) => Err(counter),
+        },
         Err(NoFlow::Truncated) => Err(Counter::Truncated),
         Err(NoFlow::Other) => icmp(packet, tables, direction),
     };
@@ -386,18 +414,35 @@ fn judge_by<A: FromIp + Icmp>(
 
 /// The path that a hook leads to.
 struct Path<'a, A> {
-    hook: Hook,
+    direction: Direction,
+    origin: Origin,
     tables: &'a FakeTables<A>,
 }
 
-impl<A: FromIp> Next<A, Buffer> for Path<'_, A> {
+impl<A: FromIp + Header> Next<A, Buffer> for Path<'_, A> {
     type Output = PathResult<A>;
 
     fn run(self, packet: &mut Buffer, headers: &Headers<A>) -> PathResult<A> {
-        match self.hook {
-            Hook::Egress(_) => egress(packet, headers, self.tables, Origin::Forwarded),
-            Hook::HostEgress(_) => egress(packet, headers, self.tables, Origin::Host),
-            Hook::Ingress(_) => ingress(packet, headers, self.tables),
+        let Self { direction, origin, tables } = self;
+        let verdict = match direction {
+            Direction::Egress => egress(packet, headers, tables, origin),
+            Direction::Ingress => ingress(packet, headers, tables),
+        };
+        if headers.has_rest() {
+            let rest = rest(&verdict);
+            fragment::remember(packet, tables, headers, direction, rest);
         }
+        verdict
+    }
+}
+
+/// What is noted of a first fragment with this verdict.
+fn rest<A>(verdict: &PathResult<A>) -> (FragmentAction, u32) {
+    match verdict {
+        Ok(Verdict::Continue | Verdict::Pass) => (FragmentAction::CONTINUE, 0),
+        Ok(Verdict::Deliver(device)) => (FragmentAction::DELIVER, *device),
+        Ok(Verdict::Redirect(_)) => (FragmentAction::REDIRECT, 0),
+        Err(counter) if counter.kind() == CounterKind::Pass => (FragmentAction::CONTINUE, 0),
+        Ok(Verdict::Answer(_)) | Err(_) => (FragmentAction::DROP, 0),
     }
 }

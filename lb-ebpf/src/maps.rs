@@ -1,5 +1,7 @@
 //! Every map, and the only unsafe access to one.
 
+pub mod fragments;
+
 use core::{marker::PhantomData, ptr::NonNull};
 
 use aya_ebpf::{

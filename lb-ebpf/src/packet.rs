@@ -38,6 +38,9 @@ pub trait Packet {
     /// [`Counter::RewriteFailed`] beyond the end.
     fn repair_l4_checksum(&mut self, checksum: L4Checksum) -> Result<(), Counter>;
 
+    /// Makes the first bytes readable, as many of these as there are.
+    fn pull(&mut self, headers: u32);
+
     /// Makes the packet `length` bytes long, from the Ethernet header on.
     ///
     /// # Errors

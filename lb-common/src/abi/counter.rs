@@ -50,6 +50,8 @@ macro_rules! counters {
 counters! {
     /// A slot named a backend that is not there.
     DanglingSlot = Drop "dangling_slot",
+    /// A later fragment for a Service came before the first one, which alone holds the ports.
+    FragmentOutOfOrder = Drop "fragment_out_of_order",
     /// An ICMP redirect of the node quoted a translated flow.
     IcmpRedirect = Drop "icmp_redirect",
     /// The traffic policy is Local and this node has no usable endpoint (S5).
@@ -60,6 +62,8 @@ counters! {
     NoSourceAddress = Drop "no_source_address",
     /// The kernel did not let the packet be rewritten.
     RewriteFailed = Drop "rewrite_failed",
+    /// An SCTP packet in fragments: its checksum needs the length of all of them.
+    SctpFragment = Drop "sctp_fragment",
     /// No port of the SNAT range was free towards the backend.
     SnatPortsExhausted = Drop "snat_ports_exhausted",
     /// The Service's `loadBalancerSourceRanges` do not name the client (S9).
@@ -70,8 +74,6 @@ counters! {
     BackendRemoved = Reject "backend_removed",
     /// A Service has no usable endpoint anywhere (S5).
     NoEndpoint = Reject "no_endpoint",
-    /// A fragment, which holds no ports or would leave the rest of its packet behind.
-    Fragment = Pass "fragment",
     /// Headers that end before the ports.
     Truncated = Pass "truncated",
 }

@@ -11,6 +11,7 @@ mod backend;
 mod conntrack;
 mod counter;
 mod device;
+mod fragment;
 mod frontend;
 mod layout;
 mod socket;
@@ -22,6 +23,7 @@ pub use backend::{Backend, BackendFlags};
 pub use conntrack::{CtAction, CtEntry, CtKey};
 pub use counter::{Counter, CounterKind};
 pub use device::{Device, DeviceRole};
+pub use fragment::{Fragment, FragmentAction, FragmentKey};
 pub use frontend::{Frontend, FrontendFlags, FrontendKey, FrontendKind, Region};
 pub use layout::Abi;
 pub use socket::{SOCKET_PAIRS, SocketPair, SocketPeers, StaleSocket};
@@ -42,7 +44,7 @@ pub type Chunk = [u32; SLOTS_PER_CHUNK as usize];
 /// Names of the maps, as pinned below `maps/`.
 pub mod maps {
     /// All of them.
-    pub const ALL: [&str; 14] = [
+    pub const ALL: [&str; 16] = [
         AFFINITY_V4,
         AFFINITY_V6,
         BACKENDS_V4,
@@ -51,6 +53,8 @@ pub mod maps {
         CONNTRACK_V6,
         COUNTERS,
         DEVICES,
+        FRAGMENTS_V4,
+        FRAGMENTS_V6,
         FRONTENDS_V4,
         FRONTENDS_V6,
         SLOTS,
@@ -76,6 +80,10 @@ pub mod maps {
     pub const COUNTERS: &str = "COUNTERS";
     /// Hash: interface index → [`Device`](super::Device).
     pub const DEVICES: &str = "DEVICES";
+    /// LRU hash: [`FragmentKey`](super::FragmentKey) → [`Fragment`](super::Fragment), IPv4.
+    pub const FRAGMENTS_V4: &str = "FRAGMENTS_V4";
+    /// LRU hash: [`FragmentKey`](super::FragmentKey) → [`Fragment`](super::Fragment), IPv6.
+    pub const FRAGMENTS_V6: &str = "FRAGMENTS_V6";
     /// Hash: [`FrontendKey`](super::FrontendKey) → [`Frontend`](super::Frontend), IPv4.
     pub const FRONTENDS_V4: &str = "FRONTENDS_V4";
     /// Hash: [`FrontendKey`](super::FrontendKey) → [`Frontend`](super::Frontend), IPv6.

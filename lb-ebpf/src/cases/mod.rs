@@ -11,6 +11,7 @@
 
 pub mod affinity;
 pub mod flows;
+pub mod fragments;
 pub mod frame;
 pub mod icmp;
 mod net;
@@ -52,6 +53,13 @@ macro_rules! each_case {
             flows::padding_of_a_frame_is_not_part_of_the_packet,
             flows::sctp_without_a_checksum_stays_without,
             flows::udp_without_a_checksum_stays_without,
+            fragments::a_later_fragment_that_comes_first_is_dropped_and_counted,
+            fragments::a_refused_packet_takes_its_rest_along,
+            fragments::packets_of_others_pass_whole,
+            fragments::packets_to_a_local_backend_and_back,
+            fragments::packets_to_a_remote_backend_and_back,
+            fragments::packets_of_a_host_process_and_back,
+            fragments::sctp_in_fragments_is_dropped_and_counted,
             icmp::errors_of_a_closed_connection_are_left_alone,
             icmp::errors_of_a_flow_to_a_local_backend,
             icmp::errors_of_a_flow_under_snat,
@@ -77,7 +85,6 @@ macro_rules! each_case {
             sources::s9_only_allowed_sources_are_let_in,
             untouched::a_frontend_for_the_host_is_no_matter_of_packets,
             untouched::a_slot_without_a_backend_is_counted,
-            untouched::fragments_are_counted,
             untouched::other_protocols,
             untouched::packets_of_no_service,
             untouched::redirects_that_quote_a_translated_flow_are_dropped,

@@ -144,6 +144,11 @@ impl<'a> Net<'a> {
         }
     }
 
+    /// Passes bytes, and expects nothing of them yet.
+    pub fn judge(&mut self, hook: Hook, bytes: &[u8], fate: Fate) -> Outcome {
+        self.bench.judge(hook, bytes, fate)
+    }
+
     /// Passes a packet and expects its fate, no counter, and a correct frame.
     #[track_caller]
     pub fn pass(&mut self, hook: Hook, frame: &Frame, fate: Fate) -> Frame {

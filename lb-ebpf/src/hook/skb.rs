@@ -65,18 +65,6 @@ impl Skb {
         }
     }
 
-    /// Makes the first bytes, as many as headers may take, readable in place, where a driver left them
-    /// in fragments.
-    #[inline(always)]
-    pub(super) fn pull(&self, headers: u32) {
-        let linear = self.0.data_end() - self.0.data();
-        let wanted = headers.min(self.0.len());
-        if linear < wanted as usize {
-            // What cannot be pulled is found truncated.
-            let _ = self.0.pull_data(wanted);
-        }
-    }
-
     #[inline(always)]
     fn at<T>(&self, offset: usize) -> Option<*mut T> {
         let start = self.0.data() + offset;
@@ -141,6 +129,17 @@ impl Packet for Skb {
         let udp = if checksum.protocol == L4Proto::UDP { BPF_F_MARK_MANGLED_0 } else { 0 };
         self.change_l4(checksum.offset, checksum.addresses, udp | BPF_F_PSEUDO_HDR)?;
         self.change_l4(checksum.offset, checksum.ports, udp)
+    }
+
+    /// Where a driver left them in parts of its own.
+    #[inline(always)]
+    fn pull(&mut self, headers: u32) {
+        let linear = self.0.data_end() - self.0.data();
+        let wanted = headers.min(self.0.len());
+        if linear < wanted as usize {
+            // What cannot be pulled is found truncated.
+            let _ = self.0.pull_data(wanted);
+        }
     }
 
     #[inline(always)]

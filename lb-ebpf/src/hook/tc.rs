@@ -5,12 +5,12 @@ use aya_ebpf::{
     helpers::bpf_redirect,
     programs::TcContext,
 };
-use lb_common::abi::{Address, Counter, CounterKind, Ipv4, Ipv6};
+use lb_common::abi::{Address, Counter, CounterKind, FragmentAction, Ipv4, Ipv6};
 use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next, NoFlow},
     path::{
-        Direction, PathResult, Verdict, egress as out,
+        Direction, PathResult, Verdict, egress as out, fragment,
         icmp::{self, Icmp},
         ingress as into,
     },
@@ -19,13 +19,21 @@ use lb_ebpf::{
 use super::{route::Routing, skb::Skb, tables::BpfTables};
 use crate::{
     globals::MARK,
-    maps::{self, Maps},
+    maps::{
+        self, Maps,
+        fragments::{FragmentMaps, rest},
+    },
 };
 
 /// Neither accepts nor drops: the next program, ours or a CNI's, decides (`TCX_NEXT`).
 const NEXT: i32 = -1;
+const SHOT: i32 = TC_ACT_SHOT as i32;
 /// What a program answers with until all has been looked at: the packet may be one of ICMP.
 const OTHER: i32 = -2;
+/// The same for a later fragment.
+const FRAGMENT: i32 = -3;
+/// Added to the answer about a packet's first fragment: its rest is still to come.
+const HAS_REST: i32 = 1 << 8;
 /// Headers that a path may touch: Ethernet, IPv6, TCP.
 const HEADERS: u32 = 14 + 40 + 20;
 /// The same of ICMP, as far as the quoted ports: an IPv6 redirect with a link-layer address is the
@@ -80,17 +88,54 @@ fn egress_of<A: Header + Maps + Routing>(skb: &mut Skb) -> i32 {
     A::parse(skb, Path(Direction::Egress)).unwrap_or_else(pass)
 }
 
-/// Goes on with a packet that is not one of a flow, if it is one of ICMP.
+/// Goes on with a packet that has no ports, if it is one of ICMP or a fragment, and notes what became
+/// of a first fragment.
 ///
 /// Called when the functions for flows have given back their stack.
 #[inline(always)]
-fn other<A: Icmp + Maps + Routing>(code: i32, skb: &mut Skb, direction: Direction) -> i32 {
-    if code != OTHER {
+fn other<A: Icmp + FragmentMaps + Routing>(code: i32, skb: &mut Skb, direction: Direction) -> i32 {
+    if (NEXT..HAS_REST + FRAGMENT).contains(&code) {
         return code;
     }
-    match direction {
-        Direction::Egress => icmp_at_egress::<A>(skb),
-        Direction::Ingress => icmp_at_ingress::<A>(skb),
+    match (code, direction) {
+        (FRAGMENT, _) => later_fragment::<A>(skb, direction),
+        (OTHER, Direction::Egress) => icmp_at_egress::<A>(skb),
+        (OTHER, Direction::Ingress) => icmp_at_ingress::<A>(skb),
+        _ => {
+            note_fragment::<A>(skb, code - HAS_REST, direction);
+            code - HAS_REST
+        }
+    }
+}
+
+#[inline(never)]
+fn later_fragment<A: Icmp + FragmentMaps + Routing>(skb: &mut Skb, direction: Direction) -> i32 {
+    let (tables, origin) = (BpfTables::<A>::new(skb.context()), skb.origin());
+    match fragment::later(skb, &tables, (direction, origin)) {
+        Ok(verdict) => act(skb, Ok(verdict), direction),
+        Err(Some(counter)) => end(counter),
+        Err(None) => SHOT,
+    }
+}
+
+/// Remembers what became of a first fragment, which the program ends with `code` for.
+#[inline(never)]
+fn note_fragment<A: Icmp + FragmentMaps + Routing>(skb: &mut Skb, code: i32, direction: Direction) {
+    let (Some(headers), Some(&mut sent)) = (A::headers(), rest()) else { return };
+    let rest = match code {
+        NEXT => (FragmentAction::CONTINUE, 0),
+        SHOT => (FragmentAction::DROP, 0),
+        _ => sent,
+    };
+    let tables = BpfTables::<A>::new(skb.context());
+    fragment::remember(skb, &tables, headers, direction, rest);
+}
+
+/// Notes what the rest of a packet is for, if it has any, should the program send it somewhere.
+#[inline(always)]
+fn note_rest(action: FragmentAction, device: u32) {
+    if let Some(rest) = rest() {
+        *rest = (action, device);
     }
 }
 
@@ -125,6 +170,9 @@ impl<A: Address + Maps + Routing> Next<A, Skb> for Path {
         // They would take a sixth of the stack.
         let Some(kept) = A::headers() else { return NEXT };
         *kept = *headers;
+        if headers.has_rest() {
+            note_rest(FragmentAction::REDIRECT, 0);
+        }
         let (headers, tables) = (&*kept, BpfTables::new(skb.context()));
         let Self(direction) = self;
         let verdict = match direction {
@@ -134,7 +182,8 @@ impl<A: Address + Maps + Routing> Next<A, Skb> for Path {
             }
             Direction::Ingress => into::ingress(skb, headers, &tables),
         };
-        act(skb, verdict, direction)
+        let code = act(skb, verdict, direction);
+        if headers.has_rest() { HAS_REST + code } else { code }
     }
 }
 
@@ -143,7 +192,7 @@ impl<A: Address + Maps + Routing> Next<A, Skb> for Path {
 #[inline(always)]
 fn pass(reason: NoFlow) -> i32 {
     match reason {
-        NoFlow::Fragment => end(Counter::Fragment),
+        NoFlow::Fragment => FRAGMENT,
         NoFlow::Other => OTHER,
         NoFlow::Truncated => end(Counter::Truncated),
     }
@@ -179,13 +228,14 @@ fn end(counter: Counter) -> i32 {
     maps::count(counter);
     match counter.kind() {
         CounterKind::Pass => NEXT,
-        CounterKind::Drop | CounterKind::Reject => TC_ACT_SHOT as i32,
+        CounterKind::Drop | CounterKind::Reject => SHOT,
     }
 }
 
 /// Returns an answer to where its question came from.
 #[inline(always)]
 fn send_back(skb: &mut Skb, direction: Direction) -> i32 {
+    note_rest(FragmentAction::DROP, 0);
     skb.set_mark(MARK.load());
     let flags = if direction == Direction::Egress { u64::from(BPF_F_INGRESS) } else { 0 };
     // SAFETY: a helper that takes numbers.
@@ -201,6 +251,7 @@ fn deliver(skb: &mut Skb, device: u32) -> i32 {
     if skb.write(0, &target.mac).is_err() {
         return end(Counter::RewriteFailed);
     }
+    note_rest(FragmentAction::DELIVER, device);
     skb.set_mark(MARK.load());
     // SAFETY: a helper that takes numbers.
     unsafe { bpf_redirect(device, u64::from(BPF_F_INGRESS)) as i32 }

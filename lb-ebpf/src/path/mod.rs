@@ -2,6 +2,7 @@
 
 pub mod egress;
 pub mod first;
+pub mod fragment;
 pub mod icmp;
 pub mod ingress;
 pub mod refuse;
