@@ -67,9 +67,6 @@ impl Chain {
 
     #[inline(always)]
     fn step(&mut self, packet: &impl Packet) -> Result<(), NoFlow> {
-        if self.l4 > FARTHEST {
-            return Err(NoFlow::Other);
-        }
         let start = packet.read::<[u8; 4]>(self.l4).ok_or(NoFlow::Truncated)?;
         let [next, length, ..] = start;
         if self.protocol == FRAGMENT {
@@ -88,6 +85,6 @@ impl Chain {
             self.l4 += 8 + usize::from(length) * 8;
         }
         self.protocol = next;
-        Ok(())
+        if self.l4 > FARTHEST { Err(NoFlow::Other) } else { Ok(()) }
     }
 }

@@ -10,6 +10,7 @@
 #![allow(clippy::missing_panics_doc, reason = "a case fails by panicking")]
 
 pub mod affinity;
+pub mod extensions;
 pub mod flows;
 pub mod fragments;
 pub mod frame;
@@ -39,6 +40,9 @@ macro_rules! each_case {
             affinity::s10_all_addresses_of_a_service_port_share_the_choice,
             affinity::s10_nothing_is_remembered_of_a_refusal_or_a_drop,
             affinity::s10_the_list_is_the_one_that_the_client_chooses_from,
+            extensions::chains_that_are_cut_off_are_counted,
+            extensions::headers_before_the_ports_stay,
+            extensions::other_chains_are_left_alone,
             flows::a_closed_connection_lets_its_port_begin_another,
             flows::a_connection_does_not_begin_with_a_removed_backend,
             flows::a_connection_past_the_service_from_a_used_port_is_left_alone,

@@ -3,7 +3,7 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
-    helpers::{bpf_skb_change_tail, bpf_skb_store_bytes},
+    helpers::{bpf_skb_change_tail, bpf_skb_store_bytes, bpf_skb_vlan_pop},
     programs::TcContext,
 };
 use lb_common::{
@@ -16,6 +16,9 @@ use lb_ebpf::{
 };
 
 use crate::globals::MARK;
+
+/// Bits of a VLAN tag that name the VLAN.
+const VLAN: u32 = 0xfff;
 
 /// A socket buffer.
 pub(super) struct Skb(TcContext);
@@ -53,6 +56,26 @@ impl Skb {
     pub(super) fn set_mark(&mut self, mark: u32) {
         // SAFETY: the context is valid for as long as the program runs, and this field writable.
         unsafe { (*self.0.skb.skb).tc_index = mark }
+    }
+
+    /// Does it still belong to a VLAN?
+    ///
+    /// The kernel has taken the outermost tag out of the bytes before a packet comes here, and the device
+    /// of the VLAN takes it from the packet. A tag of VLAN zero tells of a priority alone (IEEE 802.1Q,
+    /// 9.6): it is removed.
+    #[inline(always)]
+    pub(super) fn is_tagged(&mut self) -> bool {
+        // SAFETY: the context is valid for as long as the program runs.
+        let (is_tagged, tag) =
+            unsafe { ((*self.0.skb.skb).vlan_present, (*self.0.skb.skb).vlan_tci) };
+        if is_tagged == 0 {
+            return false;
+        }
+        // SAFETY: the context is valid for as long as the program runs.
+        let is_removed = tag & VLAN == 0 && unsafe { bpf_skb_vlan_pop(self.0.skb.skb) } == 0;
+        // Another tag may have been behind it.
+        // SAFETY: the context is valid for as long as the program runs.
+        !is_removed || unsafe { (*self.0.skb.skb).vlan_present } != 0
     }
 
     /// Did it come in by a device, or from a socket of this node?

@@ -44,7 +44,7 @@ const QUOTED_HEADERS: u32 = 14 + 40 + 40 + 16 + 40 + 4;
 #[inline(always)]
 pub fn ingress(ctx: TcContext) -> i32 {
     let mut skb = Skb::new(ctx);
-    if skb.is_marked() {
+    if skb.is_marked() || skb.is_tagged() {
         return NEXT;
     }
     skb.pull(HEADERS);
@@ -66,6 +66,9 @@ pub fn egress(ctx: TcContext) -> i32 {
     if skb.is_marked() {
         // The packet may come by again in another role, when a pod forwards it.
         skb.set_mark(0);
+        return NEXT;
+    }
+    if skb.is_tagged() {
         return NEXT;
     }
     skb.pull(HEADERS);
