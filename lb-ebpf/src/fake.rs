@@ -15,6 +15,7 @@ use lb_common::{
     },
     checksum::Difference,
     conntrack::TICK_SHIFT,
+    limit,
 };
 
 use crate::{
@@ -23,9 +24,10 @@ use crate::{
         SERVICE, SNAT_RANGE,
     },
     packet::{L4Checksum, Packet},
-    parse::{self, Header, Headers, Next, NoFlow},
+    parse::{self, Headers, Next, NoFlow},
     path::{
         Direction, PathResult, Verdict,
+        answer::{self, Answers},
         egress::{Origin, egress},
         fragment::{self, Fragments},
         icmp::{Icmp, icmp},
@@ -114,6 +116,7 @@ struct FakeTables<A> {
     conntrack: RefCell<HashMap<Vec<u8>, Entry<CtEntry<A>>>>,
     scratch: Entry<CtEntry<A>>,
     fragments: RefCell<HashMap<Vec<u8>, Fragment<A>>>,
+    next_answer: Cell<u64>,
     device: Device,
     nanoseconds: Cell<u64>,
     snat_range: (u16, u16),
@@ -131,6 +134,7 @@ impl<A: FromIp> FakeTables<A> {
             conntrack: RefCell::default(),
             scratch: Box::new(UnsafeCell::new(CtEntry::zeroed())),
             fragments: RefCell::default(),
+            next_answer: Cell::default(),
             device: Device::Uplink,
             nanoseconds: Cell::new(1000 << TICK_SHIFT),
             snat_range: SNAT_RANGE,
@@ -304,6 +308,17 @@ impl<A: FromIp> Fragments<A> for FakeTables<A> {
     }
 }
 
+impl<A: FromIp> Answers<A> for FakeTables<A> {
+    fn may_answer(&self) -> bool {
+        let next = limit::admit(self.next_answer.get(), self.nanoseconds.get());
+        next.inspect(|next| self.next_answer.set(*next)).is_some()
+    }
+
+    fn narrow_mtu(&self) -> Option<u16> {
+        None
+    }
+}
+
 /// The first bits of some bytes, as a trie of prefixes compares them.
 fn bits(bytes: &[u8], count: u32) -> Vec<bool> {
     let bits = bytes.iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1 == 1));
@@ -395,7 +410,10 @@ fn judge_by<A: FromIp + Icmp>(
             Err(Some(counter)) => Err(counter),
         },
         Err(NoFlow::Truncated) => Err(Counter::Truncated),
-        Err(NoFlow::Other) => icmp(packet, tables, direction),
+        Err(NoFlow::Other) => match answer::ping(packet, tables, (direction, origin)) {
+            Ok(Verdict::Pass) => icmp(packet, tables, direction),
+            verdict => verdict,
+        },
     };
     let by = |index| Device::ALL.into_iter().find(|device| *device as u32 == index);
     let sent = |index| by(index).map_or(Fate::Dropped, Fate::Sent);
@@ -419,7 +437,7 @@ struct Path<'a, A> {
     tables: &'a FakeTables<A>,
 }
 
-impl<A: FromIp + Header> Next<A, Buffer> for Path<'_, A> {
+impl<A: FromIp + Icmp> Next<A, Buffer> for Path<'_, A> {
     type Output = PathResult<A>;
 
     fn run(self, packet: &mut Buffer, headers: &Headers<A>) -> PathResult<A> {
@@ -431,6 +449,11 @@ impl<A: FromIp + Header> Next<A, Buffer> for Path<'_, A> {
         if headers.has_rest() {
             let rest = rest(&verdict);
             fragment::remember(packet, tables, headers, direction, rest);
+        }
+        if let Err(reason @ (Counter::PacketTooBig | Counter::TtlExpired)) = verdict
+            && answer::tell(packet, tables, headers, (reason, direction)) == Ok(true)
+        {
+            return Ok(Verdict::Answer(reason));
         }
         verdict
     }

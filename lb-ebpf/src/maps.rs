@@ -1,5 +1,6 @@
 //! Every map, and the only unsafe access to one.
 
+pub mod answers;
 pub mod fragments;
 
 use core::{marker::PhantomData, ptr::NonNull};
@@ -252,8 +253,13 @@ pub fn slot(region: Region, slot: u32) -> Option<u32> {
 }
 
 /// A question to the routing table, and its answer.
-#[repr(transparent)]
-pub struct RouteQuery(pub bpf_fib_lookup);
+#[repr(C)]
+pub struct RouteQuery {
+    /// The question, and the answer in its place.
+    pub query: bpf_fib_lookup,
+    /// MTU of the next hop's device if the packet does not fit it, else zero.
+    pub narrow_mtu: u16,
+}
 
 /// Room for one question, for this CPU and this program run.
 #[inline(always)]
@@ -261,6 +267,12 @@ pub fn route_query() -> Option<&'static mut RouteQuery> {
     // SAFETY: a per-CPU array stays allocated; TC programs are not preempted by each other, and
     // none asks two questions at a time.
     unsafe { ROUTE.get_ptr_mut(0)?.as_mut() }
+}
+
+/// MTU of the device that a packet does not fit, if the last question found that.
+#[inline(always)]
+pub fn narrow_mtu() -> Option<u16> {
+    route_query().map(|query| query.narrow_mtu).filter(|mtu| *mtu != 0)
 }
 
 /// What is known of a device.

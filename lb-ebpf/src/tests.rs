@@ -8,6 +8,7 @@ use std::{
 use lb_common::{
     abi::{BackendFlags, Counter, L4Proto},
     conntrack::UDP_TIMEOUT,
+    limit,
 };
 use proptest::prelude::*;
 
@@ -379,5 +380,26 @@ fn s10_affinity_is_renewed_by_connections_that_begin_and_not_by_packets_of_one()
             net.expect(Hook::Ingress(Device::Uplink), &net.later(client, vip), Fate::Next, to_a);
         }
         assert!(!keeps_pod_a(&mut bench, kind, 5), "{kind:?}: renewed by packets");
+    }
+}
+
+#[test]
+fn so_many_pings_are_answered_at_a_time_and_no_more() {
+    for kind in Kind::ALL {
+        let mut bench = FakeBench::new();
+        let mut net = Net::new(&mut bench, kind);
+        let (id, client, vip) = (net.backend(Host::PodA), net.client(), net.vip(1));
+        net.frontend(vip, &[id]);
+        let transport =
+            Transport::Icmp { kind: [if kind.is_v4 { 8 } else { 128 }, 0], rest: [0; 4] };
+        let ends = [client, vip].map(|end| SocketAddr::new(end.ip(), 0));
+        let bytes = Frame { transport, ..net.first(ends[0], ends[1]) }.encode();
+        for expected in [limit::BURST, 10] {
+            let mut ask = || bench.judge(Hook::Ingress(Device::Uplink), &bytes, Fate::Next).counted;
+            let answered = (0..1000).take_while(|_| ask() == [Counter::Ping]).count();
+            assert_eq!(answered as u64, expected);
+            assert_eq!(ask(), [Counter::PingUnanswered]);
+            bench.pass_nanoseconds(1_000_000_000 / limit::PER_SECOND * 10);
+        }
     }
 }

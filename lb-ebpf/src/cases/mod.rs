@@ -10,6 +10,7 @@
 #![allow(clippy::missing_panics_doc, reason = "a case fails by panicking")]
 
 pub mod affinity;
+pub mod answers;
 pub mod extensions;
 pub mod flows;
 pub mod fragments;
@@ -40,6 +41,10 @@ macro_rules! each_case {
             affinity::s10_all_addresses_of_a_service_port_share_the_choice,
             affinity::s10_nothing_is_remembered_of_a_refusal_or_a_drop,
             affinity::s10_the_list_is_the_one_that_the_client_chooses_from,
+            answers::a_time_to_live_that_ends_here_is_told,
+            answers::other_messages_are_left_alone,
+            answers::pings_of_no_single_host_are_dropped,
+            answers::pings_to_addresses_of_services_are_answered,
             extensions::chains_that_are_cut_off_are_counted,
             extensions::headers_before_the_ports_stay,
             extensions::other_chains_are_left_alone,
@@ -79,7 +84,6 @@ macro_rules! each_case {
             snat::a_half_closed_connection_keeps_its_replies,
             snat::a_pod_reaches_itself_through_its_service,
             snat::a_remote_backend_answers_through_this_node,
-            snat::a_time_to_live_that_ends_here_is_counted,
             snat::ports_run_out_and_are_never_shared,
             snat::two_frontends_with_one_backend_keep_a_client_s_flows_apart,
             snat::two_frontends_with_one_backend_keep_a_process_s_flows_apart,

@@ -237,10 +237,16 @@ impl<'a> Net<'a> {
     /// Passes a packet and expects its refusal, sent back to where it came from.
     #[track_caller]
     pub fn expect_refusal(&mut self, hook: Hook, frame: &Frame) -> Frame {
+        self.expect_answer(hook, frame, Counter::NoEndpoint)
+    }
+
+    /// Passes a packet and expects it counted and answered to where it came from.
+    #[track_caller]
+    pub fn expect_answer(&mut self, hook: Hook, frame: &Frame, counter: Counter) -> Frame {
         let (Hook::Egress(device) | Hook::HostEgress(device) | Hook::Ingress(device)) = hook;
         let fate = Fate::Sent(device);
         let outcome = self.bench.judge(hook, &frame.encode(), fate);
-        assert_eq!((outcome.fate, &outcome.counted[..]), (fate, &[Counter::NoEndpoint][..]));
+        assert_eq!((outcome.fate, &outcome.counted[..]), (fate, &[counter][..]));
         decode(&outcome)
     }
 

@@ -3,7 +3,8 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::{
-        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh,
+        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+        bpf_fib_lookup, bpf_redir_neigh,
     },
     helpers::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh},
     programs::TcContext,
@@ -84,7 +85,9 @@ impl Routing for Ipv6 {
 
 #[inline(always)]
 fn params(ctx: &TcContext, family: u8) -> Option<&'static mut bpf_fib_lookup> {
-    let params = &mut maps::route_query()?.0;
+    let query = maps::route_query()?;
+    query.narrow_mtu = 0;
+    let params = &mut query.query;
     // SAFETY: every field is an integer.
     *params = unsafe { core::mem::zeroed() };
     params.family = family;
@@ -101,6 +104,12 @@ fn params(ctx: &TcContext, family: u8) -> Option<&'static mut bpf_fib_lookup> {
 fn lookup(ctx: &TcContext, params: &mut bpf_fib_lookup) -> Option<(u32, bool)> {
     // SAFETY: the context is valid, and the size is that of the parameters.
     let answer = unsafe { fib_lookup(ctx.as_ptr(), params, size_of::<bpf_fib_lookup>() as i32, 0) };
+    if answer == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
+        // SAFETY: the kernel has written the MTU.
+        let mtu = unsafe { params.__bindgen_anon_1.mtu_result };
+        maps::route_query()?.narrow_mtu = mtu;
+        return None;
+    }
     let is_known = answer == i64::from(BPF_FIB_LKUP_RET_SUCCESS);
     let is_found = is_known || answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH);
     is_found.then_some((params.ifindex, is_known))

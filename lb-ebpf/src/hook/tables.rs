@@ -6,7 +6,7 @@ use lb_common::abi::{
     FrontendKey, Region, Source,
 };
 use lb_ebpf::{
-    path::fragment::Fragments,
+    path::{answer::Answers, fragment::Fragments},
     tables::{Backends, CtRef, Ref, Route, Tables},
 };
 
@@ -143,5 +143,17 @@ impl<A: Address + FragmentMaps + Routing> Fragments<A> for BpfTables<A> {
     #[inline(always)]
     fn has_frontends(&self, address: A) -> bool {
         A::frontend(&FrontendKey::ping(address)).is_some()
+    }
+}
+
+impl<A: Address + FragmentMaps + Routing> Answers<A> for BpfTables<A> {
+    #[inline(always)]
+    fn may_answer(&self) -> bool {
+        maps::answers::may_answer()
+    }
+
+    #[inline(always)]
+    fn narrow_mtu(&self) -> Option<u16> {
+        maps::narrow_mtu()
     }
 }

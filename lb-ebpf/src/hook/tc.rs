@@ -10,7 +10,7 @@ use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next, NoFlow},
     path::{
-        Direction, PathResult, Verdict, egress as out, fragment,
+        Direction, PathResult, Verdict, answer, egress as out, fragment,
         icmp::{self, Icmp},
         ingress as into,
     },
@@ -28,6 +28,12 @@ use crate::{
 /// Neither accepts nor drops: the next program, ours or a CNI's, decides (`TCX_NEXT`).
 const NEXT: i32 = -1;
 const SHOT: i32 = TC_ACT_SHOT as i32;
+/// The largest answer that the kernel knows.
+const LARGEST: i32 = 8;
+/// Less the number of its counter: the answer about a packet that ends here, until all has been done.
+const DROPPED: i32 = -16;
+const TOO_BIG: i32 = DROPPED - Counter::PacketTooBig as i32;
+const TTL_EXPIRED: i32 = DROPPED - Counter::TtlExpired as i32;
 /// What a program answers with until all has been looked at: the packet may be one of ICMP.
 const OTHER: i32 = -2;
 /// The same for a later fragment.
@@ -91,23 +97,56 @@ fn egress_of<A: Header + Maps + Routing>(skb: &mut Skb) -> i32 {
     A::parse(skb, Path(Direction::Egress)).unwrap_or_else(pass)
 }
 
-/// Goes on with a packet that has no ports, if it is one of ICMP or a fragment, and notes what became
-/// of a first fragment.
+/// Goes on with a packet that has no ports, if it is one of ICMP or a fragment, with one that cannot
+/// be forwarded, and notes what became of a first fragment.
 ///
 /// Called when the functions for flows have given back their stack.
 #[inline(always)]
 fn other<A: Icmp + FragmentMaps + Routing>(code: i32, skb: &mut Skb, direction: Direction) -> i32 {
-    if (NEXT..HAS_REST + FRAGMENT).contains(&code) {
+    if (NEXT..=LARGEST).contains(&code) {
         return code;
     }
-    match (code, direction) {
+    let mut code = code;
+    if code > LARGEST {
+        code -= HAS_REST;
+        note_fragment::<A>(skb, code, direction);
+    }
+    if code == OTHER {
+        code = ping::<A>(skb, direction);
+    }
+    let code = match (code, direction) {
         (FRAGMENT, _) => later_fragment::<A>(skb, direction),
         (OTHER, Direction::Egress) => icmp_at_egress::<A>(skb),
         (OTHER, Direction::Ingress) => icmp_at_ingress::<A>(skb),
-        _ => {
-            note_fragment::<A>(skb, code - HAS_REST, direction);
-            code - HAS_REST
+        (TOO_BIG | TTL_EXPIRED, _) => tell::<A>(skb, code, direction),
+        _ => code,
+    };
+    if code <= DROPPED { SHOT } else { code }
+}
+
+/// Answers a ping to an address of Services.
+#[inline(never)]
+fn ping<A: Icmp + FragmentMaps + Routing>(skb: &mut Skb, direction: Direction) -> i32 {
+    let at = (direction, skb.origin());
+    match answer::ping(skb, &BpfTables::<A>::new(skb.context()), at) {
+        Ok(Verdict::Answer(counter)) => {
+            maps::count(counter);
+            send_back(skb, direction)
         }
+        Ok(_) => OTHER,
+        Err(counter) => end(counter),
+    }
+}
+
+/// Tells the sender of a packet, which the program ends with `code` for, why it ends.
+#[inline(never)]
+fn tell<A: Icmp + FragmentMaps + Routing>(skb: &mut Skb, code: i32, direction: Direction) -> i32 {
+    let Some(headers) = A::headers() else { return SHOT };
+    let reason = if code == TOO_BIG { Counter::PacketTooBig } else { Counter::TtlExpired };
+    let tables = BpfTables::<A>::new(skb.context());
+    match answer::tell(skb, &tables, headers, (reason, direction)) {
+        Ok(true) => send_back(skb, direction),
+        _ => SHOT,
     }
 }
 
@@ -127,7 +166,7 @@ fn note_fragment<A: Icmp + FragmentMaps + Routing>(skb: &mut Skb, code: i32, dir
     let (Some(headers), Some(&mut sent)) = (A::headers(), rest()) else { return };
     let rest = match code {
         NEXT => (FragmentAction::CONTINUE, 0),
-        SHOT => (FragmentAction::DROP, 0),
+        code if code <= DROPPED => (FragmentAction::DROP, 0),
         _ => sent,
     };
     let tables = BpfTables::<A>::new(skb.context());
@@ -228,10 +267,12 @@ fn act<A: Address + Routing>(skb: &mut Skb, verdict: PathResult<A>, direction: D
 /// Counts a packet under a reason, and does with it what the reason says.
 #[inline(always)]
 fn end(counter: Counter) -> i32 {
+    let is_too_big = counter == Counter::NoRoute && maps::narrow_mtu().is_some();
+    let counter = if is_too_big { Counter::PacketTooBig } else { counter };
     maps::count(counter);
     match counter.kind() {
         CounterKind::Pass => NEXT,
-        CounterKind::Drop | CounterKind::Reject => SHOT,
+        CounterKind::Answer | CounterKind::Drop | CounterKind::Reject => DROPPED - counter as i32,
     }
 }
 

@@ -42,6 +42,15 @@ const OPTION_HEADER: usize = 8;
 
 /// A family's ICMP.
 pub trait Icmp: Header {
+    /// Type of an echo request.
+    const ECHO_REQUEST: u8;
+    /// Type of its reply.
+    const ECHO_REPLY: u8;
+    /// Type and code of an error about a time to live that ended on the way.
+    const TIME_EXCEEDED: [u8; 2];
+    /// Type and code of an error about a packet that does not fit a link.
+    const TOO_BIG: [u8; 2];
+
     /// Offset of the ICMP header; `None` if the packet has none.
     fn header(packet: &impl Packet) -> Option<usize>;
     /// Offset of the IP header that an error or a redirect quotes; `None` if it is neither.
@@ -52,7 +61,13 @@ pub trait Icmp: Header {
     fn is_redirect(kind: u8) -> bool;
 }
 
+/// RFC 792.
 impl Icmp for Ipv4 {
+    const ECHO_REQUEST: u8 = 8;
+    const ECHO_REPLY: u8 = 0;
+    const TIME_EXCEEDED: [u8; 2] = [11, 0];
+    const TOO_BIG: [u8; 2] = [3, 4];
+
     #[inline(always)]
     fn header(packet: &impl Packet) -> Option<usize> {
         let (protocol, icmp) = Self::quoted(packet, L3)?;
@@ -81,7 +96,13 @@ impl Icmp for Ipv4 {
     }
 }
 
+/// RFC 4443.
 impl Icmp for Ipv6 {
+    const ECHO_REQUEST: u8 = 128;
+    const ECHO_REPLY: u8 = 129;
+    const TIME_EXCEEDED: [u8; 2] = [3, 0];
+    const TOO_BIG: [u8; 2] = [2, 0];
+
     #[inline(always)]
     fn header(packet: &impl Packet) -> Option<usize> {
         let (protocol, icmp) = Self::quoted(packet, L3)?;

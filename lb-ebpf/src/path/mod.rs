@@ -1,5 +1,6 @@
 //! What happens to a packet, one file a path.
 
+pub mod answer;
 pub mod egress;
 pub mod first;
 pub mod fragment;

@@ -44,7 +44,7 @@ pub(crate) fn send_by(from: &Host, device: &str, frame: &[u8]) {
         let raw = socket(kind.0, kind.1, kind.2, None).unwrap();
         // SAFETY: every field is an integer.
         let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        to.sll_family = libc::AF_PACKET as u16;
+        to.sll_family = u16::try_from(libc::AF_PACKET).unwrap();
         to.sll_ifindex = if_nametoindex(device).unwrap().cast_signed();
         // SAFETY: frame and address are as long as said.
         let sent = unsafe {
@@ -54,7 +54,7 @@ pub(crate) fn send_by(from: &Host, device: &str, frame: &[u8]) {
                 frame.len(),
                 0,
                 (&raw const to).cast(),
-                size_of_val(&to) as u32,
+                u32::try_from(size_of_val(&to)).unwrap(),
             )
         };
         assert_eq!(sent.cast_unsigned(), frame.len(), "{}", std::io::Error::last_os_error());
