@@ -109,10 +109,12 @@ impl Header for Ipv4 {
         let fragment = packet.read::<u16>(IPV4_FRAGMENT).ok_or(NoFlow::Truncated)?;
         let fragment = u16::from_be(fragment);
         let [ttl, protocol] = packet.read::<[u8; 2]>(L3 + 8).ok_or(NoFlow::Truncated)?;
-        let l3_length = usize::from(first & 0x0f) * 4;
-        if l3_length < Self::HEADER {
+        // Version and length of a header without options; one with another version is no longer one.
+        let options = first.wrapping_sub(0x45);
+        if options > 10 {
             return Err(NoFlow::Truncated);
         }
+        let l3_length = Self::HEADER + usize::from(options) * 4;
         if fragment & FRAGMENT_OFFSET != 0 {
             return Err(NoFlow::Fragment);
         }

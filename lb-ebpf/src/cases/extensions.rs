@@ -104,3 +104,14 @@ pub fn chains_that_are_cut_off_are_counted(net: &mut Net<'_>) {
         net.expect_untouched(UPLINK, &bytes[..length], &[Counter::Truncated]);
     }
 }
+
+/// What a refusal would quote is not where it is quoted from.
+pub fn without_endpoints_they_are_dropped(net: &mut Net<'_>) {
+    if net.kind.is_v4 {
+        return;
+    }
+    let (client, vip) = (net.client(), net.vip(1));
+    net.frontend(vip, &[]);
+    let bytes = with(&net.first(client, vip), &[(DESTINATION, 8)]);
+    net.expect_bytes_drop(UPLINK, &bytes, Counter::NoEndpoint);
+}

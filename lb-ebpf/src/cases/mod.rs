@@ -16,6 +16,7 @@ pub mod flows;
 pub mod fragments;
 pub mod frame;
 pub mod icmp;
+pub mod malformed;
 mod net;
 pub mod refusals;
 pub mod snat;
@@ -48,6 +49,7 @@ macro_rules! each_case {
             extensions::chains_that_are_cut_off_are_counted,
             extensions::headers_before_the_ports_stay,
             extensions::other_chains_are_left_alone,
+            extensions::without_endpoints_they_are_dropped,
             flows::a_closed_connection_lets_its_port_begin_another,
             flows::a_connection_does_not_begin_with_a_removed_backend,
             flows::a_connection_past_the_service_from_a_used_port_is_left_alone,
@@ -75,6 +77,7 @@ macro_rules! each_case {
             icmp::errors_of_a_host_process_s_flow,
             icmp::errors_with_options,
             icmp::other_errors_are_left_alone,
+            malformed::nothing_but_ends_is_changed,
             refusals::a_reset_is_not_answered,
             refusals::a_segment_of_no_connection_is_refused,
             refusals::nothing_is_remembered_of_a_refusal,
