@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use crate::{
     cases::{
         self, Bench, Device, Fate, Hook, Host, Kind, Net, SNAT_RANGE,
-        frame::{Frame, Transport},
+        frame::{Frame, Transport, fragments},
     },
     fake::FakeBench,
 };
@@ -400,6 +400,28 @@ fn so_many_pings_are_answered_at_a_time_and_no_more() {
             assert_eq!(answered as u64, expected);
             assert_eq!(ask(), [Counter::PingUnanswered]);
             bench.pass_nanoseconds(1_000_000_000 / limit::PER_SECOND * 10);
+        }
+    }
+}
+
+/// Identifications come round again: an old entry tells nothing of a new packet.
+#[test]
+fn what_became_of_a_first_fragment_is_forgotten_in_time() {
+    for kind in Kind::ALL.into_iter().filter(|kind| kind.protocol != L4Proto::SCTP) {
+        let mut bench = FakeBench::new();
+        let mut net = Net::new(&mut bench, kind);
+        let (id, client, vip) = (net.backend(Host::PodA), net.client(), net.vip(1));
+        net.frontend(vip, &[id]);
+        let large = Frame { payload: vec![1; 1000], ..net.later(client, vip) };
+        let pieces = fragments(&large, 1, 600);
+        for (seconds, counted) in [(28, &[][..]), (1, &[Counter::FragmentOutOfOrder])] {
+            let hook = Hook::Ingress(Device::Uplink);
+            if counted.is_empty() {
+                assert_eq!(bench.judge(hook, &pieces[0], Fate::Next).counted, []);
+            }
+            bench.pass_time(seconds);
+            let outcome = bench.judge(hook, &pieces[1], Fate::Next);
+            assert_eq!(outcome.counted, counted, "{kind:?} after {seconds}");
         }
     }
 }

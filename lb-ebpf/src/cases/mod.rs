@@ -71,6 +71,7 @@ macro_rules! each_case {
             fragments::packets_to_a_remote_backend_and_back,
             fragments::packets_of_a_host_process_and_back,
             fragments::sctp_in_fragments_is_dropped_and_counted,
+            icmp::errors_about_a_first_fragment,
             icmp::errors_of_a_closed_connection_are_left_alone,
             icmp::errors_of_a_flow_to_a_local_backend,
             icmp::errors_of_a_flow_under_snat,

@@ -44,7 +44,7 @@ const HAS_REST: i32 = 1 << 8;
 const HEADERS: u32 = 14 + 40 + 20;
 /// The same of ICMP, as far as the quoted ports: an IPv6 redirect with a link-layer address is the
 /// longest, longer than an error with two IPv4 headers that are full of options.
-const QUOTED_HEADERS: u32 = 14 + 40 + 40 + 16 + 40 + 4;
+const QUOTED_HEADERS: u32 = 14 + 40 + 40 + 16 + 40 + 8 + 4;
 
 /// The program at ingress.
 #[inline(always)]

@@ -37,6 +37,10 @@ const IPV6_ERRORS: [u8; 4] = [1, 2, 3, 4];
 const IPV6_REDIRECT: u8 = 137;
 /// ICMPv6 header, target and destination (RFC 4861, 4.5).
 const IPV6_REDIRECT_LENGTH: usize = 40;
+/// RFC 8200, 4.5.
+const IPV6_FRAGMENT: L4Proto = L4Proto(44);
+const IPV6_FRAGMENT_HEADER: usize = 8;
+const IPV6_FRAGMENT_OFFSET: u16 = 0xfff8;
 const TARGET_LINK_LAYER_OPTION: [u8; 2] = [2, 1];
 const OPTION_HEADER: usize = 8;
 
@@ -105,8 +109,8 @@ impl Icmp for Ipv6 {
 
     #[inline(always)]
     fn header(packet: &impl Packet) -> Option<usize> {
-        let (protocol, icmp) = Self::quoted(packet, L3)?;
-        (protocol == L4Proto::ICMPV6).then_some(icmp)
+        let protocol = packet.read(L3 + 6).map(L4Proto)?;
+        (protocol == L4Proto::ICMPV6).then_some(L3 + Self::HEADER)
     }
 
     #[inline(always)]
@@ -126,7 +130,13 @@ impl Icmp for Ipv6 {
     #[inline(always)]
     fn quoted(packet: &impl Packet, quote: usize) -> Option<(L4Proto, usize)> {
         let protocol = packet.read(quote + 6).map(L4Proto)?;
-        Some((protocol, quote + Self::HEADER))
+        let next = quote + Self::HEADER;
+        if protocol != IPV6_FRAGMENT {
+            return Some((protocol, next));
+        }
+        let [protocol, _, high, low] = packet.read::<[u8; 4]>(next)?;
+        let is_first = u16::from_be_bytes([high, low]) & IPV6_FRAGMENT_OFFSET == 0;
+        is_first.then_some((L4Proto(protocol), next + IPV6_FRAGMENT_HEADER))
     }
 
     #[inline(always)]
