@@ -2,20 +2,21 @@
 
 use std::{
     cell::{Cell, RefCell, UnsafeCell},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     ptr::NonNull,
 };
 
 use lb_common::{
     abi::{
-        Abi, Address, Affinity, AffinityKey, Backend, BePort, Counter, CounterKind, CtEntry, CtKey,
-        Fragment, FragmentAction, FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind,
-        Ipv4, Ipv6, L4Proto, Region, Source, SourceRange,
+        Abi, Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, Counter, CounterKind,
+        CtAction, CtEntry, CtKey, Fragment, FragmentAction, FragmentKey, Frontend, FrontendFlags,
+        FrontendKey, FrontendKind, Ipv4, Ipv6, L4Proto, NextHop, Region, Source, SourceRange,
     },
+    cache::{FACTORS, Factors, Stamp},
     checksum::Difference,
     conntrack::TICK_SHIFT,
-    limit,
+    filter, limit,
 };
 
 use crate::{
@@ -23,18 +24,26 @@ use crate::{
         BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Host, Outcome, Prefix,
         SERVICE, SNAT_RANGE,
     },
-    packet::{L4Checksum, Packet},
+    packet::{ETHERNET_HEADER, L4Checksum, Packet},
     parse::{self, Headers, Next, NoFlow},
     path::{
-        Direction, PathResult, Verdict,
+        Found, Look, Origin, PathResult, Verdict, act,
         answer::{self, Answers},
-        egress::{Origin, egress},
+        ask,
         fragment::{self, Fragments},
         icmp::{Icmp, icmp},
-        ingress::ingress,
+        look,
+        refuse::refuse,
     },
-    tables::{Backends, CtRef, Neighbour, Ref, Route, Tables},
+    tables::{Backends, CtRef, Ends, Ref, Tables},
 };
+
+/// Odd factors; nobody attacks these tests.
+const ODD: Factors = [0x9e37_79b9_7f4a_7c15; FACTORS];
+/// Largest packet that any device takes.
+const MTU: u16 = 1500;
+/// Link-layer addresses of the next hop: frames' own, so that what is sent by them looks the same.
+const MACS: [u16; 6] = [2, 0, 0x0100, 2, 0, 0x0200];
 
 /// A frame that can be rewritten.
 struct Buffer(Vec<u8>);
@@ -80,6 +89,10 @@ impl Packet for Buffer {
 
     fn pull(&mut self, _headers: u32) {}
 
+    fn fits(&self, mtu: u16) -> bool {
+        self.0.len() <= usize::from(mtu) + ETHERNET_HEADER
+    }
+
     fn resize(&mut self, length: usize) -> Result<(), Counter> {
         self.0.resize(length, 0);
         Ok(())
@@ -117,6 +130,11 @@ struct FakeTables<A> {
     scratch: Entry<CtEntry<A>>,
     fragments: RefCell<HashMap<Vec<u8>, Fragment<A>>>,
     next_answer: Cell<u64>,
+    filter: HashSet<u32>,
+    flows: RefCell<HashMap<Vec<u8>, CachedFlow<A>>>,
+    epoch: u32,
+    /// Where the last question to the routing table led.
+    routed: Cell<u32>,
     device: Device,
     nanoseconds: Cell<u64>,
     snat_range: (u16, u16),
@@ -135,6 +153,10 @@ impl<A: FromIp> FakeTables<A> {
             scratch: Box::new(UnsafeCell::new(CtEntry::zeroed())),
             fragments: RefCell::default(),
             next_answer: Cell::default(),
+            filter: HashSet::new(),
+            flows: RefCell::default(),
+            epoch: 0,
+            routed: Cell::new(0),
             device: Device::Uplink,
             nanoseconds: Cell::new(1000 << TICK_SHIFT),
             snat_range: SNAT_RANGE,
@@ -147,6 +169,10 @@ impl<A: FromIp> FakeTables<A> {
         let BackendSpec { flags, generation, .. } = *backend;
         let port = BePort::new(backend.address.port());
         let service = if generation == 0 { 0 } else { SERVICE };
+        let bits = [L4Proto::SCTP, L4Proto::TCP, L4Proto::UDP]
+            .map(|protocol| filter::backend(&address, port, protocol));
+        self.filter.extend(bits);
+        self.epoch += 1;
         self.backends.insert(id, Backend { address, port, flags, generation, service });
     }
 
@@ -159,6 +185,8 @@ impl<A: FromIp> FakeTables<A> {
     fn put_frontend(&mut self, spec: &FrontendSpec<'_>) {
         let Some(address) = A::from_ip(spec.address.ip()) else { return };
         let key = FrontendKey::new(address, BePort::new(spec.address.port()), spec.protocol);
+        self.filter.insert(filter::frontend(&key.address, key.port, key.protocol));
+        self.epoch += 1;
         let frontend = Frontend {
             service: SERVICE,
             flags: spec.flags,
@@ -211,12 +239,48 @@ impl<A: FromIp> Backends<A> for FakeTables<A> {
     }
 }
 
+impl<A: FromIp> FakeTables<A> {
+    /// One tick of the cache for each of conntrack.
+    fn stamp(&self) -> Stamp<'static> {
+        let jiffies = u64::from(self.now()) << 8;
+        Stamp { factors: &ODD, epoch: self.epoch, jiffies }
+    }
+
+    fn uncache(&self, flow: &CtKey<A>) {
+        self.flows.borrow_mut().remove(flow.as_bytes());
+    }
+}
+
 impl<A: FromIp> Tables<A> for FakeTables<A> {
+    fn ends(&self, flow: &CtKey<A>) -> Ends {
+        let frontend = filter::frontend(&flow.dst, flow.dst_port, flow.protocol);
+        let backend = filter::backend(&flow.src, flow.src_port, flow.protocol);
+        Ends {
+            to_frontend: self.filter.contains(&frontend),
+            from_backend: self.filter.contains(&backend),
+        }
+    }
+
+    fn recall(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
+        let flows = self.flows.borrow();
+        let Some(element) = flows.get(flow.as_bytes()) else { return false };
+        *decision = *element;
+        let stamp = self.stamp();
+        stamp.vouches(decision, &stamp.key(flow))
+    }
+
+    fn cache(&self, decision: &mut CachedFlow<A>) {
+        let stamp = self.stamp();
+        decision.check = stamp.sum(decision, &stamp.key(&decision.flow));
+        self.flows.borrow_mut().insert(decision.flow.as_bytes().to_vec(), *decision);
+    }
+
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>> {
         self.conntrack.borrow().get(flow.as_bytes()).map(reference)
     }
 
     fn track(&self, flow: &CtKey<A>, entry: CtRef<A>) {
+        self.uncache(flow);
         let mut conntrack = self.conntrack.borrow_mut();
         let place = conntrack.entry(flow.as_bytes().to_vec());
         reference(place.or_insert_with(|| Box::new(UnsafeCell::new(entry.get())))).set(entry.get());
@@ -231,6 +295,7 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
     }
 
     fn forget(&self, flow: &CtKey<A>) {
+        self.uncache(flow);
         self.conntrack.borrow_mut().remove(flow.as_bytes());
     }
 
@@ -267,14 +332,15 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         A::from_ip(Host::Node.address(A::HEADER == Ipv4::HEADER))
     }
 
-    fn route(&self, _src: A, dst: A) -> Option<Route<A>> {
+    fn route(&self, _src: A, dst: A) -> Option<NextHop> {
         let is_at = |host: Host| dst.into() == host.address(A::HEADER == Ipv4::HEADER);
         let device = match dst {
             _ if is_at(Host::PodA) => Device::PodA,
             _ if is_at(Host::PodB) => Device::PodB,
             _ => Device::Uplink,
         };
-        Some(Route { device: device as u32, neighbour: Neighbour::Same(dst) })
+        self.routed.set(device as u32);
+        Some(NextHop { mtu: MTU, macs: MACS, ..NextHop::of(device as u32) })
     }
 
     fn now(&self) -> u32 {
@@ -312,10 +378,6 @@ impl<A: FromIp> Answers<A> for FakeTables<A> {
     fn may_answer(&self) -> bool {
         let next = limit::admit(self.next_answer.get(), self.nanoseconds.get());
         next.inspect(|next| self.next_answer.set(*next)).is_some()
-    }
-
-    fn narrow_mtu(&self) -> Option<u16> {
-        None
     }
 }
 
@@ -399,73 +461,114 @@ fn judge_by<A: FromIp + Icmp>(
 ) -> (Fate, Option<Counter>) {
     let (Hook::Egress(device) | Hook::HostEgress(device) | Hook::Ingress(device)) = hook;
     tables.device = device;
-    let is_ingress = matches!(hook, Hook::Ingress(_));
-    let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
-    let origin = if matches!(hook, Hook::HostEgress(_)) { Origin::Host } else { Origin::Forwarded };
-    let verdict = match A::parse(packet, Path { direction, origin, tables }) {
-        Ok(verdict) => verdict,
-        Err(NoFlow::Fragment) => match fragment::later(packet, tables, (direction, origin)) {
+    let origin = match hook {
+        Hook::Egress(_) => Origin::Forwarded,
+        Hook::HostEgress(_) => Origin::Host,
+        Hook::Ingress(_) => Origin::Incoming,
+    };
+    let mut decision = CachedFlow::zeroed();
+    let verdict = match A::parse(packet, Path { origin, tables, decision: &mut decision }) {
+        Ok(Judged::Refused(counter)) => return (Fate::Sent(device), Some(counter)),
+        Ok(Judged::By(verdict)) => verdict,
+        Err(NoFlow::Fragment) => match fragment::later(packet, tables, origin) {
             Ok(verdict) => Ok(verdict),
             Err(None) => return (Fate::Dropped, None),
             Err(Some(counter)) => Err(counter),
         },
         Err(NoFlow::Truncated) => Err(Counter::Truncated),
-        Err(NoFlow::Other) => match answer::ping(packet, tables, (direction, origin)) {
-            Ok(Verdict::Pass) => icmp(packet, tables, direction),
-            verdict => verdict,
+        Err(NoFlow::Other) => match answer::ping(packet, tables, origin) {
+            Ok(true) => return (Fate::Sent(device), Some(Counter::Ping)),
+            Ok(false) => icmp(packet, tables, origin.direction()),
+            Err(counter) => Err(counter),
         },
     };
     let by = |index| Device::ALL.into_iter().find(|device| *device as u32 == index);
     let sent = |index| by(index).map_or(Fate::Dropped, Fate::Sent);
     match verdict {
-        Ok(Verdict::Answer(counter)) => (Fate::Sent(device), Some(counter)),
         Ok(Verdict::Continue | Verdict::Pass) => (Fate::Next, None),
         Ok(Verdict::Deliver(index)) => {
             packet.0[..6].copy_from_slice(&DEVICE_MAC);
             (sent(index), None)
         }
-        Ok(Verdict::Redirect(route)) => (sent(route.device), None),
+        Ok(Verdict::Route) => (sent(tables.routed.get()), None),
+        Ok(Verdict::Send) => {
+            packet.0[..12].copy_from_slice(decision.hop.macs.as_bytes());
+            (sent(decision.hop.device), None)
+        }
         Err(counter) if counter.kind() == CounterKind::Pass => (Fate::Next, Some(counter)),
         Err(counter) => (Fate::Dropped, Some(counter)),
     }
 }
 
-/// The path that a hook leads to.
+/// What the steps make of a packet.
+enum Judged {
+    By(PathResult),
+    Refused(Counter),
+}
+
+/// The steps that a hook takes.
 struct Path<'a, A> {
-    direction: Direction,
     origin: Origin,
     tables: &'a FakeTables<A>,
+    decision: &'a mut CachedFlow<A>,
 }
 
 impl<A: FromIp + Icmp> Next<A, Buffer> for Path<'_, A> {
-    type Output = PathResult<A>;
+    type Output = Judged;
 
-    fn run(self, packet: &mut Buffer, headers: &Headers<A>) -> PathResult<A> {
-        let Self { direction, origin, tables } = self;
-        let verdict = match direction {
-            Direction::Egress => egress(packet, headers, tables, origin),
-            Direction::Ingress => ingress(packet, headers, tables),
-        };
+    fn run(self, packet: &mut Buffer, headers: &Headers<A>) -> Judged {
+        let Self { tables, decision, origin } = self;
+        let judged = judge_flow(packet, headers, tables, (origin, decision));
         if headers.has_rest() {
-            let rest = rest(&verdict);
-            fragment::remember(packet, tables, headers, direction, rest);
+            let rest = rest(&judged, decision);
+            fragment::remember(packet, tables, headers, origin.direction(), rest);
         }
-        if let Err(reason @ (Counter::PacketTooBig | Counter::TtlExpired)) = verdict
-            && answer::tell(packet, tables, headers, (reason, direction)) == Ok(true)
-        {
-            return Ok(Verdict::Answer(reason));
+        let (narrow, reason) = match judged {
+            Judged::By(Err(Counter::PacketTooBig)) => {
+                (Some(decision.hop.mtu), Counter::PacketTooBig)
+            }
+            Judged::By(Err(Counter::TtlExpired)) => (None, Counter::TtlExpired),
+            _ => return judged,
+        };
+        match answer::tell(packet, tables, headers, (narrow, origin.direction())) {
+            Ok(true) => Judged::Refused(reason),
+            _ => judged,
         }
-        verdict
     }
 }
 
-/// What is noted of a first fragment with this verdict.
-fn rest<A>(verdict: &PathResult<A>) -> (FragmentAction, u32) {
-    match verdict {
-        Ok(Verdict::Continue | Verdict::Pass) => (FragmentAction::CONTINUE, 0),
-        Ok(Verdict::Deliver(device)) => (FragmentAction::DELIVER, *device),
-        Ok(Verdict::Redirect(_)) => (FragmentAction::REDIRECT, 0),
-        Err(counter) if counter.kind() == CounterKind::Pass => (FragmentAction::CONTINUE, 0),
-        Ok(Verdict::Answer(_)) | Err(_) => (FragmentAction::DROP, 0),
+fn judge_flow<A: FromIp>(
+    packet: &mut Buffer,
+    headers: &Headers<A>,
+    tables: &FakeTables<A>,
+    (origin, decision): (Origin, &mut CachedFlow<A>),
+) -> Judged {
+    let found = match look(headers, tables, origin, decision) {
+        Look::Act => {
+            return Judged::By(act(packet, headers, tables, decision, Verdict::Send));
+        }
+        Look::Ask => ask(headers, tables, origin, decision),
+        Look::Leave => Ok(Found::Nothing),
+    };
+    Judged::By(match found {
+        Ok(Found::Answer(counter)) => match refuse(packet, headers) {
+            Ok(()) => return Judged::Refused(counter),
+            Err(counter) => Err(counter),
+        },
+        Ok(Found::Decided) => act(packet, headers, tables, decision, Verdict::Route),
+        Ok(Found::Nothing) => Ok(Verdict::Pass),
+        Err(counter) => Err(counter),
+    })
+}
+
+/// What is noted of a first fragment that was judged so.
+fn rest<A>(judged: &Judged, decision: &CachedFlow<A>) -> (FragmentAction, u32) {
+    match judged {
+        Judged::By(Ok(Verdict::Continue | Verdict::Pass)) => (FragmentAction::CONTINUE, 0),
+        Judged::By(Ok(_)) if decision.action == CtAction::REPLY_TO_HOST => {
+            (FragmentAction::DELIVER, decision.hop.device)
+        }
+        Judged::By(Ok(_)) => (FragmentAction::REDIRECT, 0),
+        Judged::By(Err(_)) | Judged::Refused(_) => (FragmentAction::DROP, 0),
     }
 }

@@ -6,26 +6,32 @@ pub mod fragments;
 use core::{marker::PhantomData, ptr::NonNull};
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup},
+    bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup},
     btf_maps::{
         Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage, lpm_trie::Key,
     },
-    helpers::bpf_ktime_get_coarse_ns,
+    helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
 use lb_common::{
     abi::{
-        Address, Affinity, AffinityKey, Backend, CHUNKS_PER_ARRAY, Chunk, Counter, CtEntry, CtKey,
-        Device, Frontend, FrontendKey, Ipv4, Ipv6, MAX_CHUNK_ARRAYS, Region, SLOTS_PER_CHUNK,
-        SocketPeers, Source,
+        Address, Affinity, AffinityKey, Backend, CHUNKS_PER_ARRAY, CachedFlow, Chunk, Control,
+        Counter, CtEntry, CtKey, Device, Frontend, FrontendKey, Ipv4, Ipv6, MAX_CHUNK_ARRAYS,
+        Region, SLOTS_PER_CHUNK, SocketPeers, Source,
     },
+    cache::{self, Stamp},
     conntrack::TICK_SHIFT,
+    filter,
 };
 use lb_ebpf::{
     parse::Headers,
-    tables::{Backends, CtRef, Ref},
+    tables::{Backends, CtRef, Ends, Ref},
 };
 
+use crate::globals::FLOWS_SHIFT;
+
+/// Elements begin at a page, so that one of IPv4's flows is one cache line.
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 /// Sizes that the agent replaces at load.
 const DEFAULT_SIZE: usize = 1 << 18;
@@ -61,6 +67,16 @@ static SOURCE_RANGES_V6: LpmTrie<Source<Ipv6>, u32, DEFAULT_SIZE> = LpmTrie::new
 static DEVICES: HashMap<u32, Device, 4096, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
+#[btf_map]
+static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
+#[btf_map]
+static FLOWS_V4: Array<CachedFlow<Ipv4>, DEFAULT_SIZE, MMAPABLE> = Array::new();
+#[btf_map]
+static FLOWS_V6: Array<CachedFlow<Ipv6>, DEFAULT_SIZE, MMAPABLE> = Array::new();
+#[btf_map]
+static DECISION_V4: PerCpuArray<CachedFlow<Ipv4>, 1> = PerCpuArray::new();
+#[btf_map]
+static DECISION_V6: PerCpuArray<CachedFlow<Ipv6>, 1> = PerCpuArray::new();
 #[btf_map]
 static SCRATCH_V4: PerCpuArray<CtEntry<Ipv4>, 1> = PerCpuArray::new();
 #[btf_map]
@@ -99,12 +115,16 @@ pub trait Maps: Sized + 'static {
     fn scratch() -> Option<CtRef<Self>>;
     /// Room for the headers of one packet, for this CPU and this program run.
     fn headers() -> Option<&'static mut Headers<Self>>;
+    /// Room for the decision on one packet, for this CPU and this program run.
+    fn decision() -> Option<&'static mut CachedFlow<Self>>;
+    /// An element of the flow cache.
+    fn cached(place: u32) -> Option<*mut CachedFlow<Self>>;
     /// An address of a device that can be a source.
     fn source(device: &Device) -> Option<Self>;
 }
 
 macro_rules! maps {
-    ($family:ty, $frontends:ident, $backends:ident, $affinity:ident, $sources:ident, $conntrack:ident, $scratch:ident, $headers:ident, $source:expr) => {
+    ($family:ty, $frontends:ident, $backends:ident, $affinity:ident, $sources:ident, $conntrack:ident, $scratch:ident, $headers:ident, $decision:ident, $flows:ident, $source:expr) => {
         impl Maps for $family {
             #[inline(always)]
             fn frontend(key: &FrontendKey<Self>) -> Option<Frontend> {
@@ -181,6 +201,17 @@ macro_rules! maps {
             }
 
             #[inline(always)]
+            fn decision() -> Option<&'static mut CachedFlow<Self>> {
+                // SAFETY: as for `headers`.
+                unsafe { $decision.get_ptr_mut(0)?.as_mut() }
+            }
+
+            #[inline(always)]
+            fn cached(place: u32) -> Option<*mut CachedFlow<Self>> {
+                $flows.get_ptr_mut(place)
+            }
+
+            #[inline(always)]
             fn source(device: &Device) -> Option<Self> {
                 $source(device)
             }
@@ -197,6 +228,8 @@ maps!(
     CONNTRACK_V4,
     SCRATCH_V4,
     HEADERS_V4,
+    DECISION_V4,
+    FLOWS_V4,
     |device: &Device| { Some(device.source_v4).filter(|source| *source != Ipv4(0)) }
 );
 maps!(
@@ -208,6 +241,8 @@ maps!(
     CONNTRACK_V6,
     SCRATCH_V6,
     HEADERS_V6,
+    DECISION_V6,
+    FLOWS_V6,
     |device: &Device| { Some(device.source_v6).filter(|source| *source != Ipv6([0; 4])) }
 );
 
@@ -244,6 +279,86 @@ impl<A: Address + Maps> Backends<A> for BpfBackends<A> {
     }
 }
 
+/// What the agent tells all programs.
+#[inline(always)]
+pub fn control() -> Option<&'static Control> {
+    CONTROL.get(0)
+}
+
+/// What the filter says of a packet's ends.
+#[inline(always)]
+pub fn ends<A: Address>(control: &Control, flow: &CtKey<A>) -> Ends {
+    let words = if control.filter & 1 == 0 { &control.filters[0] } else { &control.filters[1] };
+    let has = |bit| {
+        let (word, bit) = filter::place(bit);
+        words[word] & bit != 0
+    };
+    Ends {
+        to_frontend: has(filter::frontend(&flow.dst, flow.dst_port, flow.protocol)),
+        from_backend: has(filter::backend(&flow.src, flow.src_port, flow.protocol)),
+    }
+}
+
+/// What cached elements depend on.
+#[inline(always)]
+fn stamp(control: &'static Control) -> Stamp<'static> {
+    // SAFETY: a helper without arguments.
+    let jiffies = unsafe { bpf_jiffies64() };
+    Stamp { factors: &control.factors, epoch: control.epoch, jiffies }
+}
+
+/// Copies what is cached of a flow; false if that is nothing, or no longer true.
+#[inline(always)]
+pub fn recall<A: Address + Maps>(
+    control: &'static Control,
+    flow: &CtKey<A>,
+    decision: &mut CachedFlow<A>,
+) -> bool {
+    let stamp = stamp(control);
+    let key = stamp.key(flow);
+    let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) else { return false };
+    // SAFETY: elements of an array stay allocated; another CPU may write meanwhile, which the
+    // element's sum tells.
+    unsafe { copy(element, decision) };
+    stamp.vouches(decision, &key)
+}
+
+/// Caches a decision for the packets of its flow that follow.
+#[inline(always)]
+pub fn cache<A: Address + Maps>(control: &'static Control, decision: &mut CachedFlow<A>) {
+    let stamp = stamp(control);
+    let key = stamp.key(&decision.flow);
+    decision.check = stamp.sum(decision, &key);
+    if let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) {
+        // SAFETY: as for `recall`.
+        unsafe { copy(decision, element) };
+    }
+}
+
+/// Ends what is cached of a flow.
+#[inline(always)]
+pub fn uncache<A: Address + Maps>(control: &'static Control, flow: &CtKey<A>) {
+    let stamp = Stamp { factors: &control.factors, epoch: 0, jiffies: 0 };
+    if let Some(element) = A::cached(cache::place(stamp.key(flow).hash, FLOWS_SHIFT.load())) {
+        // SAFETY: as for `recall`; one store.
+        unsafe { (*element).check = 0 };
+    }
+}
+
+/// Copies a decision, word by word: as one value it would pass through the stack.
+///
+/// # Safety
+///
+/// Both must be allocated, and lie at a multiple of eight bytes, as values of maps do.
+#[inline(always)]
+unsafe fn copy<A>(from: *const CachedFlow<A>, to: *mut CachedFlow<A>) {
+    let (from, to) = (from.cast::<u64>(), to.cast::<u64>());
+    for word in 0..size_of::<CachedFlow<A>>() / size_of::<u64>() {
+        // SAFETY: the caller promises it.
+        unsafe { to.add(word).write(from.add(word).read_volatile()) };
+    }
+}
+
 /// The backend id in a slot of a region.
 #[inline(always)]
 pub fn slot(region: Region, slot: u32) -> Option<u32> {
@@ -255,10 +370,10 @@ pub fn slot(region: Region, slot: u32) -> Option<u32> {
 /// A question to the routing table, and its answer.
 #[repr(C)]
 pub struct RouteQuery {
-    /// The question, and the answer in its place.
-    pub query: bpf_fib_lookup,
-    /// MTU of the next hop's device if the packet does not fit it, else zero.
-    pub narrow_mtu: u16,
+    /// Both, as the kernel has them.
+    pub lookup: bpf_fib_lookup,
+    /// Not zero if the next hop's link-layer address is known.
+    pub is_known: u32,
 }
 
 /// Room for one question, for this CPU and this program run.
@@ -267,12 +382,6 @@ pub fn route_query() -> Option<&'static mut RouteQuery> {
     // SAFETY: a per-CPU array stays allocated; TC programs are not preempted by each other, and
     // none asks two questions at a time.
     unsafe { ROUTE.get_ptr_mut(0)?.as_mut() }
-}
-
-/// MTU of the device that a packet does not fit, if the last question found that.
-#[inline(always)]
-pub fn narrow_mtu() -> Option<u16> {
-    route_query().map(|query| query.narrow_mtu).filter(|mtu| *mtu != 0)
 }
 
 /// What is known of a device.
@@ -286,7 +395,13 @@ pub fn device(index: u32) -> Option<Device> {
 /// Counts one packet.
 #[inline(always)]
 pub fn count(counter: Counter) {
-    if let Some(packets) = COUNTERS.get_ptr_mut(counter as u32) {
+    count_number(counter as u32);
+}
+
+/// Counts one packet under the counter of this number, if there is one.
+#[inline(always)]
+pub fn count_number(counter: u32) {
+    if let Some(packets) = COUNTERS.get_ptr_mut(counter) {
         // SAFETY: a per-CPU value, and a TC program is not preempted by another one.
         unsafe { *packets += 1 };
     }

@@ -41,6 +41,9 @@ pub trait Packet {
     /// Makes the first bytes readable, as many of these as there are.
     fn pull(&mut self, headers: u32);
 
+    /// May it be sent by a device that takes so many bytes from the IP header on?
+    fn fits(&self, mtu: u16) -> bool;
+
     /// Makes the packet `length` bytes long, from the Ethernet header on.
     ///
     /// # Errors

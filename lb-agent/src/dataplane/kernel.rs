@@ -12,6 +12,7 @@ use lb_common::abi::{Device, maps};
 
 use super::{
     TableError, cgroup, clsact,
+    control::ControlMap,
     load::{kernel_at_least, load, load_program},
     map::Map,
     options::{KernelOptions, TcAttach},
@@ -93,6 +94,7 @@ pub struct Kernel {
     programs: BTreeMap<&'static str, OwnedFd>,
     clsact: Option<Ebpf>,
     devices: Map<u32, Device>,
+    control: ControlMap,
     stale: Option<Result<StaleFinder, KernelError>>,
 }
 
@@ -112,9 +114,10 @@ impl Kernel {
             programs.insert(name, load_program(&mut ebpf, name, &pins)?);
         }
         let devices = Map::open(&pins.maps, maps::DEVICES)?;
+        let control = ControlMap::open(&pins.maps)?;
         let stale = Some(stale::load(&mut ebpf, &pins));
         let clsact = (options.tc_attach == TcAttach::Clsact || !has_tcx()).then_some(ebpf);
-        let kernel = Self { pins, programs, clsact, devices, stale };
+        let kernel = Self { pins, programs, clsact, devices, control, stale };
         cgroup::attach(&kernel.programs, &kernel.pins, options)?;
         Ok(kernel)
     }
@@ -148,6 +151,7 @@ impl Kernel {
         device: &Device,
     ) -> Result<(), KernelError> {
         self.devices.put(&ifindex, device)?;
+        self.control.renew();
         for (program, attach_type, end) in PACKET_PROGRAMS {
             let attached = match &mut self.clsact {
                 Some(ebpf) => clsact::attach(ebpf, program, (ifindex, name), &self.pins),

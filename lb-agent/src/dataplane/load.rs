@@ -33,8 +33,11 @@ pub(super) fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelE
     let set_retval = u32::from(kernel_at_least((5, 18)));
     let (first, last) = options.snat_ports;
     let (snat_first, snat_count) = (u32::from(first), u32::from(last - first) + 1);
+    let flows = flows(options.conntrack_max);
+    let flows_shift = u64::BITS - flows.trailing_zeros();
     let mut loader = EbpfLoader::new();
     loader
+        .override_global(globals::FLOWS_SHIFT, &flows_shift, true)
         .override_global(globals::HOST_NETNS, &netns, true)
         .override_global(globals::MARK, &mark, true)
         .override_global(globals::RESET_TCP, &reset_tcp, true)
@@ -49,11 +52,18 @@ pub(super) fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelE
         .map_max_entries(maps::AFFINITY_V4, options.affinity_max)
         .map_max_entries(maps::AFFINITY_V6, options.affinity_max)
         .map_max_entries(maps::CONNTRACK_V4, options.conntrack_max)
-        .map_max_entries(maps::CONNTRACK_V6, options.conntrack_max);
+        .map_max_entries(maps::CONNTRACK_V6, options.conntrack_max)
+        .map_max_entries(maps::FLOWS_V4, flows)
+        .map_max_entries(maps::FLOWS_V6, flows);
     for name in maps::ALL {
         loader.map_pin_path(name, pins.maps.join(name));
     }
     Ok(loader.load(object())?)
+}
+
+/// Elements of each flow cache: a power of two, up to 16 MiB for IPv4.
+fn flows(conntrack_max: u32) -> u32 {
+    conntrack_max.next_power_of_two().clamp(1 << 12, 1 << 18)
 }
 
 /// A mark for packets of this node, not zero, in 16 bits; nodes on one kernel have different ones.

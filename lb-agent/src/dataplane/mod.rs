@@ -5,11 +5,13 @@
 
 mod cgroup;
 mod clsact;
+mod control;
 pub mod fake;
 pub mod faulty;
 mod kernel;
 mod load;
 mod map;
+mod mapped;
 mod options;
 mod pings;
 mod pins;

@@ -7,13 +7,15 @@ use std::{
 };
 
 use ipnet::IpNet;
-use lb_common::abi::{
-    Abi, Address, Backend, BePort, Frontend, FrontendKey, Ipv4, Ipv6, L4Proto, maps,
+use lb_common::{
+    abi::{Abi, Address, Backend, BePort, Frontend, FrontendKey, Ipv4, Ipv6, L4Proto, maps},
+    filter,
 };
 
 use super::{
     BackendEntry, BackendId, FrontendAddress, FrontendEntry, PerformError, ServiceId, Snapshot,
     Step, TableError, Tables,
+    control::ControlMap,
     map::Map,
     pings::{self, Pings},
     slots::Slots,
@@ -85,6 +87,7 @@ pub struct KernelTables {
     slots: Slots,
     sources: Sources,
     pings: Pings,
+    control: ControlMap,
 }
 
 impl KernelTables {
@@ -106,6 +109,7 @@ impl KernelTables {
             slots: Slots::open(folder)?,
             sources: Sources::open(folder)?,
             pings: Pings::default(),
+            control: ControlMap::open(folder)?,
         })
     }
 
@@ -120,6 +124,7 @@ impl KernelTables {
 
     /// Performs a run of steps of one kind; how many of them were done if one fails.
     fn perform_run(&mut self, run: &[Step]) -> Result<(), (usize, TableError)> {
+        run.iter().flat_map(bits).for_each(|bit| self.control.set(bit));
         match &run[0] {
             Step::PutBackend(..) => self.put_backends(run),
             Step::PutFrontend(..) => self.put_frontends(run),
@@ -216,6 +221,8 @@ impl Tables for KernelTables {
         let mut done = 0;
         let result = steps.chunk_by(is_same_run).try_for_each(|run| {
             let result = self.perform_run(run);
+            // Also of what was written before something failed.
+            self.control.renew();
             done += result.as_ref().map_or_else(|(in_run, _)| *in_run, |()| run.len());
             result.map_err(|(_, source)| source)
         });
@@ -254,6 +261,29 @@ fn is_same_run(a: &Step, b: &Step) -> bool {
     match (a, b) {
         (Step::PutFrontend(a, _), Step::PutFrontend(b, _)) => a.ip.is_ipv4() == b.ip.is_ipv4(),
         _ => std::mem::discriminant(a) == std::mem::discriminant(b),
+    }
+}
+
+/// The filter's bits for what a step writes.
+fn bits(step: &Step) -> Vec<u32> {
+    match step {
+        Step::PutBackend(_, entry) => {
+            let port = BePort::new(entry.address.port());
+            // Any protocol: a backend does not say its own.
+            let bit = |protocol| match entry.address.ip() {
+                IpAddr::V4(ip) => filter::backend(&Ipv4::from(ip), port, protocol),
+                IpAddr::V6(ip) => filter::backend(&Ipv6::from(ip), port, protocol),
+            };
+            [Protocol::Sctp, Protocol::Tcp, Protocol::Udp].map(|p| bit(proto(p))).to_vec()
+        }
+        Step::PutFrontend(address, _) => {
+            let (port, protocol) = (BePort::new(address.port), proto(address.protocol));
+            vec![match address.ip {
+                IpAddr::V4(ip) => filter::frontend(&Ipv4::from(ip), port, protocol),
+                IpAddr::V6(ip) => filter::frontend(&Ipv6::from(ip), port, protocol),
+            }]
+        }
+        _ => Vec::new(),
     }
 }
 

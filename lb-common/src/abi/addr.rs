@@ -29,6 +29,12 @@ pub trait Address: Abi + Copy + Debug + Eq {
     /// Folds the address into one word that depends on every bit.
     fn fold(&self) -> u32;
 
+    /// Words of 64 bits that two addresses take.
+    const PAIR_WORDS: usize;
+
+    /// Two addresses as such words; the rest is zero.
+    fn pair(first: &Self, second: &Self) -> [u64; 4];
+
     /// The same address as an IPv6 one; an IPv4 address becomes IPv4-mapped (RFC 4291, 2.5.5.2).
     fn to_mapped(&self) -> Ipv6;
 
@@ -51,6 +57,12 @@ unsafe impl Abi for Ipv4 {}
 // SAFETY: transparent over an array of integers.
 unsafe impl Abi for Ipv6 {}
 
+/// Two words of 32 bits as one of 64, as they would lie in memory one after the other.
+#[inline(always)]
+fn word(first: u32, second: u32) -> u64 {
+    u64::from(first) | u64::from(second) << 32
+}
+
 #[inline(always)]
 fn sum_word(word: u32) -> u32 {
     (word & 0xffff) + (word >> 16)
@@ -61,6 +73,7 @@ impl Address for Ipv4 {
     const HEADER: usize = 20;
     const ICMP: L4Proto = L4Proto::ICMP;
     const SOURCE_OFFSET: usize = 12;
+    const PAIR_WORDS: usize = 1;
     const TTL_OFFSET: usize = 8;
 
     /// RFC 6890: neither 0.0.0.0/8, nor 127.0.0.0/8, nor 224.0.0.0 and above.
@@ -73,6 +86,11 @@ impl Address for Ipv4 {
     #[inline(always)]
     fn fold(&self) -> u32 {
         self.0
+    }
+
+    #[inline(always)]
+    fn pair(first: &Self, second: &Self) -> [u64; 4] {
+        [word(first.0, second.0), 0, 0, 0]
     }
 
     #[inline(always)]
@@ -91,6 +109,7 @@ impl Address for Ipv6 {
     const HEADER: usize = 40;
     const ICMP: L4Proto = L4Proto::ICMPV6;
     const SOURCE_OFFSET: usize = 8;
+    const PAIR_WORDS: usize = 4;
     const TTL_OFFSET: usize = 7;
 
     /// RFC 4291, 2.4: neither `::`, nor `::1`, nor `ff00::/8`.
@@ -107,6 +126,13 @@ impl Address for Ipv6 {
         let high = a.wrapping_mul(0x9e37_79b1) ^ b.rotate_left(15);
         let low = c.wrapping_mul(0x85eb_ca77) ^ d.rotate_left(7);
         high.wrapping_mul(0xc2b2_ae3d) ^ low
+    }
+
+    #[inline(always)]
+    fn pair(first: &Self, second: &Self) -> [u64; 4] {
+        let (Self(first), Self(second)) = (first, second);
+        let (low, high) = (|of: &[u32; 4]| word(of[0], of[1]), |of: &[u32; 4]| word(of[2], of[3]));
+        [low(first), high(first), low(second), high(second)]
     }
 
     #[inline(always)]

@@ -3,123 +3,119 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::{
-        BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
-        bpf_fib_lookup, bpf_redir_neigh,
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh,
     },
     helpers::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh},
     programs::TcContext,
 };
-use lb_common::abi::{Ipv4, Ipv6};
-use lb_ebpf::tables::{Neighbour, Route};
+use lb_common::abi::{Ipv4, Ipv6, NextHop};
 
-use crate::maps;
+use crate::maps::{self, RouteQuery};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+/// Asks for the route's MTU; no packet is that short.
+const ASK_MTU: u16 = 1;
 
-/// A family's routing table.
+/// A family's questions to the routing table, and its answers.
 pub trait Routing: Sized {
-    /// Where a packet from `src` to `dst` goes.
-    fn route(ctx: &TcContext, src: Self, dst: Self) -> Option<Route<Self>>;
-    /// Sends the packet to a neighbour; returns the program's verdict.
-    fn redirect(route: &Route<Self>) -> i32;
+    /// Number of the address family.
+    const FAMILY: u8;
+    /// Writes source and destination of a question.
+    fn ask(query: &mut bpf_fib_lookup, src: Self, dst: Self);
+    /// Reads the next hop of an answer of this family.
+    fn answer(query: &bpf_fib_lookup, neighbour: &mut bpf_redir_neigh);
 }
 
 impl Routing for Ipv4 {
+    const FAMILY: u8 = AF_INET;
+
     #[inline(always)]
-    fn route(ctx: &TcContext, src: Self, dst: Self) -> Option<Route<Self>> {
-        let params = params(ctx, AF_INET)?;
-        params.__bindgen_anon_3.ipv4_src = src.0;
-        params.__bindgen_anon_4.ipv4_dst = dst.0;
-        let (device, is_known) = lookup(ctx, params)?;
-        let neighbour = if is_known && params.family == AF_INET {
-            // SAFETY: the kernel has written the next hop of this family.
-            Neighbour::Same(Self(unsafe { params.__bindgen_anon_4.ipv4_dst }))
-        } else {
-            Neighbour::Other
-        };
-        Some(Route { device, neighbour })
+    fn ask(query: &mut bpf_fib_lookup, src: Self, dst: Self) {
+        query.__bindgen_anon_3.ipv4_src = src.0;
+        query.__bindgen_anon_4.ipv4_dst = dst.0;
     }
 
     #[inline(always)]
-    fn redirect(route: &Route<Self>) -> i32 {
-        let Neighbour::Same(Self(address)) = route.neighbour else {
-            return redirect(route.device, None);
-        };
-        // SAFETY: every field is an integer.
-        let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
-        neighbour.nh_family = u32::from(AF_INET);
-        neighbour.__bindgen_anon_1.ipv4_nh = address;
-        redirect(route.device, Some(&mut neighbour))
+    fn answer(query: &bpf_fib_lookup, neighbour: &mut bpf_redir_neigh) {
+        // SAFETY: the kernel has written a next hop of this family.
+        neighbour.__bindgen_anon_1.ipv4_nh = unsafe { query.__bindgen_anon_4.ipv4_dst };
     }
 }
 
 impl Routing for Ipv6 {
+    const FAMILY: u8 = AF_INET6;
+
     #[inline(always)]
-    fn route(ctx: &TcContext, src: Self, dst: Self) -> Option<Route<Self>> {
-        let params = params(ctx, AF_INET6)?;
-        params.__bindgen_anon_3.ipv6_src = src.0;
-        params.__bindgen_anon_4.ipv6_dst = dst.0;
-        let (device, is_known) = lookup(ctx, params)?;
-        let neighbour = if is_known {
-            // SAFETY: an IPv6 route has an IPv6 next hop.
-            Neighbour::Same(Self(unsafe { params.__bindgen_anon_4.ipv6_dst }))
-        } else {
-            Neighbour::Other
-        };
-        Some(Route { device, neighbour })
+    fn ask(query: &mut bpf_fib_lookup, src: Self, dst: Self) {
+        query.__bindgen_anon_3.ipv6_src = src.0;
+        query.__bindgen_anon_4.ipv6_dst = dst.0;
     }
 
     #[inline(always)]
-    fn redirect(route: &Route<Self>) -> i32 {
-        let Neighbour::Same(Self(address)) = route.neighbour else {
-            return redirect(route.device, None);
-        };
-        // SAFETY: every field is an integer.
-        let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
-        neighbour.nh_family = u32::from(AF_INET6);
-        neighbour.__bindgen_anon_1.ipv6_nh = address;
-        redirect(route.device, Some(&mut neighbour))
+    fn answer(query: &bpf_fib_lookup, neighbour: &mut bpf_redir_neigh) {
+        // SAFETY: the kernel has written a next hop of this family.
+        neighbour.__bindgen_anon_1.ipv6_nh = unsafe { query.__bindgen_anon_4.ipv6_dst };
     }
 }
 
-#[inline(always)]
-fn params(ctx: &TcContext, family: u8) -> Option<&'static mut bpf_fib_lookup> {
-    let query = maps::route_query()?;
-    query.narrow_mtu = 0;
-    let params = &mut query.query;
-    // SAFETY: every field is an integer.
-    *params = unsafe { core::mem::zeroed() };
-    params.family = family;
-    // SAFETY: the context is valid for as long as the program runs.
-    params.ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    Some(params)
-}
-
-/// Interface index of the next hop, and whether its neighbour's link-layer address is known.
+/// Where a packet from `src` to `dst` goes; the answer is kept for [`redirect`].
 ///
-/// Where it is not, the kernel must find the route again: a packet of a host process carries the
-/// route to the Service's address, and one that waits for a neighbour is sent to that route's.
+/// Where the neighbour's link-layer address is not known, the hop is without addresses and takes
+/// packets of any length: the kernel finds the route again.
 #[inline(always)]
-fn lookup(ctx: &TcContext, params: &mut bpf_fib_lookup) -> Option<(u32, bool)> {
+pub fn route<A: Routing>(ctx: &TcContext, src: A, dst: A) -> Option<NextHop> {
+    let RouteQuery { lookup, is_known } = maps::route_query()?;
+    // SAFETY: every field is an integer.
+    *lookup = unsafe { core::mem::zeroed() };
+    lookup.family = A::FAMILY;
+    lookup.__bindgen_anon_1.tot_len = ASK_MTU;
+    // SAFETY: the context is valid for as long as the program runs.
+    lookup.ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    A::ask(lookup, src, dst);
+    let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the context is valid, and the size is that of the parameters.
-    let answer = unsafe { fib_lookup(ctx.as_ptr(), params, size_of::<bpf_fib_lookup>() as i32, 0) };
-    if answer == i64::from(BPF_FIB_LKUP_RET_FRAG_NEEDED) {
-        // SAFETY: the kernel has written the MTU.
-        let mtu = unsafe { params.__bindgen_anon_1.mtu_result };
-        maps::route_query()?.narrow_mtu = mtu;
+    let answer = unsafe { fib_lookup(ctx.as_ptr(), lookup, size, 0) };
+    if answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+        *is_known = 0;
+        return Some(NextHop { mtu: u16::MAX, ..NextHop::of(lookup.ifindex) });
+    }
+    if answer != i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
         return None;
     }
-    let is_known = answer == i64::from(BPF_FIB_LKUP_RET_SUCCESS);
-    let is_found = is_known || answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH);
-    is_found.then_some((params.ifindex, is_known))
+    *is_known = 1;
+    // SAFETY: the kernel has written the MTU here.
+    let mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
+    let [a, b, c] = words(lookup.dmac);
+    let [d, e, f] = words(lookup.smac);
+    Some(NextHop { device: lookup.ifindex, mtu, macs: [a, b, c, d, e, f], pad: 0 })
 }
 
+/// Sends the packet where the last answer said; returns the program's verdict.
+///
+/// By way of the kernel's neighbours, which learns by that that this one is in use. A packet of a host process
+/// carries the route to the Service's address, and one that waits for a neighbour is sent to that
+/// route's: so a known next hop is named. It may be a router of the other family (RFC 5549), which
+/// the kernel finds again.
 #[inline(always)]
-fn redirect(device: u32, neighbour: Option<&mut bpf_redir_neigh>) -> i32 {
+pub fn redirect<A: Routing>() -> Option<i32> {
+    let RouteQuery { lookup, is_known } = maps::route_query()?;
+    let device = lookup.ifindex;
+    if *is_known == 0 || lookup.family != A::FAMILY {
+        // SAFETY: no parameters.
+        return Some(unsafe { bpf_redirect_neigh(device, core::ptr::null_mut(), 0, 0) as i32 });
+    }
+    // SAFETY: every field is an integer.
+    let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+    neighbour.nh_family = u32::from(A::FAMILY);
+    A::answer(lookup, &mut neighbour);
     let size = size_of::<bpf_redir_neigh>() as i32;
-    let (neighbour, size) =
-        neighbour.map_or((core::ptr::null_mut(), 0), |n| (core::ptr::from_mut(n), size));
-    // SAFETY: either no parameters, or a pointer to as many bytes as the size says.
-    unsafe { bpf_redirect_neigh(device, neighbour, size, 0) as i32 }
+    // SAFETY: a pointer to as many bytes as the size says.
+    Some(unsafe { bpf_redirect_neigh(device, &mut neighbour, size, 0) as i32 })
+}
+
+/// A link-layer address by words, as they stand in memory.
+#[inline(always)]
+fn words([a, b, c, d, e, f]: [u8; 6]) -> [u16; 3] {
+    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])]
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
     helpers::{bpf_skb_change_tail, bpf_skb_store_bytes, bpf_skb_vlan_pop},
     programs::TcContext,
 };
@@ -11,8 +11,8 @@ use lb_common::{
     checksum::Difference,
 };
 use lb_ebpf::{
-    packet::{L4Checksum, Packet},
-    path::egress::Origin,
+    packet::{ETHERNET_HEADER, L4Checksum, Packet},
+    path::Origin,
 };
 
 use crate::globals::MARK;
@@ -33,6 +33,12 @@ impl Skb {
     #[inline(always)]
     pub(super) fn context(&self) -> TcContext {
         TcContext::new(self.0.skb.skb)
+    }
+
+    /// The context as the kernel handed it over.
+    #[inline(always)]
+    pub(super) const fn as_ptr(&self) -> *mut __sk_buff {
+        self.0.skb.skb
     }
 
     /// Interface index of the device that it comes in by or leaves by.
@@ -78,7 +84,7 @@ impl Skb {
         !is_removed || unsafe { (*self.0.skb.skb).vlan_present } != 0
     }
 
-    /// Did it come in by a device, or from a socket of this node?
+    /// Where a packet at egress comes from: a device, or a socket of this node.
     #[inline(always)]
     pub(super) fn origin(&self) -> Origin {
         // SAFETY: the context is valid for as long as the program runs.
@@ -163,6 +169,13 @@ impl Packet for Skb {
             // What cannot be pulled is found truncated.
             let _ = self.0.pull_data(wanted);
         }
+    }
+
+    #[inline(always)]
+    fn fits(&self, mtu: u16) -> bool {
+        // SAFETY: the context is valid for as long as the program runs.
+        let is_cut_later = unsafe { (*self.0.skb.skb).gso_size } != 0;
+        is_cut_later || self.0.len() <= u32::from(mtu) + ETHERNET_HEADER as u32
     }
 
     #[inline(always)]

@@ -2,15 +2,15 @@
 
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::{
-    Address, Affinity, AffinityKey, Backend, CtKey, DeviceRole, Fragment, FragmentKey, Frontend,
-    FrontendKey, Region, Source,
+    Address, Affinity, AffinityKey, Backend, CachedFlow, Control, CtKey, DeviceRole, Fragment,
+    FragmentKey, Frontend, FrontendKey, NextHop, Region, Source,
 };
 use lb_ebpf::{
     path::{answer::Answers, fragment::Fragments},
-    tables::{Backends, CtRef, Ref, Route, Tables},
+    tables::{Backends, CtRef, Ends, Ref, Tables},
 };
 
-use super::route::Routing;
+use super::route::{self, Routing};
 use crate::{
     globals::{RESET_TCP, SNAT_COUNT, SNAT_FIRST},
     maps::{self, BpfBackends, Maps, fragments::FragmentMaps},
@@ -19,13 +19,15 @@ use crate::{
 /// The maps, and the context that some questions need.
 pub(super) struct BpfTables<A> {
     ctx: TcContext,
+    control: &'static Control,
     backends: BpfBackends<A>,
 }
 
 impl<A> BpfTables<A> {
+    /// `None` cannot happen: `CONTROL` has its one element.
     #[inline(always)]
-    pub(super) const fn new(ctx: TcContext) -> Self {
-        Self { ctx, backends: BpfBackends::new() }
+    pub(super) fn new(ctx: TcContext) -> Option<Self> {
+        Some(Self { ctx, control: maps::control()?, backends: BpfBackends::new() })
     }
 }
 
@@ -53,6 +55,21 @@ impl<A: Address + Maps> Backends<A> for BpfTables<A> {
 
 impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     #[inline(always)]
+    fn ends(&self, flow: &CtKey<A>) -> Ends {
+        maps::ends(self.control, flow)
+    }
+
+    #[inline(always)]
+    fn recall(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
+        maps::recall(self.control, flow, decision)
+    }
+
+    #[inline(always)]
+    fn cache(&self, decision: &mut CachedFlow<A>) {
+        maps::cache(self.control, decision);
+    }
+
+    #[inline(always)]
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>> {
         A::conntrack(flow)
     }
@@ -60,16 +77,20 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     #[inline(always)]
     fn track(&self, flow: &CtKey<A>, entry: CtRef<A>) {
         A::track(flow, entry);
+        maps::uncache(self.control, flow);
     }
 
     #[inline(always)]
     fn claim(&self, flow: &CtKey<A>, entry: CtRef<A>) -> bool {
-        A::claim(flow, entry)
+        let is_claimed = A::claim(flow, entry);
+        maps::uncache(self.control, flow);
+        is_claimed
     }
 
     #[inline(always)]
     fn forget(&self, flow: &CtKey<A>) {
         A::forget(flow);
+        maps::uncache(self.control, flow);
     }
 
     #[inline(always)]
@@ -109,8 +130,8 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     }
 
     #[inline(always)]
-    fn route(&self, src: A, dst: A) -> Option<Route<A>> {
-        A::route(&self.ctx, src, dst)
+    fn route(&self, src: A, dst: A) -> Option<NextHop> {
+        route::route(&self.ctx, src, dst)
     }
 
     #[inline(always)]
@@ -150,10 +171,5 @@ impl<A: Address + FragmentMaps + Routing> Answers<A> for BpfTables<A> {
     #[inline(always)]
     fn may_answer(&self) -> bool {
         maps::answers::may_answer()
-    }
-
-    #[inline(always)]
-    fn narrow_mtu(&self) -> Option<u16> {
-        maps::narrow_mtu()
     }
 }

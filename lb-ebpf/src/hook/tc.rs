@@ -1,45 +1,57 @@
-//! TC: the entry of each hook, and verdicts as return codes.
+//! TC: the entry of each hook, its steps, and verdicts as return codes.
 
 use aya_ebpf::{
-    bindings::{BPF_F_INGRESS, TC_ACT_SHOT},
+    bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT},
     helpers::bpf_redirect,
     programs::TcContext,
 };
-use lb_common::abi::{Address, Counter, CounterKind, FragmentAction, Ipv4, Ipv6};
+use lb_common::abi::{
+    Abi as _, Address, CachedFlow, Counter, CounterKind, CtAction, FragmentAction, Ipv4, Ipv6,
+    NextHop,
+};
 use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next, NoFlow},
     path::{
-        Direction, PathResult, Verdict, answer, egress as out, fragment,
+        self, Direction, Found, Origin, PathResult, Verdict, answer, fragment,
         icmp::{self, Icmp},
-        ingress as into,
+        refuse,
     },
 };
 
-use super::{route::Routing, skb::Skb, tables::BpfTables};
+use super::{
+    route::{self, Routing},
+    skb::Skb,
+    tables::BpfTables,
+};
 use crate::{
     globals::MARK,
-    maps::{
-        self, Maps,
-        fragments::{FragmentMaps, rest},
-    },
+    maps::{self, Maps, fragments::FragmentMaps},
 };
 
 /// Neither accepts nor drops: the next program, ours or a CNI's, decides (`TCX_NEXT`).
 const NEXT: i32 = -1;
 const SHOT: i32 = TC_ACT_SHOT as i32;
-/// The largest answer that the kernel knows.
-const LARGEST: i32 = 8;
-/// Less the number of its counter: the answer about a packet that ends here, until all has been done.
-const DROPPED: i32 = -16;
-const TOO_BIG: i32 = DROPPED - Counter::PacketTooBig as i32;
-const TTL_EXPIRED: i32 = DROPPED - Counter::TtlExpired as i32;
-/// What a program answers with until all has been looked at: the packet may be one of ICMP.
-const OTHER: i32 = -2;
-/// The same for a later fragment.
-const FRAGMENT: i32 = -3;
-/// Added to the answer about a packet's first fragment: its rest is still to come.
-const HAS_REST: i32 = 1 << 8;
+const TC_ACT_REDIRECT: i32 = 7;
+/// What a step answers with if another one is to follow; a verdict of TC otherwise.
+mod step {
+    /// Ask conntrack and frontends.
+    pub(super) const ASK: i32 = -3;
+    /// There is a decision made for this packet: act.
+    pub(super) const DECIDED: i32 = -4;
+    /// No packet of a flow; perhaps of ICMP.
+    pub(super) const OTHER: i32 = -5;
+    /// A later fragment, which has no ports.
+    pub(super) const LATER: i32 = -6;
+    /// The same as [`ASK`], and note what becomes of this first fragment.
+    pub(super) const ASK_AND_NOTE: i32 = -7;
+    /// It does not fit the next device.
+    pub(super) const TOO_BIG: i32 = -8;
+    /// Its time to live has ended.
+    pub(super) const TTL_EXPIRED: i32 = -9;
+    /// Refuse: less the number of a counter.
+    pub(super) const REFUSE: i32 = -16;
+}
 /// Headers that a path may touch: Ethernet, IPv6, TCP.
 const HEADERS: u32 = 14 + 40 + 20;
 /// The same of ICMP, as far as the quoted ports: an IPv6 redirect with a link-layer address is the
@@ -53,16 +65,7 @@ pub fn ingress(ctx: TcContext) -> i32 {
     if skb.is_marked() || skb.is_tagged() {
         return NEXT;
     }
-    skb.pull(HEADERS);
-    match parse::ethertype(&skb) {
-        Ipv4::ETHERTYPE => {
-            other::<Ipv4>(ingress_of::<Ipv4>(&mut skb), &mut skb, Direction::Ingress)
-        }
-        Ipv6::ETHERTYPE => {
-            other::<Ipv6>(ingress_of::<Ipv6>(&mut skb), &mut skb, Direction::Ingress)
-        }
-        _ => NEXT,
-    }
+    run(&mut skb, Origin::Incoming)
 }
 
 /// The program at egress.
@@ -77,155 +80,254 @@ pub fn egress(ctx: TcContext) -> i32 {
     if skb.is_tagged() {
         return NEXT;
     }
+    let origin = skb.origin();
+    run(&mut skb, origin)
+}
+
+#[inline(always)]
+fn run(skb: &mut Skb, origin: Origin) -> i32 {
     skb.pull(HEADERS);
-    match parse::ethertype(&skb) {
-        Ipv4::ETHERTYPE => other::<Ipv4>(egress_of::<Ipv4>(&mut skb), &mut skb, Direction::Egress),
-        Ipv6::ETHERTYPE => other::<Ipv6>(egress_of::<Ipv6>(&mut skb), &mut skb, Direction::Egress),
+    match parse::ethertype(skb) {
+        Ipv4::ETHERTYPE => steps::<Ipv4>(skb, origin as u32),
+        Ipv6::ETHERTYPE => steps::<Ipv6>(skb, origin as u32),
         _ => NEXT,
     }
 }
 
-/// A function of its own, so that the two families do not share a stack.
-#[inline(never)]
-fn ingress_of<A: Header + Maps + Routing>(skb: &mut Skb) -> i32 {
-    A::parse(skb, Path(Direction::Ingress)).unwrap_or_else(pass)
-}
-
-/// A function of its own, so that the two families do not share a stack.
-#[inline(never)]
-fn egress_of<A: Header + Maps + Routing>(skb: &mut Skb) -> i32 {
-    A::parse(skb, Path(Direction::Egress)).unwrap_or_else(pass)
-}
-
-/// Goes on with a packet that has no ports, if it is one of ICMP or a fragment, with one that cannot
-/// be forwarded, and notes what became of a first fragment.
-///
-/// Called when the functions for flows have given back their stack.
+/// One step after the other, each in a stack of its own.
 #[inline(always)]
-fn other<A: Icmp + FragmentMaps + Routing>(code: i32, skb: &mut Skb, direction: Direction) -> i32 {
-    if (NEXT..=LARGEST).contains(&code) {
-        return code;
+fn steps<A: Steps>(skb: &Skb, origin: u32) -> i32 {
+    let ctx = skb.as_ptr();
+    let looked = A::look(ctx, origin);
+    let mut code = looked;
+    if code == step::ASK || code == step::ASK_AND_NOTE {
+        code = A::ask(ctx, origin);
     }
-    let mut code = code;
-    if code > LARGEST {
-        code -= HAS_REST;
-        note_fragment::<A>(skb, code, direction);
+    let is_refused = code <= step::REFUSE;
+    if code == step::DECIDED || is_refused {
+        code = A::act(ctx, origin, code);
     }
-    if code == OTHER {
-        code = ping::<A>(skb, direction);
+    if looked == step::ASK_AND_NOTE {
+        A::note(ctx, origin, if is_refused { SHOT } else { code });
     }
-    let code = match (code, direction) {
-        (FRAGMENT, _) => later_fragment::<A>(skb, direction),
-        (OTHER, Direction::Egress) => icmp_at_egress::<A>(skb),
-        (OTHER, Direction::Ingress) => icmp_at_ingress::<A>(skb),
-        (TOO_BIG | TTL_EXPIRED, _) => tell::<A>(skb, code, direction),
-        _ => code,
-    };
-    if code <= DROPPED { SHOT } else { code }
+    match code {
+        step::LATER => A::later(ctx, origin),
+        step::OTHER => other::<A>(ctx, origin),
+        step::TOO_BIG | step::TTL_EXPIRED => A::tell(ctx, origin, code),
+        verdict => verdict,
+    }
 }
 
-/// Answers a ping to an address of Services.
-#[inline(never)]
-fn ping<A: Icmp + FragmentMaps + Routing>(skb: &mut Skb, direction: Direction) -> i32 {
-    let at = (direction, skb.origin());
-    match answer::ping(skb, &BpfTables::<A>::new(skb.context()), at) {
-        Ok(Verdict::Answer(counter)) => {
-            maps::count(counter);
-            send_back(skb, direction)
+#[inline(always)]
+fn other<A: Steps>(ctx: *mut __sk_buff, origin: u32) -> i32 {
+    match A::ping(ctx, origin) {
+        step::OTHER => A::icmp(ctx, origin),
+        verdict => verdict,
+    }
+}
+
+/// The steps for one family: functions that the kernel's verifier reads one by one, and that it lets
+/// answer with any number.
+trait Steps {
+    /// Reads headers, filter and cache; acts on what is cached.
+    fn look(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Asks conntrack and frontends.
+    fn ask(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Translates, sends, refuses, as was just decided.
+    fn act(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
+    /// Goes on with a packet that is not one of a flow, if it is one of ICMP.
+    fn icmp(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Does with a later fragment what was done with the first one.
+    fn later(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Notes what became of a first fragment, which the program ends with `code` for.
+    fn note(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
+    /// Answers a ping to an address of Services.
+    fn ping(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Tells the sender of a packet why it ends here.
+    fn tell(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
+}
+
+macro_rules! steps {
+    ($family:ty: $($name:ident = $function:ident($($argument:ident: $type:ty),*),)+) => {
+        $(#[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $function(ctx: *mut __sk_buff $(, $argument: $type)*) -> i32 {
+            $name::<$family>(Skb::new(TcContext::new(ctx)) $(, $argument)*)
+        })+
+
+        impl Steps for $family {
+            $(#[inline(always)]
+            fn $name(ctx: *mut __sk_buff $(, $argument: $type)*) -> i32 {
+                $function(ctx $(, $argument)*)
+            })+
         }
-        Ok(_) => OTHER,
-        Err(counter) => end(counter),
-    }
-}
-
-/// Tells the sender of a packet, which the program ends with `code` for, why it ends.
-#[inline(never)]
-fn tell<A: Icmp + FragmentMaps + Routing>(skb: &mut Skb, code: i32, direction: Direction) -> i32 {
-    let Some(headers) = A::headers() else { return SHOT };
-    let reason = if code == TOO_BIG { Counter::PacketTooBig } else { Counter::TtlExpired };
-    let tables = BpfTables::<A>::new(skb.context());
-    match answer::tell(skb, &tables, headers, (reason, direction)) {
-        Ok(true) => send_back(skb, direction),
-        _ => SHOT,
-    }
-}
-
-#[inline(never)]
-fn later_fragment<A: Icmp + FragmentMaps + Routing>(skb: &mut Skb, direction: Direction) -> i32 {
-    let (tables, origin) = (BpfTables::<A>::new(skb.context()), skb.origin());
-    match fragment::later(skb, &tables, (direction, origin)) {
-        Ok(verdict) => act(skb, Ok(verdict), direction),
-        Err(Some(counter)) => end(counter),
-        Err(None) => SHOT,
-    }
-}
-
-/// Remembers what became of a first fragment, which the program ends with `code` for.
-#[inline(never)]
-fn note_fragment<A: Icmp + FragmentMaps + Routing>(skb: &mut Skb, code: i32, direction: Direction) {
-    let (Some(headers), Some(&mut sent)) = (A::headers(), rest()) else { return };
-    let rest = match code {
-        NEXT => (FragmentAction::CONTINUE, 0),
-        code if code <= DROPPED => (FragmentAction::DROP, 0),
-        _ => sent,
     };
-    let tables = BpfTables::<A>::new(skb.context());
-    fragment::remember(skb, &tables, headers, direction, rest);
+}
+steps! {
+    Ipv4:
+    look = lb_tc_look4(origin: u32),
+    ask = lb_tc_ask4(origin: u32),
+    act = lb_tc_act4(origin: u32, code: i32),
+    icmp = lb_tc_icmp4(origin: u32),
+    later = lb_tc_later4(origin: u32),
+    note = lb_tc_note4(origin: u32, code: i32),
+    ping = lb_tc_ping4(origin: u32),
+    tell = lb_tc_tell4(origin: u32, code: i32),
+}
+steps! {
+    Ipv6:
+    look = lb_tc_look6(origin: u32),
+    ask = lb_tc_ask6(origin: u32),
+    act = lb_tc_act6(origin: u32, code: i32),
+    icmp = lb_tc_icmp6(origin: u32),
+    later = lb_tc_later6(origin: u32),
+    note = lb_tc_note6(origin: u32, code: i32),
+    ping = lb_tc_ping6(origin: u32),
+    tell = lb_tc_tell6(origin: u32, code: i32),
 }
 
-/// Notes what the rest of a packet is for, if it has any, should the program send it somewhere.
+/// An origin by its number.
 #[inline(always)]
-fn note_rest(action: FragmentAction, device: u32) {
-    if let Some(rest) = rest() {
-        *rest = (action, device);
+fn origin(number: u32) -> Origin {
+    match number {
+        0 => Origin::Forwarded,
+        1 => Origin::Host,
+        _ => Origin::Incoming,
     }
 }
 
-#[inline(never)]
-fn icmp_at_ingress<A: Icmp + Maps + Routing>(skb: &mut Skb) -> i32 {
-    icmp_of::<A>(skb, Direction::Ingress)
-}
-
-#[inline(never)]
-fn icmp_at_egress<A: Icmp + Maps + Routing>(skb: &mut Skb) -> i32 {
-    icmp_of::<A>(skb, Direction::Egress)
-}
-
 #[inline(always)]
-fn icmp_of<A: Icmp + Maps + Routing>(skb: &mut Skb, direction: Direction) -> i32 {
-    if A::header(skb).is_none() {
-        return NEXT;
-    }
-    skb.pull(QUOTED_HEADERS);
-    let verdict = icmp::icmp(skb, &BpfTables::<A>::new(skb.context()), direction);
-    act(skb, verdict, direction)
+fn look<A: Header + Maps + Routing>(mut skb: Skb, from: u32) -> i32 {
+    A::parse(&mut skb, Look(origin(from))).unwrap_or_else(pass)
 }
 
-/// Goes on with the path of a hook.
-struct Path(Direction);
+/// Goes on with the headers of a packet.
+struct Look(Origin);
 
-impl<A: Address + Maps + Routing> Next<A, Skb> for Path {
+impl<A: Address + Maps + Routing> Next<A, Skb> for Look {
     type Output = i32;
 
     #[inline(always)]
     fn run(self, skb: &mut Skb, headers: &Headers<A>) -> i32 {
-        // They would take a sixth of the stack.
-        let Some(kept) = A::headers() else { return NEXT };
-        *kept = *headers;
-        if headers.has_rest() {
-            note_rest(FragmentAction::REDIRECT, 0);
-        }
-        let (headers, tables) = (&*kept, BpfTables::new(skb.context()));
-        let Self(direction) = self;
-        let verdict = match direction {
-            Direction::Egress => {
-                let origin = skb.origin();
-                out::egress(skb, headers, &tables, origin)
+        let Self(origin) = self;
+        let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
+        let mut decision = CachedFlow::zeroed();
+        match path::look(headers, &tables, origin, &mut decision) {
+            path::Look::Act => {
+                let verdict = path::act(skb, headers, &tables, &decision, Verdict::Send);
+                match perform(skb, verdict, (&decision.hop, || None, origin.direction())) {
+                    // Once more, with all that is needed to tell the sender.
+                    step::TOO_BIG | step::TTL_EXPIRED => keep(headers),
+                    code => code,
+                }
             }
-            Direction::Ingress => into::ingress(skb, headers, &tables),
-        };
-        let code = act(skb, verdict, direction);
-        if headers.has_rest() { HAS_REST + code } else { code }
+            path::Look::Ask => keep(headers),
+            path::Look::Leave => NEXT,
+        }
+    }
+}
+
+/// Keeps the headers for the steps that follow: they would take a sixth of the stack.
+#[inline(always)]
+fn keep<A: Maps + Copy>(headers: &Headers<A>) -> i32 {
+    let Some(kept) = A::headers() else { return NEXT };
+    *kept = *headers;
+    if headers.has_rest() { step::ASK_AND_NOTE } else { step::ASK }
+}
+
+#[inline(always)]
+fn ask<A: Address + Maps + Routing>(skb: Skb, from: u32) -> i32 {
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
+    let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
+    match path::ask(headers, &tables, origin(from), decision) {
+        Ok(Found::Answer(counter)) => step::REFUSE - counter as i32,
+        Ok(Found::Decided) => step::DECIDED,
+        Ok(Found::Nothing) => NEXT,
+        Err(counter) => end(counter),
+    }
+}
+
+#[inline(always)]
+fn act<A: Address + Maps + Routing>(mut skb: Skb, from: u32, code: i32) -> i32 {
+    let direction = origin(from).direction();
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
+    if code <= step::REFUSE {
+        if let Err(counter) = refuse::refuse(&mut skb, headers) {
+            return end(counter);
+        }
+        maps::count_number((step::REFUSE - code).cast_unsigned());
+        return send_back(&mut skb, direction);
+    }
+    let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
+    let verdict = path::act(&mut skb, headers, &tables, decision, Verdict::Route);
+    perform(&mut skb, verdict, (&decision.hop, route::redirect::<A>, direction))
+}
+
+#[inline(always)]
+fn icmp<A: Icmp + Maps + Routing>(mut skb: Skb, from: u32) -> i32 {
+    if A::header(&skb).is_none() {
+        return NEXT;
+    }
+    skb.pull(QUOTED_HEADERS);
+    let direction = origin(from).direction();
+    let Some(tables) = BpfTables::<A>::new(skb.context()) else { return NEXT };
+    let verdict = icmp::icmp(&mut skb, &tables, direction);
+    last(perform(&mut skb, verdict, (&NextHop::of(0), route::redirect::<A>, direction)))
+}
+
+#[inline(always)]
+fn later<A: Header + FragmentMaps + Routing>(mut skb: Skb, from: u32) -> i32 {
+    let origin = origin(from);
+    let Some(tables) = BpfTables::<A>::new(skb.context()) else { return NEXT };
+    let verdict = match fragment::later(&mut skb, &tables, origin) {
+        Ok(verdict) => Ok(verdict),
+        Err(Some(counter)) => Err(counter),
+        Err(None) => return SHOT,
+    };
+    let hop = NextHop::of(0);
+    last(perform(&mut skb, verdict, (&hop, route::redirect::<A>, origin.direction())))
+}
+
+#[inline(always)]
+fn note<A: Header + FragmentMaps + Routing>(mut skb: Skb, from: u32, code: i32) -> i32 {
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
+    let rest = match code {
+        NEXT => (FragmentAction::CONTINUE, 0),
+        TC_ACT_REDIRECT if decision.action == CtAction::REPLY_TO_HOST => {
+            (FragmentAction::DELIVER, decision.hop.device)
+        }
+        TC_ACT_REDIRECT => (FragmentAction::REDIRECT, 0),
+        _ => (FragmentAction::DROP, 0),
+    };
+    let Some(tables) = BpfTables::<A>::new(skb.context()) else { return NEXT };
+    fragment::remember(&mut skb, &tables, headers, origin(from).direction(), rest);
+    NEXT
+}
+
+#[inline(always)]
+fn ping<A: Icmp + FragmentMaps + Routing>(mut skb: Skb, from: u32) -> i32 {
+    let origin = origin(from);
+    let Some(tables) = BpfTables::<A>::new(skb.context()) else { return NEXT };
+    match answer::ping(&mut skb, &tables, origin) {
+        Ok(true) => {
+            maps::count(Counter::Ping);
+            send_back(&mut skb, origin.direction())
+        }
+        Ok(false) => step::OTHER,
+        Err(counter) => end(counter),
+    }
+}
+
+#[inline(always)]
+fn tell<A: Icmp + FragmentMaps + Routing>(mut skb: Skb, from: u32, code: i32) -> i32 {
+    let verdict = last(code);
+    let direction = origin(from).direction();
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return verdict };
+    let Some(tables) = BpfTables::<A>::new(skb.context()) else { return verdict };
+    let narrow = (code == step::TOO_BIG).then_some(decision.hop.mtu);
+    match answer::tell(&mut skb, &tables, headers, (narrow, direction)) {
+        Ok(true) => send_back(&mut skb, direction),
+        _ => verdict,
     }
 }
 
@@ -234,20 +336,20 @@ impl<A: Address + Maps + Routing> Next<A, Skb> for Path {
 #[inline(always)]
 fn pass(reason: NoFlow) -> i32 {
     match reason {
-        NoFlow::Fragment => FRAGMENT,
-        NoFlow::Other => OTHER,
+        NoFlow::Fragment => step::LATER,
+        NoFlow::Other => step::OTHER,
         NoFlow::Truncated => end(Counter::Truncated),
     }
 }
 
 /// Performs a verdict.
 #[inline(always)]
-fn act<A: Address + Routing>(skb: &mut Skb, verdict: PathResult<A>, direction: Direction) -> i32 {
+fn perform(
+    skb: &mut Skb,
+    verdict: PathResult,
+    (hop, route, direction): (&NextHop, impl FnOnce() -> Option<i32>, Direction),
+) -> i32 {
     match verdict {
-        Ok(Verdict::Answer(counter)) => {
-            maps::count(counter);
-            send_back(skb, direction)
-        }
         Ok(Verdict::Continue) => {
             if direction == Direction::Ingress {
                 skb.set_mark(MARK.load());
@@ -256,30 +358,55 @@ fn act<A: Address + Routing>(skb: &mut Skb, verdict: PathResult<A>, direction: D
         }
         Ok(Verdict::Deliver(device)) => deliver(skb, device),
         Ok(Verdict::Pass) => NEXT,
-        Ok(Verdict::Redirect(route)) => {
+        Ok(Verdict::Route) => {
             skb.set_mark(MARK.load());
-            A::redirect(&route)
+            route().unwrap_or(SHOT)
         }
+        Ok(Verdict::Send) => send(skb, hop),
         Err(counter) => end(counter),
     }
 }
 
-/// Counts a packet under a reason, and does with it what the reason says.
+/// Counts a packet under a reason, and does with it what the reason says; leaves that to the last step
+/// where the sender can be told.
 #[inline(always)]
 fn end(counter: Counter) -> i32 {
-    let is_too_big = counter == Counter::NoRoute && maps::narrow_mtu().is_some();
-    let counter = if is_too_big { Counter::PacketTooBig } else { counter };
-    maps::count(counter);
+    match counter {
+        Counter::PacketTooBig => return step::TOO_BIG,
+        Counter::TtlExpired => return step::TTL_EXPIRED,
+        _ => maps::count(counter),
+    }
     match counter.kind() {
         CounterKind::Pass => NEXT,
-        CounterKind::Answer | CounterKind::Drop | CounterKind::Reject => DROPPED - counter as i32,
+        CounterKind::Answer | CounterKind::Drop | CounterKind::Reject => SHOT,
     }
+}
+
+/// Makes what a step answers a verdict: no other step follows.
+#[inline(always)]
+fn last(code: i32) -> i32 {
+    match code {
+        step::TOO_BIG => maps::count(Counter::PacketTooBig),
+        step::TTL_EXPIRED => maps::count(Counter::TtlExpired),
+        verdict => return verdict,
+    }
+    SHOT
+}
+
+/// Sends the packet to a next hop.
+#[inline(always)]
+fn send(skb: &mut Skb, hop: &NextHop) -> i32 {
+    if skb.write(0, &hop.macs).is_err() {
+        return end(Counter::RewriteFailed);
+    }
+    skb.set_mark(MARK.load());
+    // SAFETY: a helper that takes numbers.
+    unsafe { bpf_redirect(hop.device, 0) as i32 }
 }
 
 /// Returns an answer to where its question came from.
 #[inline(always)]
 fn send_back(skb: &mut Skb, direction: Direction) -> i32 {
-    note_rest(FragmentAction::DROP, 0);
     skb.set_mark(MARK.load());
     let flags = if direction == Direction::Egress { u64::from(BPF_F_INGRESS) } else { 0 };
     // SAFETY: a helper that takes numbers.
@@ -295,7 +422,6 @@ fn deliver(skb: &mut Skb, device: u32) -> i32 {
     if skb.write(0, &target.mac).is_err() {
         return end(Counter::RewriteFailed);
     }
-    note_rest(FragmentAction::DELIVER, device);
     skb.set_mark(MARK.load());
     // SAFETY: a helper that takes numbers.
     unsafe { bpf_redirect(device, u64::from(BPF_F_INGRESS)) as i32 }

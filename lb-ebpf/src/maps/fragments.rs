@@ -1,11 +1,7 @@
 //! What became of the first fragments of packets.
 
-use aya_ebpf::{
-    bindings::BPF_ANY,
-    btf_maps::{LruHashMap, PerCpuArray},
-    macros::btf_map,
-};
-use lb_common::abi::{Fragment, FragmentAction, FragmentKey, Ipv4, Ipv6};
+use aya_ebpf::{bindings::BPF_ANY, btf_maps::LruHashMap, macros::btf_map};
+use lb_common::abi::{Fragment, FragmentKey, Ipv4, Ipv6};
 
 use super::Maps;
 
@@ -16,12 +12,6 @@ const SIZE: usize = 1 << 14;
 static FRAGMENTS_V4: LruHashMap<FragmentKey<Ipv4>, Fragment<Ipv4>, SIZE> = LruHashMap::new();
 #[btf_map]
 static FRAGMENTS_V6: LruHashMap<FragmentKey<Ipv6>, Fragment<Ipv6>, SIZE> = LruHashMap::new();
-#[btf_map]
-static REST: PerCpuArray<Rest, 1> = PerCpuArray::new();
-
-/// What becomes of the rest of the packet that a program looks at, and the device to deliver it by.
-pub type Rest = (FragmentAction, u32);
-
 /// The map of one family.
 pub trait FragmentMaps: Maps {
     /// What became of a packet's first fragment.
@@ -51,11 +41,3 @@ macro_rules! fragment_maps {
 
 fragment_maps!(Ipv4, FRAGMENTS_V4);
 fragment_maps!(Ipv6, FRAGMENTS_V6);
-
-/// Room for what becomes of the rest, for this CPU and this program run.
-#[inline(always)]
-pub fn rest() -> Option<&'static mut Rest> {
-    // SAFETY: a per-CPU array stays allocated; TC programs are not preempted by each other, and one
-    // program run looks at one packet.
-    unsafe { REST.get_ptr_mut(0)?.as_mut() }
-}

@@ -8,9 +8,7 @@ use lb_common::{
     checksum::Difference,
 };
 
-use super::{
-    Direction, PathResult, Verdict, egress::Origin, fragment::Fragments, icmp::Icmp, refuse,
-};
+use super::{Direction, Origin, fragment::Fragments, icmp::Icmp, refuse};
 use crate::{
     packet::Packet,
     parse::{Headers, L3},
@@ -25,12 +23,10 @@ const CHECKSUM: usize = 2;
 pub trait Answers<A: Address>: Fragments<A> {
     /// May one more answer be made now?
     fn may_answer(&self) -> bool;
-
-    /// The MTU of the device that the packet does not fit, if that is why there is no route.
-    fn narrow_mtu(&self) -> Option<u16>;
 }
 
-/// Makes an echo request to an address of Services its own reply; leaves all else alone.
+/// Makes an echo request to an address of Services its own reply, and says whether it has; leaves all
+/// else alone.
 ///
 /// # Errors
 ///
@@ -39,25 +35,24 @@ pub trait Answers<A: Address>: Fragments<A> {
 pub fn ping<A: Icmp>(
     packet: &mut impl Packet,
     tables: &impl Answers<A>,
-    (direction, origin): (Direction, Origin),
-) -> PathResult<A> {
+    origin: Origin,
+) -> Result<bool, Counter> {
     let icmp = L3 + A::HEADER;
     // Options of an IP header may lead the answer elsewhere.
     if A::header(packet) != Some(icmp) || A::fragment(packet).is_some() {
-        return Ok(Verdict::Pass);
+        return Ok(false);
     }
-    let is_asked = direction == Direction::Ingress || origin == Origin::Host;
     let Some([src, dst]) = packet.read::<[A; 2]>(L3 + A::SOURCE_OFFSET) else {
-        return Ok(Verdict::Pass);
+        return Ok(false);
     };
     let is_request = packet.read::<[u8; 2]>(icmp) == Some([A::ECHO_REQUEST, 0]);
-    if !is_request || !is_asked || !tables.has_frontends(dst) {
-        return Ok(Verdict::Pass);
+    if !is_request || origin == Origin::Forwarded || !tables.has_frontends(dst) {
+        return Ok(false);
     }
-    if !may_be_told(packet, tables, [src, dst], direction) || !tables.may_answer() {
+    if !may_be_told(packet, tables, [src, dst], origin.direction()) || !tables.may_answer() {
         return Err(Counter::PingUnanswered);
     }
-    reply::<A>(packet, [src, dst]).map(|()| Verdict::Answer(Counter::Ping))
+    reply::<A>(packet, [src, dst]).map(|()| true)
 }
 
 #[inline(always)]
@@ -79,7 +74,8 @@ fn reply<A: Icmp>(packet: &mut impl Packet, [src, dst]: [A; 2]) -> Result<(), Co
     rewrite::change_checksum(packet, icmp + CHECKSUM, change(A::ECHO_REQUEST, A::ECHO_REPLY))
 }
 
-/// Makes a packet that cannot be forwarded the error that tells its sender; says whether it has.
+/// Makes a packet whose time to live has ended, or that does not fit a `narrow` MTU, the error that
+/// tells its sender; says whether it has.
 ///
 /// # Errors
 ///
@@ -89,11 +85,11 @@ pub fn tell<A: Icmp>(
     packet: &mut impl Packet,
     tables: &impl Answers<A>,
     headers: &Headers<A>,
-    (reason, direction): (Counter, Direction),
+    (narrow, direction): (Option<u16>, Direction),
 ) -> Result<bool, Counter> {
-    let (kind, rest) = match reason {
-        Counter::PacketTooBig => (A::TOO_BIG, u32::from(tables.narrow_mtu().unwrap_or_default())),
-        _ => (A::TIME_EXCEEDED, 0),
+    let (kind, rest) = match narrow {
+        Some(mtu) => (A::TOO_BIG, u32::from(mtu)),
+        None => (A::TIME_EXCEEDED, 0),
     };
     let flow = &headers.flow;
     // A process of the node would not believe its own address; nobody else is told by another's.

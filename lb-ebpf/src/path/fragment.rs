@@ -7,7 +7,7 @@
 
 use lb_common::abi::{Address, Counter, Fragment, FragmentAction, FragmentKey, L4Proto};
 
-use super::{Direction, PathResult, Verdict, egress::Origin};
+use super::{Direction, Origin, PathResult, Verdict};
 use crate::{
     packet::Packet,
     parse::{Header, Headers, L3},
@@ -61,16 +61,17 @@ pub fn remember<A: Header>(
 pub fn later<A: Header>(
     packet: &mut impl Packet,
     tables: &impl Fragments<A>,
-    (direction, origin): (Direction, Origin),
-) -> Result<Verdict<A>, Option<Counter>> {
+    origin: Origin,
+) -> Result<Verdict, Option<Counter>> {
+    let direction = origin.direction();
     let Some((id, protocol)) = A::fragment(packet) else { return Ok(Verdict::Pass) };
     let Some(ends) = packet.read::<[A; 2]>(L3 + A::SOURCE_OFFSET) else {
         return Ok(Verdict::Pass);
     };
     let first = tables.fragment(&key(ends, (id, protocol), direction));
     let Some(first) = first.filter(|first| first.is_fresh(tables.now())) else {
-        let is_asked = direction == Direction::Ingress || origin == Origin::Host;
-        let is_ours = is_asked && has_ports(protocol) && tables.has_frontends(ends[1]);
+        let is_ours =
+            origin != Origin::Forwarded && has_ports(protocol) && tables.has_frontends(ends[1]);
         return if is_ours { Err(Some(Counter::FragmentOutOfOrder)) } else { Ok(Verdict::Pass) };
     };
     match first.action {
@@ -89,17 +90,20 @@ fn follow<A: Address>(
     ends: [A; 2],
     first: &Fragment<A>,
     direction: Direction,
-) -> PathResult<A> {
+) -> PathResult {
     let verdict = match first.action {
         FragmentAction::DELIVER => Verdict::Deliver(first.device),
         FragmentAction::REDIRECT => {
-            let route = tables.route(first.src, first.dst).ok_or(Counter::NoRoute)?;
+            let hop = tables.route(first.src, first.dst).ok_or(Counter::NoRoute)?;
+            if !packet.fits(hop.mtu) {
+                return Err(Counter::PacketTooBig);
+            }
             if direction == Direction::Ingress {
                 // In place of the stack, as the first one.
                 let ttl = packet.read(L3 + A::TTL_OFFSET).ok_or(Counter::RewriteFailed)?;
                 rewrite::decrement_ttl::<A>(packet, ttl)?;
             }
-            Verdict::Redirect(route)
+            Verdict::Route
         }
         _ => Verdict::Continue,
     };
