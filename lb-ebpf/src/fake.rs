@@ -15,7 +15,7 @@ use lb_common::{
     },
     cache::{FACTORS, Factors, Stamp},
     checksum::Difference,
-    conntrack::TICK_SHIFT,
+    conntrack::{TICK_SHIFT, Timeouts},
     filter, limit,
 };
 
@@ -345,6 +345,10 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
 
     fn now(&self) -> u32 {
         u32::try_from(self.nanoseconds.get() >> TICK_SHIFT).expect("a time within 146 years")
+    }
+
+    fn udp_timeout(&self) -> u32 {
+        Timeouts::DEFAULT.udp_stream
     }
 
     fn resets_removed(&self) -> bool {

@@ -68,9 +68,10 @@ pub(super) struct RunArgs {
     pub(super) reset_tcp_on_removal: bool,
     #[command(flatten)]
     pub(super) clients: ClientArgs,
-    /// Entries of the agent's own conntrack, each family
-    #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = size())]
-    pub(super) conntrack_max: u32,
+    /// Entries of the agent's own conntrack, each family [default: 32768 for each CPU, at least 131072,
+    /// less where memory is short]
+    #[arg(long, value_name = "N", value_parser = size())]
+    pub(super) conntrack_max: Option<u32>,
     /// Clients of each family whose backend is remembered for session affinity
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = size())]
     pub(super) affinity_max: u32,

@@ -91,10 +91,11 @@ pub struct Settings {
     pub reset_tcp_on_removal: bool,
     /// Ports that node ports are taken from.
     pub node_ports: PortRange,
-    /// What is made of netfilter's conntrack.
+    /// What is made of netfilter's conntrack; its times are those of the agent's own, too.
     pub netfilter: NetfilterSettings,
-    /// Conntrack entries in each family.
-    pub conntrack_max: u32,
+    /// Conntrack entries in each family; without a number, as many as the pinned maps have room for,
+    /// else by CPUs and memory.
+    pub conntrack_max: Option<u32>,
     /// Clients with affinity in each family.
     pub affinity_max: u32,
     /// Frontends in each family.

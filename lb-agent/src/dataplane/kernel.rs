@@ -17,6 +17,7 @@ use super::{
     map::Map,
     options::{KernelOptions, TcAttach},
     pins::{Pins, PinsError},
+    sizes::{self, SizeKept},
     stale::{self, StaleFinder},
     sys::{self, AttachType},
     tables::KernelTables,
@@ -96,6 +97,7 @@ pub struct Kernel {
     devices: Map<u32, Device>,
     control: ControlMap,
     stale: Option<Result<StaleFinder, KernelError>>,
+    sizes_kept: Vec<SizeKept>,
 }
 
 impl Kernel {
@@ -117,7 +119,9 @@ impl Kernel {
         let control = ControlMap::open(&pins.maps)?;
         let stale = Some(stale::load(&mut ebpf, &pins));
         let clsact = (options.tc_attach == TcAttach::Clsact || !has_tcx()).then_some(ebpf);
-        let kernel = Self { pins, programs, clsact, devices, control, stale };
+        let sizes_kept = sizes::kept(options, &pins)
+            .map_err(|source| KernelError::Pin { path: pins.maps.clone(), source })?;
+        let kernel = Self { pins, programs, clsact, devices, control, stale, sizes_kept };
         cgroup::attach(&kernel.programs, &kernel.pins, options)?;
         Ok(kernel)
     }
@@ -131,7 +135,12 @@ impl Kernel {
         KernelTables::open(&self.pins.maps)
     }
 
-    /// Hands out what finds sockets and flows of backends that no longer serve, once.
+    /// Maps that an earlier agent made with another size; they keep it.
+    pub fn sizes_kept(&self) -> &[SizeKept] {
+        &self.sizes_kept
+    }
+
+    /// Hands out what walks over sockets and flows, once.
     ///
     /// # Errors
     ///

@@ -16,6 +16,7 @@ mod options;
 mod pings;
 mod pins;
 mod reader;
+mod sizes;
 mod slots;
 mod sources;
 mod stale;
@@ -39,6 +40,7 @@ pub use load::object;
 pub use options::{KernelOptions, SocketLb, TcAttach};
 pub use pins::{CleanupError, PinsError, check_version, cleanup};
 pub use reader::{MapFill, Reader};
+pub use sizes::{SizeKept, pinned_conntrack};
 pub use stale::StaleFinder;
 pub use tables::KernelTables;
 

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use lb_common::conntrack::Timeouts;
+
 /// Whose sockets are translated at `connect` and `sendmsg`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
 pub enum SocketLb {
@@ -41,6 +43,8 @@ pub struct KernelOptions {
     pub snat_ports: (u16, u16),
     /// Are TCP connections to a backend that was removed reset?
     pub reset_tcp: bool,
+    /// How long silent flows are remembered.
+    pub timeouts: Timeouts,
     /// Entries of each conntrack map.
     pub conntrack_max: u32,
     /// Entries of each affinity map.

@@ -6,5 +6,6 @@ mod route;
 mod skb;
 pub mod sock_addr;
 pub mod stale;
+pub mod sweep;
 mod tables;
 pub mod tc;

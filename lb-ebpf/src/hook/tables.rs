@@ -12,7 +12,7 @@ use lb_ebpf::{
 
 use super::route::{self, Routing};
 use crate::{
-    globals::{RESET_TCP, SNAT_COUNT, SNAT_FIRST},
+    globals::{CT_UDP_STREAM, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
     maps::{self, BpfBackends, Maps, fragments::FragmentMaps},
 };
 
@@ -137,6 +137,11 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     #[inline(always)]
     fn now(&self) -> u32 {
         maps::now()
+    }
+
+    #[inline(always)]
+    fn udp_timeout(&self) -> u32 {
+        CT_UDP_STREAM.load()
     }
 
     #[inline(always)]

@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use lb_agent::dataplane::{Kernel, KernelOptions, Reader, SocketLb, TcAttach};
 use lb_common::abi::{Counter, Device as DeviceEntry, DeviceRole, Ipv4, Ipv6};
+use lb_common::conntrack::Timeouts;
 use lb_ebpf::cases::{
     BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Outcome, Prefix, SNAT_RANGE,
 };
@@ -166,6 +167,7 @@ pub fn options(node: &Node) -> KernelOptions {
         tc_attach: TcAttach::Auto,
         snat_ports: (SNAT_RANGE.0, SNAT_RANGE.0 + SNAT_RANGE.1 - 1),
         reset_tcp: false,
+        timeouts: Timeouts::DEFAULT,
         conntrack_max: 16384,
         affinity_max: 16384,
         max_frontends: 256,

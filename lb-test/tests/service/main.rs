@@ -14,6 +14,7 @@ mod bulk;
 mod frames;
 mod health;
 mod icmp;
+mod idle;
 mod node_local;
 mod node_settings;
 mod policy;
@@ -65,6 +66,15 @@ impl Cluster {
         node1: NodeSpec,
         objects: impl FnOnce(&Topology) -> Vec<Value>,
     ) -> Self {
+        Self::without_agents(path, node1, objects).with_agents(&["node1"], &[])
+    }
+
+    /// The same, but for agents.
+    fn without_agents(
+        path: SocketLb,
+        node1: NodeSpec,
+        objects: impl FnOnce(&Topology) -> Vec<Value>,
+    ) -> Self {
         let topology = topology(node1);
         let servers = BACKENDS.iter().flat_map(|name| {
             let host = topology.pod(name);
@@ -74,7 +84,7 @@ impl Cluster {
         topology.apply("objects.yaml", &list(&objects(&topology))).unwrap();
         let cluster = Self { agents: Vec::new(), _servers: servers, topology, path };
         cluster.put_pods(&BACKENDS);
-        cluster.with_agents(&["node1"], &[])
+        cluster
     }
 
     /// Starts agents on these nodes, with more arguments, in place of those that run.

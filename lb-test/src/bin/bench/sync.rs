@@ -108,6 +108,7 @@ impl Pipeline {
             tc_attach: TcAttach::Auto,
             snat_ports: (61000, 65535),
             reset_tcp: false,
+            timeouts: lb_common::conntrack::Timeouts::DEFAULT,
             conntrack_max: ENTRIES,
             affinity_max: ENTRIES,
             max_frontends: ENTRIES,
