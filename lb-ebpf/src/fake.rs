@@ -138,6 +138,7 @@ struct FakeTables<A> {
     device: Device,
     nanoseconds: Cell<u64>,
     snat_range: (u16, u16),
+    migrates: bool,
     resets_removed: bool,
 }
 
@@ -160,6 +161,7 @@ impl<A: FromIp> FakeTables<A> {
             device: Device::Uplink,
             nanoseconds: Cell::new(1000 << TICK_SHIFT),
             snat_range: SNAT_RANGE,
+            migrates: false,
             resets_removed: false,
         }
     }
@@ -351,6 +353,10 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         Timeouts::DEFAULT.udp_stream
     }
 
+    fn migrates(&self) -> bool {
+        self.migrates
+    }
+
     fn resets_removed(&self) -> bool {
         self.resets_removed
     }
@@ -405,6 +411,11 @@ impl FakeBench {
     /// Sets first port and number of ports of the SNAT range.
     pub(crate) fn set_snat_range(&mut self, range: (u16, u16)) {
         (self.v4.snat_range, self.v6.snat_range) = (range, range);
+    }
+
+    /// Has connections that began before us left to the stack.
+    pub(crate) fn migrate(&mut self) {
+        (self.v4.migrates, self.v6.migrates) = (true, true);
     }
 
     /// Has connections to removed backends reset.

@@ -24,6 +24,9 @@ pub static HOST_NETNS: Global<u64> = Global::new(0);
 /// Mark for packets that are translated already.
 #[unsafe(no_mangle)]
 pub static MARK: Global<u32> = Global::new(1);
+/// Not zero if connections that began before us are left to the stack.
+#[unsafe(no_mangle)]
+pub static MIGRATE: Global<u32> = Global::new(0);
 /// Not zero if TCP connections to a backend that was removed are reset.
 #[unsafe(no_mangle)]
 pub static RESET_TCP: Global<u32> = Global::new(0);

@@ -1,5 +1,7 @@
 //! Runs every case on fakes, and what only fakes can show: chance, time, and any bytes at all.
 
+mod migrate;
+
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},

@@ -6,8 +6,9 @@ use std::{net::SocketAddr, sync::Arc};
 
 use lb_agent::{
     dataplane::{
-        BackendEntry, BackendId, FrontendAddress, FrontendEntry, Kernel, KernelOptions, Reader,
-        ServiceId, SizeKept, SocketLb, Step, Tables as _, TcAttach, cleanup, pinned_conntrack,
+        BackendEntry, BackendId, FrontendAddress, FrontendEntry, Kernel, KernelOptions, MidFlow,
+        Reader, ServiceId, SizeKept, SocketLb, Step, Tables as _, TcAttach, cleanup,
+        pinned_conntrack,
     },
     model::{Family, Protocol},
 };
@@ -28,6 +29,7 @@ fn options(node: &Node, tc_attach: TcAttach) -> KernelOptions {
         bind_protection: true,
         tc_attach,
         snat_ports: (61000, 65535),
+        mid_flow: MidFlow::Balanced,
         reset_tcp: false,
         timeouts: Timeouts::DEFAULT,
         conntrack_max: 1024,

@@ -56,6 +56,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(arguments.node.metrics_bind_address, BindAddress::parse("127.0.0.1:10249").unwrap());
     assert_eq!(arguments.node.snat_port_range, "61000-65535".parse().unwrap());
     assert_eq!(arguments.conntrack_max, None);
+    assert!(!arguments.migrate && run_args(&run(&["--migrate"])).migrate);
     assert_eq!((arguments.max_frontends, arguments.max_backends), (262_144, 262_144));
     let ranges = &arguments.service_cluster_ip_range;
     let shown: Vec<_> = ranges.iter().map(ToString::to_string).collect();

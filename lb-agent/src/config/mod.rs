@@ -13,7 +13,7 @@ mod local;
 mod values;
 
 pub use crate::{
-    dataplane::{SocketLb, TcAttach},
+    dataplane::{MidFlow, SocketLb, TcAttach},
     health::ProxyNames,
     sysctl::NetfilterSettings,
 };
@@ -87,6 +87,8 @@ pub struct Settings {
     pub masquerade_all: bool,
     /// Ports that SNAT may give to a client.
     pub snat_ports: PortRange,
+    /// What becomes of connections that began before the agent.
+    pub mid_flow: MidFlow,
     /// Are TCP connections to a backend that was removed reset?
     pub reset_tcp_on_removal: bool,
     /// Ports that node ports are taken from.

@@ -10,7 +10,7 @@ use lb_common::abi::{globals, maps};
 
 use super::{
     kernel::{KernelError, remove_pin},
-    options::{KernelOptions, SocketLb},
+    options::{KernelOptions, MidFlow, SocketLb},
     pins::Pins,
     sizes, sys,
 };
@@ -29,6 +29,7 @@ pub(super) fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelE
     let netns = sys::netns_cookie().map_err(KernelError::NetnsCookie)?;
     let mark = mark(netns);
     let host_only = u32::from(options.socket_lb == SocketLb::Host);
+    let migrate = u32::from(options.mid_flow == MidFlow::LeftToStack);
     let reset_tcp = u32::from(options.reset_tcp);
     let set_retval = u32::from(kernel_at_least((5, 18)));
     let (first, last) = options.snat_ports;
@@ -41,6 +42,7 @@ pub(super) fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelE
         .override_global(globals::FLOWS_SHIFT, &flows_shift, true)
         .override_global(globals::HOST_NETNS, &netns, true)
         .override_global(globals::MARK, &mark, true)
+        .override_global(globals::MIGRATE, &migrate, true)
         .override_global(globals::RESET_TCP, &reset_tcp, true)
         .override_global(globals::SET_RETVAL, &set_retval, true)
         .override_global(globals::SNAT_FIRST, &snat_first, true)

@@ -6,6 +6,7 @@
 mod cgroup;
 mod clsact;
 mod control;
+mod drain;
 pub mod fake;
 pub mod faulty;
 mod kernel;
@@ -35,9 +36,10 @@ use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind, Region, maps};
 use crate::model::Family;
 
 pub use crate::desired::FrontendAddress;
+pub use drain::Drain;
 pub use kernel::{Kernel, KernelError};
 pub use load::object;
-pub use options::{KernelOptions, SocketLb, TcAttach};
+pub use options::{KernelOptions, MidFlow, SocketLb, TcAttach};
 pub use pins::{CleanupError, PinsError, check_version, cleanup};
 pub use reader::{MapFill, Reader};
 pub use sizes::{SizeKept, pinned_conntrack};

@@ -26,6 +26,16 @@ pub enum TcAttach {
     Clsact,
 }
 
+/// What becomes of a packet of a connection that conntrack does not know, and that does not begin it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum MidFlow {
+    /// Its hash finds the backend again that the connection had, here or by another node.
+    #[default]
+    Balanced,
+    /// Somebody else began the connection before the agent came, and still translates it.
+    LeftToStack,
+}
+
 /// What is fixed while the agent runs.
 #[derive(Clone, Debug)]
 pub struct KernelOptions {
@@ -41,6 +51,8 @@ pub struct KernelOptions {
     pub tc_attach: TcAttach,
     /// First and last port that SNAT may use.
     pub snat_ports: (u16, u16),
+    /// What becomes of a connection that conntrack does not know.
+    pub mid_flow: MidFlow,
     /// Are TCP connections to a backend that was removed reset?
     pub reset_tcp: bool,
     /// How long silent flows are remembered.

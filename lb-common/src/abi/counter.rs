@@ -82,6 +82,8 @@ counters! {
     PacketTooBig = Reject "packet_too_big",
     /// The time to live ended where this node forwards in place of the stack.
     TtlExpired = Reject "ttl_expired",
+    /// A packet of a connection that began before this agent, left to the stack by `--migrate`.
+    Migrating = Pass "migrating",
     /// Headers that end before the ports.
     Truncated = Pass "truncated",
 }

@@ -127,6 +127,8 @@ pub mod globals {
     pub const HOST_NETNS: &str = "HOST_NETNS";
     /// `u32`: mark for packets translated already; different on each node.
     pub const MARK: &str = "MARK";
+    /// `u32`: not zero if connections that began before us are left to the stack.
+    pub const MIGRATE: &str = "MIGRATE";
     /// `u32`: not zero if connections to a backend that was removed are reset.
     pub const RESET_TCP: &str = "RESET_TCP";
     /// `u32`: not zero if a refused `connect` can say `ECONNREFUSED` (Linux 5.18).

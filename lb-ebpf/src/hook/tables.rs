@@ -12,7 +12,7 @@ use lb_ebpf::{
 
 use super::route::{self, Routing};
 use crate::{
-    globals::{CT_UDP_STREAM, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
+    globals::{CT_UDP_STREAM, MIGRATE, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
     maps::{self, BpfBackends, Maps, fragments::FragmentMaps},
 };
 
@@ -142,6 +142,11 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     #[inline(always)]
     fn udp_timeout(&self) -> u32 {
         CT_UDP_STREAM.load()
+    }
+
+    #[inline(always)]
+    fn migrates(&self) -> bool {
+        MIGRATE.load() != 0
     }
 
     #[inline(always)]

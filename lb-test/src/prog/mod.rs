@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
-use lb_agent::dataplane::{Kernel, KernelOptions, Reader, SocketLb, TcAttach};
+use lb_agent::dataplane::{Kernel, KernelOptions, MidFlow, Reader, SocketLb, TcAttach};
 use lb_common::abi::{Counter, Device as DeviceEntry, DeviceRole, Ipv4, Ipv6};
 use lb_common::conntrack::Timeouts;
 use lb_ebpf::cases::{
@@ -166,6 +166,7 @@ pub fn options(node: &Node) -> KernelOptions {
         bind_protection: true,
         tc_attach: TcAttach::Auto,
         snat_ports: (SNAT_RANGE.0, SNAT_RANGE.0 + SNAT_RANGE.1 - 1),
+        mid_flow: MidFlow::Balanced,
         reset_tcp: false,
         timeouts: Timeouts::DEFAULT,
         conntrack_max: 16384,
