@@ -27,7 +27,7 @@ use crate::{
         SNAT_RANGE,
     },
     packet::{ETHERNET_HEADER, L4Checksum, Packet},
-    parse::{self},
+    parse,
     path::{answer::Answers, fragment::Fragments},
     tables::{Backends, CtRef, Ends, Ref, Tables},
 };
