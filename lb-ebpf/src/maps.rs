@@ -1,5 +1,8 @@
 //! Every map, and the only unsafe access to one.
 
+pub mod answers;
+pub mod fragments;
+
 use core::{marker::PhantomData, ptr::NonNull};
 
 use aya_ebpf::{
@@ -174,7 +177,8 @@ macro_rules! maps {
 
             #[inline(always)]
             fn conntrack(flow: &CtKey<Self>) -> Option<CtRef<Self>> {
-                let entry = $conntrack.get_ptr_mut(flow).or_else(|| $half_open.get_ptr_mut(flow))?;
+                let entry =
+                    $conntrack.get_ptr_mut(flow).or_else(|| $half_open.get_ptr_mut(flow))?;
                 let entry = NonNull::new(entry)?;
                 // SAFETY: elements of an LRU map stay allocated for as long as the map; one that
                 // is reused meanwhile holds another valid entry.

@@ -10,13 +10,14 @@ use std::{
 use lb_common::{
     abi::{BackendFlags, Counter, L4Proto},
     conntrack::Timeouts,
+    limit,
 };
 use proptest::prelude::*;
 
 use crate::{
     cases::{
         self, Bench, Device, Fate, Hook, Host, Kind, Net, SNAT_RANGE,
-        frame::{Frame, Transport},
+        frame::{Frame, Transport, fragments},
     },
     fake::FakeBench,
 };
@@ -128,7 +129,8 @@ fn error(net: &Net<'_>, kind: [u8; 2], quote: Vec<u8>) -> Frame {
 proptest! {
     #[test]
     fn an_error_about_no_flow_is_left_alone(
-        kind in kinds(), icmp in 0..14_u8, code: u8, mut quote in proptest::collection::vec(any::<u8>(), 0..80),
+        // An echo request is answered.
+        kind in kinds(), icmp in (0..14_u8).prop_filter("no echo request", |icmp| *icmp != 8), code: u8, mut quote in proptest::collection::vec(any::<u8>(), 0..80),
     ) {
         let mut bench = FakeBench::new();
         let mut net = Net::new(&mut bench, kind);
@@ -381,5 +383,143 @@ fn s10_affinity_is_renewed_by_connections_that_begin_and_not_by_packets_of_one()
             net.expect(Hook::Ingress(Device::Uplink), &net.later(client, vip), Fate::Next, to_a);
         }
         assert!(!keeps_pod_a(&mut bench, kind, 5), "{kind:?}: renewed by packets");
+    }
+}
+
+#[test]
+fn so_many_pings_are_answered_at_a_time_and_no_more() {
+    for kind in Kind::ALL {
+        let mut bench = FakeBench::new();
+        let mut net = Net::new(&mut bench, kind);
+        let (id, client, vip) = (net.backend(Host::PodA), net.client(), net.vip(1));
+        net.frontend(vip, &[id]);
+        let transport =
+            Transport::Icmp { kind: [if kind.is_v4 { 8 } else { 128 }, 0], rest: [0; 4] };
+        let ends = [client, vip].map(|end| SocketAddr::new(end.ip(), 0));
+        let bytes = Frame { transport, ..net.first(ends[0], ends[1]) }.encode();
+        for expected in [limit::BURST, 10] {
+            let mut ask = || bench.judge(Hook::Ingress(Device::Uplink), &bytes, Fate::Next).counted;
+            let answered = (0..1000).take_while(|_| ask() == [Counter::Ping]).count();
+            assert_eq!(answered as u64, expected);
+            assert_eq!(ask(), [Counter::PingUnanswered]);
+            bench.pass_nanoseconds(1_000_000_000 / limit::PER_SECOND * 10);
+        }
+    }
+}
+
+/// Identifications come round again: an old entry tells nothing of a new packet.
+#[test]
+fn what_became_of_a_first_fragment_is_forgotten_in_time() {
+    for kind in Kind::ALL.into_iter().filter(|kind| kind.protocol != L4Proto::SCTP) {
+        let mut bench = FakeBench::new();
+        let mut net = Net::new(&mut bench, kind);
+        let (id, client, vip) = (net.backend(Host::PodA), net.client(), net.vip(1));
+        net.frontend(vip, &[id]);
+        let large = Frame { payload: vec![1; 1000], ..net.later(client, vip) };
+        let pieces = fragments(&large, 1, 600);
+        for (seconds, counted) in [(28, &[][..]), (1, &[Counter::FragmentOutOfOrder])] {
+            let hook = Hook::Ingress(Device::Uplink);
+            if counted.is_empty() {
+                assert_eq!(bench.judge(hook, &pieces[0], Fate::Next).counted, []);
+            }
+            bench.pass_time(seconds);
+            let outcome = bench.judge(hook, &pieces[1], Fate::Next);
+            assert_eq!(outcome.counted, counted, "{kind:?} after {seconds}");
+        }
+    }
+}
+
+/// More first packets than are remembered: all are answered all the same, by what the cache hints.
+#[test]
+fn in_a_flood_connections_begin_and_are_remembered_once_both_ends_are_there() {
+    for kind in Kind::ALL {
+        let mut bench = FakeBench::new();
+        bench.remember_none();
+        let mut net = Net::new(&mut bench, kind);
+        let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
+        let id = net.backend(Host::PodA);
+        net.frontend(vip, &[id]);
+        let (hook, back) = (Hook::Ingress(Device::Uplink), Hook::Egress(Device::Uplink));
+        net.expect(hook, &net.first(client, vip), Fate::Next, [client, pod]);
+        net.expect(hook, &net.first(client, vip), Fate::Next, [client, pod]);
+        assert_eq!(bench.remembered(), 0, "{kind:?}");
+        let mut net = Net::new(&mut bench, kind);
+        net.expect_untouched(Hook::Ingress(Device::PodA), &net.later(pod, client).encode(), &[]);
+        net.expect(back, &net.segment(pod, client, 0x12), Fate::Next, [vip, client]);
+        assert_eq!(bench.remembered(), 0, "{kind:?}: an answer proves nothing");
+        let mut net = Net::new(&mut bench, kind);
+        net.expect(hook, &net.later(client, vip), Fate::Next, [client, pod]);
+        assert_eq!(bench.remembered(), 2, "{kind:?}");
+        let mut net = Net::new(&mut bench, kind);
+        // And stays, though clients are given another backend now.
+        let other = net.backend(Host::PodB);
+        net.frontend(vip, &[other]);
+        net.expect(hook, &net.later(client, vip), Fate::Next, [client, pod]);
+        net.expect(back, &net.later(pod, client), Fate::Next, [vip, client]);
+    }
+}
+
+/// A reset, as an answer to a packet of no connection, proves nothing; and a segment whose connection is
+/// forgotten finds its backend all the same, and is remembered when that goes on with it.
+#[test]
+fn in_a_flood_a_segment_of_no_connection_is_remembered_only_if_its_backend_goes_on() {
+    for kind in Kind::ALL.into_iter().filter(|kind| kind.protocol == L4Proto::TCP) {
+        for (answer, remembered) in [(0x14, 0), (0x10, 2)] {
+            let mut bench = FakeBench::new();
+            bench.remember_none();
+            let mut net = Net::new(&mut bench, kind);
+            let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
+            let id = net.backend(Host::PodA);
+            net.frontend(vip, &[id]);
+            let (hook, back) = (Hook::Ingress(Device::Uplink), Hook::Egress(Device::Uplink));
+            net.expect(hook, &net.later(client, vip), Fate::Next, [client, pod]);
+            net.expect(back, &net.segment(pod, client, answer), Fate::Next, [vip, client]);
+            net.expect(hook, &net.later(client, vip), Fate::Next, [client, pod]);
+            assert_eq!(bench.remembered(), remembered, "{kind:?} {answer:#x}");
+        }
+    }
+}
+
+/// Its port is state, so one entry holds it; the other follows when the flow is proven.
+#[test]
+fn in_a_flood_snat_keeps_its_port() {
+    for kind in Kind::ALL {
+        let mut bench = FakeBench::new();
+        bench.remember_none();
+        let mut net = Net::new(&mut bench, kind);
+        let (client, vip, remote) = (net.client(), net.vip(1), net.target(Host::Remote));
+        let id = net.backend(Host::Remote);
+        net.frontend(vip, &[id]);
+        let (hook, fate) = (Hook::Ingress(Device::Uplink), Fate::Sent(Device::Uplink));
+        let became = net.pass(hook, &net.first(client, vip), fate);
+        assert_eq!(bench.remembered(), 1, "{kind:?}");
+        let mut net = Net::new(&mut bench, kind);
+        let again = net.pass(hook, &net.first(client, vip), fate);
+        net.expect_hop(hook, &net.segment(remote, became.src, 0x12), fate, [vip, client]);
+        let later = net.pass(hook, &net.later(client, vip), fate);
+        assert_eq!((again.src, later.src), (became.src, became.src), "{kind:?}");
+        assert_eq!(bench.remembered(), 2, "{kind:?}");
+    }
+}
+
+/// What begins is kept apart, and what is proven is not.
+#[test]
+fn a_flow_is_kept_apart_until_its_client_goes_on_after_an_answer() {
+    for kind in Kind::ALL {
+        let mut bench = FakeBench::new();
+        let mut net = Net::new(&mut bench, kind);
+        let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
+        let id = net.backend(Host::PodA);
+        net.frontend(vip, &[id]);
+        let (hook, back) = (Hook::Ingress(Device::Uplink), Hook::Egress(Device::Uplink));
+        net.expect(hook, &net.first(client, vip), Fate::Next, [client, pod]);
+        net.expect(hook, &net.later(client, vip), Fate::Next, [client, pod]);
+        assert_eq!((bench.remembered(), bench.proven()), (2, 0), "{kind:?}");
+        let mut net = Net::new(&mut bench, kind);
+        net.expect(back, &net.segment(pod, client, 0x12), Fate::Next, [vip, client]);
+        assert_eq!(bench.proven(), 0, "{kind:?}");
+        let mut net = Net::new(&mut bench, kind);
+        net.expect(hook, &net.later(client, vip), Fate::Next, [client, pod]);
+        assert_eq!((bench.remembered(), bench.proven()), (2, 2), "{kind:?}");
     }
 }

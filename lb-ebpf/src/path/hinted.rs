@@ -43,8 +43,11 @@ pub(super) fn hinted<A: Address>(
     origin: Origin,
     decision: &mut CachedFlow<A>,
 ) -> Option<Found> {
-    if !tables.hint(&headers.flow, decision) || !is_here(decision.action, origin) {
+    if !tables.hint(&headers.flow, decision) {
         return None;
+    }
+    if !is_here(decision.action, origin) {
+        return (origin == Origin::Incoming).then_some(Found::Nothing);
     }
     let hinted = Hinted::from(decision.hop);
     if decision.action == CtAction::REPLY {
@@ -63,11 +66,7 @@ pub(super) fn hinted<A: Address>(
 
 /// Notes in the hint for the client's packets that its backend has answered.
 #[inline(always)]
-fn answer<A: Address>(
-    headers: &Headers<A>,
-    tables: &impl Tables<A>,
-    decision: &mut CachedFlow<A>,
-) {
+fn answer<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, decision: &mut CachedFlow<A>) {
     let ends = decision.becomes();
     decision.hop = Hinted { is_answered: true, ..decision.hop.into() }.into();
     decision.set(&ends.reversed(), &headers.flow.reversed(), CtAction::FORWARD);
@@ -77,11 +76,7 @@ fn answer<A: Address>(
 
 /// Writes both entries of a flow.
 #[inline(always)]
-fn prove<A: Address>(
-    headers: &Headers<A>,
-    tables: &impl Tables<A>,
-    decision: &CachedFlow<A>,
-) {
+fn prove<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, decision: &CachedFlow<A>) {
     let Some(scratch) = tables.scratch() else { return };
     let hinted = Hinted::from(decision.hop);
     let ends = decision.becomes();

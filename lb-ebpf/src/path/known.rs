@@ -47,8 +47,8 @@ pub(super) fn known<A: Address>(
     } else {
         NextHop::of(entry.device)
     };
-    note(tables, headers, entry_ref);
-    let is_proven = is_proven(tables, headers, entry_ref);
+    let is_whole = note(tables, headers, entry_ref);
+    let is_proven = is_whole && is_proven(tables, headers, entry_ref);
     if is_proven && (!action.redirects() || decision.hop.is_known()) {
         tables.cache(decision);
     }
@@ -94,11 +94,12 @@ fn prove<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: C
 }
 
 /// Notes a packet in its flow, at once; in the other direction's entry when it ends the connection
-/// or time has passed, so that a flow that only asks does not lose its way back to another one.
+/// or time has passed, so that a flow that only asks does not lose its way back to another one. False
+/// if it has: then the flow is forgotten.
 ///
 /// Reads the entry again: a copy that is kept until here takes stack.
 #[inline(always)]
-fn note<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: CtRef<A>) {
+fn note<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: CtRef<A>) -> bool {
     let entry = entry_ref.get();
     let from = if entry.action.is_forward() { End::Client } else { End::Backend };
     let next = CtState(entry.state).next(headers.flags, from);
@@ -107,17 +108,22 @@ fn note<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: Ct
     // The client's next packet is to see that it was answered.
     let is_first_answer = next.is_half_open() && next != CtState(entry.state);
     if entry.last_seen == now && !headers.flags.closes() && !is_first_answer {
-        return;
+        return true;
     }
     let peer = entry.peer(headers.flow.protocol);
     if is_first_answer {
         tables.uncache(&peer);
     }
     match tables.conntrack(&peer) {
+        Some(peer) if !peer.leads_to(&headers.flow) => {
+            tables.forget(&headers.flow);
+            return false;
+        }
         Some(peer) => peer.touch(next.with(CtState(peer.get().state)), now),
         None if next.is_closed() => {}
         None => mend(tables, headers, entry_ref, &peer),
     }
+    true
 }
 
 /// Writes the other direction's entry again, which a full table has thrown out.

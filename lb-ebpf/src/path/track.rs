@@ -2,12 +2,13 @@
 
 use lb_common::{
     abi::{Address, Backend, BePort, CachedFlow, Counter, CtAction, CtEntry, CtKey},
-    conntrack::{CtState, End},
+    conntrack::{CtState, End, silence},
     flow,
 };
 
 use super::{
     first::{Choice, Client},
+    hinted,
     known::is_silent,
 };
 use crate::{
@@ -17,6 +18,8 @@ use crate::{
 
 /// Ports that are tried before SNAT gives up.
 const SNAT_TRIES: u32 = 8;
+/// Ticks for which a flow that is not answered keeps its port.
+const OPENING: u32 = 3;
 /// Distance between two ports that are tried, in a range that is larger.
 const SNAT_STEP: u32 = 61;
 
@@ -99,11 +102,18 @@ pub(super) fn is_reply_flow_taken<A: Address>(
     tables: &impl Tables<A>,
     backend: &Backend<A>,
 ) -> bool {
-    let back = tables.conntrack(&reply_flow(headers, backend));
-    back.is_some_and(|back| !is_free(headers, tables, &back.get()))
+    let reply_flow = reply_flow(headers, backend);
+    let Some(back) = tables.conntrack(&reply_flow) else { return false };
+    if !back.leads_to(&headers.flow) && !is_free(headers, tables, back) {
+        return true;
+    }
+    // What is written next may be kept apart from it, and would be hidden by it.
+    tables.forget(&reply_flow);
+    false
 }
 
-/// Finds a port towards the backend that no living flow uses, and writes `back` for its replies.
+/// Finds a port towards the backend that no living flow uses, and writes `back` for its replies, unless
+/// they have an entry of this flow already; tells its state.
 ///
 /// Looks before it claims: an insert into a full LRU map frees an innocent entry even if it fails.
 #[inline(always)]
@@ -112,21 +122,27 @@ fn claim_port<A: Address>(
     tables: &impl Tables<A>,
     ends: &CtKey<A>,
     back: CtRef<A>,
-) -> Result<BePort, Counter> {
+) -> Result<(BePort, CtState), Counter> {
     let (first, count) = tables.snat_range();
     let step = if count > SNAT_STEP { SNAT_STEP } else { 1 };
     let mut offset = flow::slot(flow::hash(&headers.flow), count);
+    let (fresh, _) = back.seen();
     for _ in 0..SNAT_TRIES {
         #[allow(clippy::cast_possible_truncation, reason = "the agent checks the range")]
         let src_port = BePort::new((first + offset) as u16);
         let reply_flow = CtKey { src_port, ..*ends }.reversed();
-        match tables.conntrack(&reply_flow) {
-            None if tables.claim(&reply_flow, back) => return Ok(src_port),
-            Some(old) if is_free(headers, tables, &old.get()) => {
-                tables.track(&reply_flow, back);
-                return Ok(src_port);
+        let old = tables.conntrack(&reply_flow);
+        if let Some(old) = old {
+            if old.leads_to(&headers.flow) && !headers.flags.opens() {
+                let (state, _) = old.seen();
+                return Ok((src_port, state));
             }
-            _ => {}
+            if old.leads_to(&headers.flow) || is_free(headers, tables, old) {
+                tables.forget(&reply_flow);
+            }
+        }
+        if tables.claim(&reply_flow, back) {
+            return Ok((src_port, fresh));
         }
         offset += step;
         if offset >= count {
@@ -136,15 +152,14 @@ fn claim_port<A: Address>(
     Err(Counter::SnatPortsExhausted)
 }
 
-/// May the reply entry `back` be written anew: it is this flow's own, or its flow has ended?
+/// May the reply entry `back` be written anew: has its flow ended, or never really begun?
 #[inline(always)]
-fn is_free<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, back: &CtEntry<A>) -> bool {
-    let flow = &headers.flow;
-    let is_own = back.src == flow.dst
-        && back.dst == flow.src
-        && back.src_port == flow.dst_port
-        && back.dst_port == flow.src_port;
-    is_own || CtState(back.state).is_closed() || is_silent(headers, tables, back)
+fn is_free<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, back: CtRef<A>) -> bool {
+    let (state, last_seen) = back.seen();
+    let is_unanswered = state.is_half_open() && !state.has(CtState::ANSWERED);
+    state.is_closed()
+        || is_unanswered && silence(last_seen, tables.now()) > OPENING
+        || is_silent(headers, tables, &back.get())
 }
 
 /// The flow of the replies if only the destination is translated.
@@ -163,7 +178,8 @@ fn reply_flow<A: Address>(headers: &Headers<A>, backend: &Backend<A>) -> CtKey<A
 /// does not open it.
 #[inline(always)]
 fn first_state<A: Address>(headers: &Headers<A>) -> CtState {
-    if headers.begins() { CtState::NEW } else { CtState::NEW.next(headers.flags, End::Client) }
+    let state = CtState::HALF_OPEN;
+    if headers.begins() { state } else { state.next(headers.flags, End::Client) }
 }
 
 /// An entry that turns its packets into `ends`.
