@@ -257,6 +257,10 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         A::from_ip(Host::Node.address(A::HEADER == Ipv4::HEADER))
     }
 
+    fn reaches_stack(&self) -> bool {
+        true
+    }
+
     fn route(&self, _src: A, dst: A) -> Option<Route<A>> {
         let is_at = |host: Host| dst.into() == host.address(A::HEADER == Ipv4::HEADER);
         let device = match dst {

@@ -61,6 +61,10 @@ pub trait Tables<A: Address>: Backends<A> {
     /// Source address for packets that leave under SNAT by the device with this index.
     fn source_at(&self, device: u32) -> Option<A>;
 
+    /// Do packets that are to go on to the stack reach it as a path leaves them? Where they do not,
+    /// a path leaves them alone, and remembers nothing of them.
+    fn reaches_stack(&self) -> bool;
+
     /// Where the routing table sends a packet from `src` to `dst`.
     fn route(&self, src: A, dst: A) -> Option<Route<A>>;
 

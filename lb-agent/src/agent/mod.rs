@@ -7,6 +7,7 @@
 mod changes;
 mod devices;
 mod engine;
+mod fast;
 mod node_settings;
 mod problems;
 mod report;
@@ -96,7 +97,7 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
     let agent = Agent {
         engine,
         health_ports,
-        devices: Devices::new(kernel),
+        devices: Devices::new(kernel, settings.xdp),
         sweeper,
         ended,
         problems,

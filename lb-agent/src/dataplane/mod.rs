@@ -18,6 +18,7 @@ mod sources;
 mod stale;
 mod sys;
 mod tables;
+mod xdp;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,11 +34,12 @@ use crate::model::Family;
 pub use crate::desired::FrontendAddress;
 pub use kernel::{Kernel, KernelError};
 pub use load::object;
-pub use options::{KernelOptions, SocketLb, TcAttach};
+pub use options::{KernelOptions, SocketLb, TcAttach, XdpMode};
 pub use pins::{CleanupError, PinsError, check_version, cleanup};
 pub use reader::{MapFill, Reader};
 pub use stale::StaleFinder;
 pub use tables::KernelTables;
+pub use xdp::XdpHook;
 
 /// The setting that gives a map more room; empty where its size is fixed.
 fn size_flag(map: &str) -> Option<&'static str> {

@@ -24,6 +24,20 @@ pub enum TcAttach {
     Clsact,
 }
 
+/// Where the XDP program is attached to uplinks.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
+pub enum XdpMode {
+    /// In the driver, where hardware and its driver can do so.
+    #[default]
+    Auto,
+    /// In the driver; a device that can't is a problem.
+    Native,
+    /// In the stack's own hook, which every device has: for tests.
+    Generic,
+    /// Nowhere.
+    Off,
+}
+
 /// What is fixed while the agent runs.
 #[derive(Clone, Debug)]
 pub struct KernelOptions {

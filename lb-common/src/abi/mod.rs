@@ -21,7 +21,7 @@ pub use affinity::{Affinity, AffinityKey, ClientKind};
 pub use backend::{Backend, BackendFlags};
 pub use conntrack::{CtAction, CtEntry, CtKey};
 pub use counter::{Counter, CounterKind};
-pub use device::{Device, DeviceRole};
+pub use device::{Device, DeviceFlags, DeviceRole};
 pub use frontend::{Frontend, FrontendFlags, FrontendKey, FrontendKind, Region};
 pub use layout::Abi;
 pub use socket::{SOCKET_PAIRS, SocketPair, SocketPeers, StaleSocket};

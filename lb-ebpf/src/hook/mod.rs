@@ -1,6 +1,7 @@
 //! Where we are attached.
 
 pub mod bind;
+mod frame;
 mod peers;
 mod route;
 mod skb;
@@ -8,3 +9,4 @@ pub mod sock_addr;
 pub mod stale;
 mod tables;
 pub mod tc;
+pub mod xdp;

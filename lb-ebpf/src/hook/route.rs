@@ -1,4 +1,4 @@
-//! The kernel's routing table, as a TC program may ask it.
+//! The kernel's routing table, as programs may ask it.
 
 use aya_ebpf::{
     EbpfContext,
@@ -6,7 +6,6 @@ use aya_ebpf::{
         BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh,
     },
     helpers::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh},
-    programs::TcContext,
 };
 use lb_common::abi::{Ipv4, Ipv6};
 use lb_ebpf::tables::{Neighbour, Route};
@@ -18,26 +17,30 @@ const AF_INET6: u8 = 10;
 
 /// A family's routing table.
 pub trait Routing: Sized {
-    /// Where a packet from `src` to `dst` goes.
-    fn route(ctx: &TcContext, src: Self, dst: Self) -> Option<Route<Self>>;
+    /// A question for the way from `src` to `dst`.
+    fn question(src: Self, dst: Self) -> Option<&'static mut bpf_fib_lookup>;
+    /// The next hop of an answer whose link-layer address is known.
+    fn next_hop(answer: &bpf_fib_lookup) -> Neighbour<Self>;
     /// Sends the packet to a neighbour; returns the program's verdict.
     fn redirect(route: &Route<Self>) -> i32;
 }
 
 impl Routing for Ipv4 {
     #[inline(always)]
-    fn route(ctx: &TcContext, src: Self, dst: Self) -> Option<Route<Self>> {
-        let params = params(ctx, AF_INET)?;
-        params.__bindgen_anon_3.ipv4_src = src.0;
-        params.__bindgen_anon_4.ipv4_dst = dst.0;
-        let (device, is_known) = lookup(ctx, params)?;
-        let neighbour = if is_known && params.family == AF_INET {
-            // SAFETY: the kernel has written the next hop of this family.
-            Neighbour::Same(Self(unsafe { params.__bindgen_anon_4.ipv4_dst }))
-        } else {
-            Neighbour::Other
-        };
-        Some(Route { device, neighbour })
+    fn question(src: Self, dst: Self) -> Option<&'static mut bpf_fib_lookup> {
+        let question = question(AF_INET)?;
+        question.__bindgen_anon_3.ipv4_src = src.0;
+        question.__bindgen_anon_4.ipv4_dst = dst.0;
+        Some(question)
+    }
+
+    #[inline(always)]
+    fn next_hop(answer: &bpf_fib_lookup) -> Neighbour<Self> {
+        if answer.family != AF_INET {
+            return Neighbour::Other;
+        }
+        // SAFETY: the kernel has written the next hop of this family.
+        Neighbour::Same(Self(unsafe { answer.__bindgen_anon_4.ipv4_dst }))
     }
 
     #[inline(always)]
@@ -55,18 +58,17 @@ impl Routing for Ipv4 {
 
 impl Routing for Ipv6 {
     #[inline(always)]
-    fn route(ctx: &TcContext, src: Self, dst: Self) -> Option<Route<Self>> {
-        let params = params(ctx, AF_INET6)?;
-        params.__bindgen_anon_3.ipv6_src = src.0;
-        params.__bindgen_anon_4.ipv6_dst = dst.0;
-        let (device, is_known) = lookup(ctx, params)?;
-        let neighbour = if is_known {
-            // SAFETY: an IPv6 route has an IPv6 next hop.
-            Neighbour::Same(Self(unsafe { params.__bindgen_anon_4.ipv6_dst }))
-        } else {
-            Neighbour::Other
-        };
-        Some(Route { device, neighbour })
+    fn question(src: Self, dst: Self) -> Option<&'static mut bpf_fib_lookup> {
+        let question = question(AF_INET6)?;
+        question.__bindgen_anon_3.ipv6_src = src.0;
+        question.__bindgen_anon_4.ipv6_dst = dst.0;
+        Some(question)
+    }
+
+    #[inline(always)]
+    fn next_hop(answer: &bpf_fib_lookup) -> Neighbour<Self> {
+        // SAFETY: an IPv6 route has an IPv6 next hop.
+        Neighbour::Same(Self(unsafe { answer.__bindgen_anon_4.ipv6_dst }))
     }
 
     #[inline(always)]
@@ -83,27 +85,39 @@ impl Routing for Ipv6 {
 }
 
 #[inline(always)]
-fn params(ctx: &TcContext, family: u8) -> Option<&'static mut bpf_fib_lookup> {
-    let params = &mut maps::route_query()?.0;
+fn question(family: u8) -> Option<&'static mut bpf_fib_lookup> {
+    let question = &mut maps::route_query()?.0;
     // SAFETY: every field is an integer.
-    *params = unsafe { core::mem::zeroed() };
-    params.family = family;
-    // SAFETY: the context is valid for as long as the program runs.
-    params.ifindex = unsafe { (*ctx.skb.skb).ifindex };
-    Some(params)
+    *question = unsafe { core::mem::zeroed() };
+    question.family = family;
+    Some(question)
 }
 
-/// Interface index of the next hop, and whether its neighbour's link-layer address is known.
-///
-/// Where it is not, the kernel must find the route again: a packet of a host process carries the
-/// route to the Service's address, and one that waits for a neighbour is sent to that route's.
+/// What the routing table says.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(super) enum Found {
+    /// The next hop and its link-layer address.
+    Neighbour,
+    /// The device alone: the next hop has not answered yet.
+    Device,
+    /// No way, or one that the packet is too long for.
+    Nothing,
+}
+
+/// Asks for the way of a packet that is at `device`; the answer takes the question's place.
 #[inline(always)]
-fn lookup(ctx: &TcContext, params: &mut bpf_fib_lookup) -> Option<(u32, bool)> {
-    // SAFETY: the context is valid, and the size is that of the parameters.
-    let answer = unsafe { fib_lookup(ctx.as_ptr(), params, size_of::<bpf_fib_lookup>() as i32, 0) };
-    let is_known = answer == i64::from(BPF_FIB_LKUP_RET_SUCCESS);
-    let is_found = is_known || answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH);
-    is_found.then_some((params.ifindex, is_known))
+pub(super) fn ask(ctx: &impl EbpfContext, question: &mut bpf_fib_lookup, device: u32) -> Found {
+    question.ifindex = device;
+    let size = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: the context is valid, and the size is that of the question.
+    let answer = unsafe { fib_lookup(ctx.as_ptr(), question, size, 0) };
+    if answer == i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
+        Found::Neighbour
+    } else if answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+        Found::Device
+    } else {
+        Found::Nothing
+    }
 }
 
 #[inline(always)]

@@ -13,8 +13,13 @@ use lb_common::{
 use lb_ebpf::{
     packet::{L4Checksum, Packet},
     path::egress::Origin,
+    tables::{Neighbour, Route},
 };
 
+use super::{
+    route::{self, Found, Routing},
+    tables::Context,
+};
 use crate::globals::MARK;
 
 /// A socket buffer.
@@ -103,6 +108,30 @@ impl Skb {
         self.0
             .l4_csum_replace(offset, 0, u64::from(change.get()), u64::from(flags))
             .map_err(|_| Counter::RewriteFailed)
+    }
+}
+
+impl Context for TcContext {
+    const REACHES_STACK: bool = true;
+
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        // SAFETY: the context is valid for as long as the program runs.
+        unsafe { (*self.skb.skb).ifindex }
+    }
+
+    /// Where a neighbour's link-layer address is not known, the kernel must find the route again: a
+    /// packet of a host process carries the route to the Service's address, and one that waits for a
+    /// neighbour is sent to that route's.
+    #[inline(always)]
+    fn route<A: Address + Routing>(&self, src: A, dst: A) -> Option<Route<A>> {
+        let question = A::question(src, dst)?;
+        let neighbour = match route::ask(self, question, self.device()) {
+            Found::Neighbour => A::next_hop(question),
+            Found::Device => Neighbour::Other,
+            Found::Nothing => return None,
+        };
+        Some(Route { device: question.ifindex, neighbour })
     }
 }
 

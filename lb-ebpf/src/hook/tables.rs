@@ -1,6 +1,5 @@
-//! The maps as [`Tables`], for the packet that a TC program looks at.
+//! The maps as [`Tables`], for the packet that a program looks at.
 
-use aya_ebpf::programs::TcContext;
 use lb_common::abi::{
     Address, Affinity, AffinityKey, Backend, CtKey, DeviceRole, Frontend, FrontendKey, Region,
     Source,
@@ -13,20 +12,32 @@ use crate::{
     maps::{self, BpfBackends, Maps},
 };
 
+/// A program's context, as far as some questions need it.
+pub(super) trait Context {
+    /// Do packets that are to go on to the stack reach it as a path leaves them?
+    const REACHES_STACK: bool;
+
+    /// Interface index of the device that the packet comes in by or leaves by.
+    fn device(&self) -> u32;
+
+    /// Where the routing table sends a packet from `src` to `dst`.
+    fn route<A: Address + Routing>(&self, src: A, dst: A) -> Option<Route<A>>;
+}
+
 /// The maps, and the context that some questions need.
-pub(super) struct BpfTables<A> {
-    ctx: TcContext,
+pub(super) struct BpfTables<A, C> {
+    ctx: C,
     backends: BpfBackends<A>,
 }
 
-impl<A> BpfTables<A> {
+impl<A, C> BpfTables<A, C> {
     #[inline(always)]
-    pub(super) const fn new(ctx: TcContext) -> Self {
+    pub(super) const fn new(ctx: C) -> Self {
         Self { ctx, backends: BpfBackends::new() }
     }
 }
 
-impl<A: Address + Maps> Backends<A> for BpfTables<A> {
+impl<A: Address + Maps, C> Backends<A> for BpfTables<A, C> {
     #[inline(always)]
     fn backend(&self, id: u32) -> Option<Backend<A>> {
         self.backends.backend(id)
@@ -48,7 +59,7 @@ impl<A: Address + Maps> Backends<A> for BpfTables<A> {
     }
 }
 
-impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
+impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     #[inline(always)]
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>> {
         A::conntrack(flow)
@@ -91,8 +102,7 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
 
     #[inline(always)]
     fn device(&self) -> u32 {
-        // SAFETY: the context is valid for as long as the program runs.
-        unsafe { (*self.ctx.skb.skb).ifindex }
+        self.ctx.device()
     }
 
     #[inline(always)]
@@ -106,8 +116,13 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     }
 
     #[inline(always)]
+    fn reaches_stack(&self) -> bool {
+        C::REACHES_STACK
+    }
+
+    #[inline(always)]
     fn route(&self, src: A, dst: A) -> Option<Route<A>> {
-        A::route(&self.ctx, src, dst)
+        self.ctx.route(src, dst)
     }
 
     #[inline(always)]

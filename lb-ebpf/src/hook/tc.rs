@@ -110,7 +110,7 @@ fn icmp_of<A: Icmp + Maps + Routing>(skb: &mut Skb, direction: Direction) -> i32
         return NEXT;
     }
     skb.pull(QUOTED_HEADERS);
-    let verdict = icmp::icmp(skb, &BpfTables::<A>::new(skb.context()), direction);
+    let verdict = icmp::icmp(skb, &BpfTables::<A, _>::new(skb.context()), direction);
     act(skb, verdict, direction)
 }
 

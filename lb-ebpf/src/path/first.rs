@@ -63,14 +63,15 @@ pub fn first<A: Address>(
     }
     let choice = choose(headers, tables, frontend, is_outside)?;
     let verdict = translate(packet, headers, tables, &choice, (client, flags))?;
-    if frontend.affinity_timeout != 0 && headers.begins() {
+    let is_taken = !matches!(verdict, Verdict::Pass);
+    if is_taken && frontend.affinity_timeout != 0 && headers.begins() {
         let given = (choice.id, choice.backend.generation);
         affinity::remember(tables, &affinity_key(headers, frontend), given);
     }
     Ok(verdict)
 }
 
-/// Remembers a choice and translates the packet.
+/// Remembers a choice and translates the packet, unless that is for another hook to do.
 #[inline(always)]
 fn translate<A: Address>(
     packet: &mut impl Packet,
@@ -90,6 +91,9 @@ fn translate<A: Address>(
         let ends = track::dnat(headers, tables, choice, track::Dnat::FromHost)
             .ok_or(Counter::RewriteFailed)?;
         return send(packet, headers, tables, &ends);
+    }
+    if !tables.reaches_stack() {
+        return Ok(Verdict::Pass);
     }
     let ends =
         track::dnat(headers, tables, choice, track::Dnat::InPlace).ok_or(Counter::RewriteFailed)?;

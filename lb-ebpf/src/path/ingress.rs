@@ -28,8 +28,13 @@ pub fn ingress<A: Address>(
     refuse::answer(packet, headers, verdict)
 }
 
+/// The same but for refusals, which the packet has yet to become ([`refuse::refuse`]).
+///
+/// # Errors
+///
+/// Why the packet ends here.
 #[inline(always)]
-fn judge<A: Address>(
+pub fn judge<A: Address>(
     packet: &mut impl Packet,
     headers: &Headers<A>,
     tables: &impl Tables<A>,
@@ -55,6 +60,10 @@ fn known<A: Address>(
     entry_ref: CtRef<A>,
 ) -> Result<Option<Verdict<A>>, Counter> {
     let entry = entry_ref.get();
+    let is_for_stack = matches!(entry.action, CtAction::FORWARD | CtAction::REPLY_TO_HOST);
+    if is_for_stack && !tables.reaches_stack() {
+        return Ok(Some(Verdict::Pass));
+    }
     let is_forward = matches!(entry.action, CtAction::FORWARD | CtAction::FORWARD_SNAT);
     if is_forward && must_choose_again(headers, tables, &entry) {
         return Ok(None);

@@ -132,7 +132,8 @@ fn send<A: Address>(
     Ok(Verdict::Redirect(route))
 }
 
-/// The same in place of the stack, as a router does it.
+/// The same in place of the stack, as a router does it. Asks for the way before it writes: a packet
+/// without one is left as it was.
 #[inline(always)]
 fn forward<A: Address>(
     packet: &mut impl Packet,
@@ -140,6 +141,8 @@ fn forward<A: Address>(
     tables: &impl Tables<A>,
     ends: &CtKey<A>,
 ) -> PathResult<A> {
+    let route = tables.route(ends.src, ends.dst).ok_or(Counter::NoRoute)?;
     rewrite::decrement_ttl::<A>(packet, headers.ttl)?;
-    send(packet, headers, tables, ends)
+    rewrite::rewrite(packet, headers, ends)?;
+    Ok(Verdict::Redirect(route))
 }

@@ -1,0 +1,166 @@
+//! A frame of XDP as a [`Packet`]: read and written in place, its checksums kept by our own sums.
+
+use aya_ebpf::{
+    bindings::{bpf_fib_lookup, xdp_md},
+    helpers::bpf_xdp_adjust_tail,
+    programs::XdpContext,
+};
+use lb_common::abi::{Abi, Address, Counter, DeviceFlags, Ipv4, L4Proto};
+use lb_ebpf::{
+    packet::{L4Checksum, Packet},
+    parse::{Headers, L3},
+    tables::{Neighbour, Route},
+};
+
+use super::{
+    route::{self, Found, Routing},
+    tables::Context,
+};
+use crate::maps;
+
+/// What RFC 768 writes in place of a checksum of zero, which means none.
+const UDP_ZERO: u16 = 0xffff;
+
+/// A frame, as far as it lies in one piece.
+pub(super) struct Frame(XdpContext);
+
+impl Frame {
+    #[inline(always)]
+    pub(super) const fn new(ctx: XdpContext) -> Self {
+        Self(ctx)
+    }
+
+    /// The same context once more, for what else asks the kernel about the frame.
+    #[inline(always)]
+    pub(super) const fn context(&self) -> XdpContext {
+        XdpContext::new(self.0.ctx)
+    }
+
+    /// Does all of the packet lie in one piece, with all that may be written of its headers? The
+    /// rest of one that does not is in further buffers, or missing.
+    #[inline(always)]
+    pub(super) fn is_whole<A: Address>(&self, headers: &Headers<A>) -> bool {
+        let needed = match headers.flow.protocol {
+            L4Proto::TCP => 20,
+            L4Proto::UDP => 8,
+            _ => 16,
+        };
+        let length = self.0.data_end() - self.0.data();
+        let Some(l3_length) = l3_length::<A>(&self.0) else { return false };
+        L3 + usize::from(l3_length) <= length && headers.l4() + needed <= length
+    }
+}
+
+/// Length of the IP packet, in bytes, as its header says.
+#[inline(always)]
+fn l3_length<A: Address>(ctx: &XdpContext) -> Option<u16> {
+    let (offset, header) = if A::HEADER == Ipv4::HEADER { (2, 0) } else { (4, A::HEADER as u16) };
+    let length = at::<u16>(ctx, L3 + offset)?;
+    // SAFETY: `at` has checked the bounds.
+    u16::from_be(unsafe { *length }).checked_add(header)
+}
+
+#[inline(always)]
+fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
+    let start = ctx.data() + offset;
+    (start + size_of::<T>() <= ctx.data_end()).then_some(start as *mut T)
+}
+
+impl Context for XdpContext {
+    const REACHES_STACK: bool = false;
+
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        let ctx: *mut xdp_md = self.ctx;
+        // SAFETY: the context is valid for as long as the program runs.
+        unsafe { (*ctx).ingress_ifindex }
+    }
+
+    /// A way by which this program itself can send the frame: to a neighbour that is known, by a
+    /// device that takes it, and not longer than goes by there. [`link_addresses`] tells the addresses.
+    #[inline(always)]
+    fn route<A: Address + Routing>(&self, src: A, dst: A) -> Option<Route<A>> {
+        let length = l3_length::<A>(self)?;
+        let question = A::question(src, dst)?;
+        question.__bindgen_anon_1.tot_len = length;
+        if route::ask(self, question, self.device()) != Found::Neighbour {
+            return None;
+        }
+        let device = question.ifindex;
+        crossing_to(self, device).map(|_| Route { device, neighbour: Neighbour::Other })
+    }
+}
+
+/// How a frame gets to a device.
+#[derive(Clone, Copy, Eq, PartialEq)]
+pub(super) enum Crossing {
+    /// By a redirect.
+    Redirect,
+    /// It came in by this device, and goes back.
+    Return,
+}
+
+/// How a frame gets from where the program runs to a device; `None` if it can't.
+#[inline(always)]
+pub(super) fn crossing_to(ctx: &XdpContext, device: u32) -> Option<Crossing> {
+    let flags = maps::device(device)?.flags;
+    if device == ctx.device() && flags.has(DeviceFlags::RETURNS_FRAMES) {
+        return Some(Crossing::Return);
+    }
+    flags.has(DeviceFlags::TAKES_FRAMES).then_some(Crossing::Redirect)
+}
+
+/// Link-layer destination and source for the way that was asked for last.
+#[inline(always)]
+pub(super) fn link_addresses() -> Option<[[u8; 6]; 2]> {
+    let answer: &bpf_fib_lookup = &maps::route_query()?.0;
+    Some([answer.dmac, answer.smac])
+}
+
+impl Packet for Frame {
+    #[inline(always)]
+    fn read<T: Abi>(&self, offset: usize) -> Option<T> {
+        // SAFETY: `at` has checked the bounds, and every bit pattern is a value; BPF's own loads
+        // need no alignment on the machines that we support.
+        at::<T>(&self.0, offset).map(|place| unsafe { *place })
+    }
+
+    #[inline(always)]
+    fn write<T: Abi>(&mut self, offset: usize, value: &T) -> Result<(), Counter> {
+        let place = at::<T>(&self.0, offset).ok_or(Counter::RewriteFailed)?;
+        // SAFETY: as for `read`.
+        unsafe { *place = *value };
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn write_addresses<A: Address>(
+        &mut self,
+        offset: usize,
+        source_and_destination: [A; 2],
+    ) -> Result<(), Counter> {
+        self.write(offset, &source_and_destination)
+    }
+
+    #[inline(always)]
+    fn repair_l4_checksum(&mut self, checksum: L4Checksum) -> Result<(), Counter> {
+        let old = self.read::<u16>(checksum.offset).ok_or(Counter::RewriteFailed)?;
+        let is_udp = checksum.protocol == L4Proto::UDP;
+        if is_udp && old == 0 {
+            return Ok(());
+        }
+        let new = checksum.addresses.and(checksum.ports).apply(old);
+        let new = if is_udp && new == 0 { UDP_ZERO } else { new };
+        self.write(checksum.offset, &new)
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, length: usize) -> Result<(), Counter> {
+        let change = length as i32 - (self.0.data_end() - self.0.data()) as i32;
+        // SAFETY: the context is valid for as long as the program runs.
+        match unsafe { bpf_xdp_adjust_tail(self.0.ctx, change) } {
+            0 => Ok(()),
+            _ => Err(Counter::RewriteFailed),
+        }
+    }
+}
