@@ -73,6 +73,13 @@ impl TcpFlags {
         self.0 & Self::RST != 0
     }
 
+    /// It neither begins nor ends anything: a segment, chunk or datagram in the middle.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_plain(self) -> bool {
+        self.0 & (Self::FIN | Self::SYN | Self::RST) == 0
+    }
+
     /// It acknowledges something.
     #[inline(always)]
     #[must_use]

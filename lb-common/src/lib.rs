@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`abi`] | every byte that crosses the kernel boundary, and nothing else |
+//! | [`filter`], [`cache`] | two bits that tell what is not ours; what is known of a flow, in one cache line |
 //! | [`flow`] | a 5-tuple as it stands on the wire, and its hash |
 //! | [`conntrack`] | what a packet makes of the state of its flow; how long a silent flow is kept |
 //! | [`checksum`], [`crc32c`] | RFC 1624 arithmetic; the same for the checksum of SCTP |
@@ -16,9 +17,11 @@
 extern crate alloc;
 
 pub mod abi;
+pub mod cache;
 pub mod checksum;
 pub mod conntrack;
 pub mod crc32c;
+pub mod filter;
 pub mod flow;
 #[cfg(feature = "alloc")]
 pub mod maglev;

@@ -2,18 +2,21 @@
 
 use std::{
     cell::{Cell, RefCell, UnsafeCell},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     ptr::NonNull,
 };
 
 use lb_common::{
     abi::{
-        Abi, Address, Affinity, AffinityKey, Backend, BePort, Counter, CounterKind, CtEntry, CtKey,
-        Frontend, FrontendKey, FrontendKind, Ipv4, Ipv6, L4Proto, Region, Source, SourceRange,
+        Abi, Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, Counter, CounterKind,
+        CtEntry, CtKey, Frontend, FrontendKey, FrontendKind, Ipv4, Ipv6, L4Proto, NextHop, Region,
+        Source, SourceRange,
     },
+    cache::Stamp,
     checksum::Difference,
     conntrack::TICK_SHIFT,
+    filter,
 };
 
 use crate::{
@@ -21,16 +24,21 @@ use crate::{
         BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Host, Outcome, Prefix,
         SERVICE, SNAT_RANGE,
     },
-    packet::{L4Checksum, Packet},
+    packet::{ETHERNET_HEADER, L4Checksum, Packet},
     parse::{self, Headers, Next, NoFlow},
     path::{
-        Direction, PathResult, Verdict,
-        egress::{Origin, egress},
+        Direction, Found, Look, Origin, PathResult, Verdict, act, ask,
         icmp::{Icmp, icmp},
-        ingress::ingress,
+        look,
+        refuse::refuse,
     },
-    tables::{Backends, CtRef, Neighbour, Ref, Route, Tables},
+    tables::{Backends, CtRef, Ends, Ref, Tables},
 };
+
+/// Largest packet that any device takes.
+const MTU: u16 = 1500;
+/// Link-layer addresses of the next hop: frames' own, so that what is sent by them looks the same.
+const MACS: [u16; 6] = [2, 0, 0x0100, 2, 0, 0x0200];
 
 /// A frame that can be rewritten.
 struct Buffer(Vec<u8>);
@@ -74,6 +82,10 @@ impl Packet for Buffer {
             .ok_or(Counter::RewriteFailed)
     }
 
+    fn fits(&self, mtu: u16) -> bool {
+        self.0.len() <= usize::from(mtu) + ETHERNET_HEADER
+    }
+
     fn resize(&mut self, length: usize) -> Result<(), Counter> {
         self.0.resize(length, 0);
         Ok(())
@@ -109,6 +121,11 @@ struct FakeTables<A> {
     sources: HashMap<u32, Vec<SourceRange<A>>>,
     conntrack: RefCell<HashMap<Vec<u8>, Entry<CtEntry<A>>>>,
     scratch: Entry<CtEntry<A>>,
+    filter: HashSet<u32>,
+    flows: RefCell<HashMap<Vec<u8>, CachedFlow<A>>>,
+    epoch: u32,
+    /// Where the last question to the routing table led.
+    routed: Cell<u32>,
     device: Device,
     nanoseconds: Cell<u64>,
     snat_range: (u16, u16),
@@ -125,6 +142,10 @@ impl<A: FromIp> FakeTables<A> {
             sources: HashMap::new(),
             conntrack: RefCell::default(),
             scratch: Box::new(UnsafeCell::new(CtEntry::zeroed())),
+            filter: HashSet::new(),
+            flows: RefCell::default(),
+            epoch: 0,
+            routed: Cell::new(0),
             device: Device::Uplink,
             nanoseconds: Cell::new(1000 << TICK_SHIFT),
             snat_range: SNAT_RANGE,
@@ -137,6 +158,10 @@ impl<A: FromIp> FakeTables<A> {
         let BackendSpec { flags, generation, .. } = *backend;
         let port = BePort::new(backend.address.port());
         let service = if generation == 0 { 0 } else { SERVICE };
+        let bits = [L4Proto::SCTP, L4Proto::TCP, L4Proto::UDP]
+            .map(|protocol| filter::backend(&address, port, protocol));
+        self.filter.extend(bits);
+        self.epoch += 1;
         self.backends.insert(id, Backend { address, port, flags, generation, service });
     }
 
@@ -149,6 +174,8 @@ impl<A: FromIp> FakeTables<A> {
     fn put_frontend(&mut self, spec: &FrontendSpec<'_>) {
         let Some(address) = A::from_ip(spec.address.ip()) else { return };
         let key = FrontendKey::new(address, BePort::new(spec.address.port()), spec.protocol);
+        self.filter.insert(filter::frontend(&key.address, key.port, key.protocol));
+        self.epoch += 1;
         let frontend = Frontend {
             service: SERVICE,
             flags: spec.flags,
@@ -201,12 +228,48 @@ impl<A: FromIp> Backends<A> for FakeTables<A> {
     }
 }
 
+impl<A: FromIp> FakeTables<A> {
+    /// One tick of the cache for each of conntrack.
+    fn stamp(&self) -> Stamp {
+        let jiffies = u64::from(self.now()) << 8;
+        Stamp { secret: 0, epoch: self.epoch, jiffies }
+    }
+
+    fn uncache(&self, flow: &CtKey<A>) {
+        self.flows.borrow_mut().remove(flow.as_bytes());
+    }
+}
+
 impl<A: FromIp> Tables<A> for FakeTables<A> {
+    fn ends(&self, flow: &CtKey<A>) -> Ends {
+        let frontend = filter::frontend(&flow.dst, flow.dst_port, flow.protocol);
+        let backend = filter::backend(&flow.src, flow.src_port, flow.protocol);
+        Ends {
+            to_frontend: self.filter.contains(&frontend),
+            from_backend: self.filter.contains(&backend),
+        }
+    }
+
+    fn recall(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
+        let flows = self.flows.borrow();
+        let Some(element) = flows.get(flow.as_bytes()) else { return false };
+        *decision = *element;
+        let stamp = self.stamp();
+        stamp.vouches(decision, flow, stamp.hash(flow))
+    }
+
+    fn cache(&self, decision: &mut CachedFlow<A>) {
+        let stamp = self.stamp();
+        decision.check = stamp.sum(decision, stamp.hash(&decision.flow));
+        self.flows.borrow_mut().insert(decision.flow.as_bytes().to_vec(), *decision);
+    }
+
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>> {
         self.conntrack.borrow().get(flow.as_bytes()).map(reference)
     }
 
     fn track(&self, flow: &CtKey<A>, entry: CtRef<A>) {
+        self.uncache(flow);
         let mut conntrack = self.conntrack.borrow_mut();
         let place = conntrack.entry(flow.as_bytes().to_vec());
         reference(place.or_insert_with(|| Box::new(UnsafeCell::new(entry.get())))).set(entry.get());
@@ -221,6 +284,7 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
     }
 
     fn forget(&self, flow: &CtKey<A>) {
+        self.uncache(flow);
         self.conntrack.borrow_mut().remove(flow.as_bytes());
     }
 
@@ -257,18 +321,15 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         A::from_ip(Host::Node.address(A::HEADER == Ipv4::HEADER))
     }
 
-    fn reaches_stack(&self) -> bool {
-        true
-    }
-
-    fn route(&self, _src: A, dst: A) -> Option<Route<A>> {
+    fn route(&self, _src: A, dst: A) -> Option<NextHop> {
         let is_at = |host: Host| dst.into() == host.address(A::HEADER == Ipv4::HEADER);
         let device = match dst {
             _ if is_at(Host::PodA) => Device::PodA,
             _ if is_at(Host::PodB) => Device::PodB,
             _ => Device::Uplink,
         };
-        Some(Route { device: device as u32, neighbour: Neighbour::Same(dst) })
+        self.routed.set(device as u32);
+        Some(NextHop { mtu: MTU, macs: MACS, ..NextHop::of(device as u32) })
     }
 
     fn now(&self) -> u32 {
@@ -367,8 +428,10 @@ fn judge_by<A: FromIp + Icmp>(
     tables.device = device;
     let is_ingress = matches!(hook, Hook::Ingress(_));
     let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
-    let verdict = match A::parse(packet, Path { hook, tables }) {
-        Ok(verdict) => verdict,
+    let mut decision = CachedFlow::zeroed();
+    let verdict = match A::parse(packet, Path { hook, tables, decision: &mut decision }) {
+        Ok(Judged::Refused(counter)) => return (Fate::Sent(device), Some(counter)),
+        Ok(Judged::By(verdict)) => verdict,
         Err(NoFlow::Fragment) => Err(Counter::Fragment),
         Err(NoFlow::Truncated) => Err(Counter::Truncated),
         Err(NoFlow::Other) => icmp(packet, tables, direction),
@@ -376,32 +439,59 @@ fn judge_by<A: FromIp + Icmp>(
     let by = |index| Device::ALL.into_iter().find(|device| *device as u32 == index);
     let sent = |index| by(index).map_or(Fate::Dropped, Fate::Sent);
     match verdict {
-        Ok(Verdict::Answer(counter)) => (Fate::Sent(device), Some(counter)),
         Ok(Verdict::Continue | Verdict::Pass) => (Fate::Next, None),
         Ok(Verdict::Deliver(index)) => {
             packet.0[..6].copy_from_slice(&DEVICE_MAC);
             (sent(index), None)
         }
-        Ok(Verdict::Redirect(route)) => (sent(route.device), None),
+        Ok(Verdict::Route) => (sent(tables.routed.get()), None),
+        Ok(Verdict::Send) => {
+            packet.0[..12].copy_from_slice(decision.hop.macs.as_bytes());
+            (sent(decision.hop.device), None)
+        }
         Err(counter) if counter.kind() == CounterKind::Pass => (Fate::Next, Some(counter)),
         Err(counter) => (Fate::Dropped, Some(counter)),
     }
 }
 
-/// The path that a hook leads to.
+/// What the steps make of a packet.
+enum Judged {
+    By(PathResult),
+    Refused(Counter),
+}
+
+/// The steps that a hook takes.
 struct Path<'a, A> {
     hook: Hook,
     tables: &'a FakeTables<A>,
+    decision: &'a mut CachedFlow<A>,
 }
 
 impl<A: FromIp> Next<A, Buffer> for Path<'_, A> {
-    type Output = PathResult<A>;
+    type Output = Judged;
 
-    fn run(self, packet: &mut Buffer, headers: &Headers<A>) -> PathResult<A> {
-        match self.hook {
-            Hook::Egress(_) => egress(packet, headers, self.tables, Origin::Forwarded),
-            Hook::HostEgress(_) => egress(packet, headers, self.tables, Origin::Host),
-            Hook::Ingress(_) => ingress(packet, headers, self.tables),
-        }
+    fn run(self, packet: &mut Buffer, headers: &Headers<A>) -> Judged {
+        let origin = match self.hook {
+            Hook::Egress(_) => Origin::Forwarded,
+            Hook::HostEgress(_) => Origin::Host,
+            Hook::Ingress(_) => Origin::Incoming,
+        };
+        let Self { tables, decision, .. } = self;
+        let found = match look(headers, tables, origin, decision) {
+            Look::Act => {
+                return Judged::By(act(packet, headers, tables, decision, Verdict::Send));
+            }
+            Look::Ask => ask(headers, tables, origin, decision),
+            Look::Leave => Ok(Found::Nothing),
+        };
+        Judged::By(match found {
+            Ok(Found::Answer(counter)) => match refuse(packet, headers) {
+                Ok(()) => return Judged::Refused(counter),
+                Err(counter) => Err(counter),
+            },
+            Ok(Found::Decided) => act(packet, headers, tables, decision, Verdict::Route),
+            Ok(Found::Nothing) => Ok(Verdict::Pass),
+            Err(counter) => Err(counter),
+        })
     }
 }

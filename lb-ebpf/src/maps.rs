@@ -3,26 +3,32 @@
 use core::{marker::PhantomData, ptr::NonNull};
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup},
+    bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST, bpf_fib_lookup},
     btf_maps::{
         Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage, lpm_trie::Key,
     },
-    helpers::bpf_ktime_get_coarse_ns,
+    helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
     macros::btf_map,
 };
 use lb_common::{
     abi::{
-        Address, Affinity, AffinityKey, Backend, CHUNKS_PER_ARRAY, Chunk, Counter, CtEntry, CtKey,
-        Device, Frontend, FrontendKey, Ipv4, Ipv6, MAX_CHUNK_ARRAYS, Region, SLOTS_PER_CHUNK,
-        SocketPeers, Source,
+        Address, Affinity, AffinityKey, Backend, CHUNKS_PER_ARRAY, CachedFlow, Chunk, Control,
+        Counter, CtEntry, CtKey, Device, Frontend, FrontendKey, Ipv4, Ipv6, MAX_CHUNK_ARRAYS,
+        Region, SLOTS_PER_CHUNK, SocketPeers, Source,
     },
+    cache::{self, Stamp},
     conntrack::TICK_SHIFT,
+    filter,
 };
 use lb_ebpf::{
     parse::Headers,
-    tables::{Backends, CtRef, Ref},
+    tables::{Backends, CtRef, Ends, Ref},
 };
 
+use crate::globals::{FLOWS_SECRET, FLOWS_SHIFT};
+
+/// Elements begin at a page, so that one of IPv4's flows is one cache line.
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 /// Sizes that the agent replaces at load.
 const DEFAULT_SIZE: usize = 1 << 18;
@@ -58,6 +64,18 @@ static SOURCE_RANGES_V6: LpmTrie<Source<Ipv6>, u32, DEFAULT_SIZE> = LpmTrie::new
 static DEVICES: HashMap<u32, Device, 4096, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
+#[btf_map]
+static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
+#[btf_map]
+static FILTER: Array<u64, { 2 * filter::WORDS as usize }, MMAPABLE> = Array::new();
+#[btf_map]
+static FLOWS_V4: Array<CachedFlow<Ipv4>, DEFAULT_SIZE, MMAPABLE> = Array::new();
+#[btf_map]
+static FLOWS_V6: Array<CachedFlow<Ipv6>, DEFAULT_SIZE, MMAPABLE> = Array::new();
+#[btf_map]
+static DECISION_V4: PerCpuArray<CachedFlow<Ipv4>, 1> = PerCpuArray::new();
+#[btf_map]
+static DECISION_V6: PerCpuArray<CachedFlow<Ipv6>, 1> = PerCpuArray::new();
 #[btf_map]
 static SCRATCH_V4: PerCpuArray<CtEntry<Ipv4>, 1> = PerCpuArray::new();
 #[btf_map]
@@ -96,12 +114,16 @@ pub trait Maps: Sized + 'static {
     fn scratch() -> Option<CtRef<Self>>;
     /// Room for the headers of one packet, for this CPU and this program run.
     fn headers() -> Option<&'static mut Headers<Self>>;
+    /// Room for the decision on one packet, for this CPU and this program run.
+    fn decision() -> Option<&'static mut CachedFlow<Self>>;
+    /// An element of the flow cache.
+    fn cached(place: u32) -> Option<*mut CachedFlow<Self>>;
     /// An address of a device that can be a source.
     fn source(device: &Device) -> Option<Self>;
 }
 
 macro_rules! maps {
-    ($family:ty, $frontends:ident, $backends:ident, $affinity:ident, $sources:ident, $conntrack:ident, $scratch:ident, $headers:ident, $source:expr) => {
+    ($family:ty, $frontends:ident, $backends:ident, $affinity:ident, $sources:ident, $conntrack:ident, $scratch:ident, $headers:ident, $decision:ident, $flows:ident, $source:expr) => {
         impl Maps for $family {
             #[inline(always)]
             fn frontend(key: &FrontendKey<Self>) -> Option<Frontend> {
@@ -178,6 +200,17 @@ macro_rules! maps {
             }
 
             #[inline(always)]
+            fn decision() -> Option<&'static mut CachedFlow<Self>> {
+                // SAFETY: as for `headers`.
+                unsafe { $decision.get_ptr_mut(0)?.as_mut() }
+            }
+
+            #[inline(always)]
+            fn cached(place: u32) -> Option<*mut CachedFlow<Self>> {
+                $flows.get_ptr_mut(place)
+            }
+
+            #[inline(always)]
             fn source(device: &Device) -> Option<Self> {
                 $source(device)
             }
@@ -194,6 +227,8 @@ maps!(
     CONNTRACK_V4,
     SCRATCH_V4,
     HEADERS_V4,
+    DECISION_V4,
+    FLOWS_V4,
     |device: &Device| { Some(device.source_v4).filter(|source| *source != Ipv4(0)) }
 );
 maps!(
@@ -205,6 +240,8 @@ maps!(
     CONNTRACK_V6,
     SCRATCH_V6,
     HEADERS_V6,
+    DECISION_V6,
+    FLOWS_V6,
     |device: &Device| { Some(device.source_v6).filter(|source| *source != Ipv6([0; 4])) }
 );
 
@@ -241,6 +278,80 @@ impl<A: Address + Maps> Backends<A> for BpfBackends<A> {
     }
 }
 
+/// What the filter says of a packet's ends; "perhaps" if there is none.
+#[inline(always)]
+pub fn ends<A: Address>(flow: &CtKey<A>) -> Ends {
+    let half = CONTROL.get(0).map_or(0, |control| control.filter & 1) * filter::WORDS;
+    let has = |bit| {
+        let (word, bit) = filter::place(bit);
+        FILTER.get(half + word).is_none_or(|bits| *bits & bit != 0)
+    };
+    Ends {
+        to_frontend: has(filter::frontend(&flow.dst, flow.dst_port, flow.protocol)),
+        from_backend: has(filter::backend(&flow.src, flow.src_port, flow.protocol)),
+    }
+}
+
+/// What cached elements depend on.
+#[inline(always)]
+fn stamp() -> Stamp {
+    let epoch = CONTROL.get(0).map_or(0, |control| control.epoch);
+    // SAFETY: a helper without arguments.
+    Stamp { secret: FLOWS_SECRET.load(), epoch, jiffies: unsafe { bpf_jiffies64() } }
+}
+
+/// Copies what is cached of a flow; false if that is nothing, or no longer true.
+#[inline(always)]
+pub fn recall<A: Address + Maps>(flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
+    let stamp = stamp();
+    let hash = stamp.hash(flow);
+    let Some(element) = A::cached(cache::place(hash, FLOWS_SHIFT.load())) else { return false };
+    // SAFETY: elements of an array stay allocated; another CPU may write meanwhile, which the
+    // element's sum tells.
+    unsafe { copy(element, decision) };
+    stamp.vouches(decision, flow, hash)
+}
+
+/// Caches a decision for the packets of its flow that follow.
+#[inline(always)]
+pub fn cache<A: Address + Maps>(decision: &mut CachedFlow<A>) {
+    let stamp = stamp();
+    let hash = stamp.hash(&decision.flow);
+    decision.check = stamp.sum(decision, hash);
+    if let Some(element) = A::cached(cache::place(hash, FLOWS_SHIFT.load())) {
+        // SAFETY: as for `recall`.
+        unsafe { copy(decision, element) };
+    }
+}
+
+/// Copies a decision, word by word: as one value it would pass through the stack.
+///
+/// # Safety
+///
+/// Both must be allocated, and lie at a multiple of eight bytes, as values of maps do.
+#[inline(always)]
+unsafe fn copy<A>(from: *const CachedFlow<A>, to: *mut CachedFlow<A>) {
+    let (from, to) = (from.cast::<u64>(), to.cast::<u64>());
+    for word in 0..size_of::<CachedFlow<A>>() / size_of::<u64>() {
+        // SAFETY: the caller promises it.
+        unsafe { to.add(word).write_volatile(from.add(word).read_volatile()) };
+    }
+}
+
+/// Ends what is cached of a flow.
+#[inline(always)]
+pub fn uncache<A: Address + Maps>(flow: &CtKey<A>) {
+    let hash = stamp().hash(flow);
+    if let Some(element) = A::cached(cache::place(hash, FLOWS_SHIFT.load())) {
+        // SAFETY: as for `recall`; one store.
+        unsafe {
+            if (*element).flow == *flow {
+                (*element).check = 0;
+            }
+        }
+    }
+}
+
 /// The backend id in a slot of a region.
 #[inline(always)]
 pub fn slot(region: Region, slot: u32) -> Option<u32> {
@@ -250,8 +361,13 @@ pub fn slot(region: Region, slot: u32) -> Option<u32> {
 }
 
 /// A question to the routing table, and its answer.
-#[repr(transparent)]
-pub struct RouteQuery(pub bpf_fib_lookup);
+#[repr(C)]
+pub struct RouteQuery {
+    /// Both, as the kernel has them.
+    pub lookup: bpf_fib_lookup,
+    /// Not zero if the next hop's link-layer address is known.
+    pub is_known: u32,
+}
 
 /// Room for one question, for this CPU and this program run.
 #[inline(always)]
@@ -272,7 +388,13 @@ pub fn device(index: u32) -> Option<Device> {
 /// Counts one packet.
 #[inline(always)]
 pub fn count(counter: Counter) {
-    if let Some(packets) = COUNTERS.get_ptr_mut(counter as u32) {
+    count_number(counter as u32);
+}
+
+/// Counts one packet under the counter of this number, if there is one.
+#[inline(always)]
+pub fn count_number(counter: u32) {
+    if let Some(packets) = COUNTERS.get_ptr_mut(counter) {
         // SAFETY: a per-CPU value, and a TC program is not preempted by another one.
         unsafe { *packets += 1 };
     }

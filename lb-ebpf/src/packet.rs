@@ -38,6 +38,9 @@ pub trait Packet {
     /// [`Counter::RewriteFailed`] beyond the end.
     fn repair_l4_checksum(&mut self, checksum: L4Checksum) -> Result<(), Counter>;
 
+    /// May it be sent by a device that takes so many bytes from the IP header on?
+    fn fits(&self, mtu: u16) -> bool;
+
     /// Makes the packet `length` bytes long, from the Ethernet header on.
     ///
     /// # Errors

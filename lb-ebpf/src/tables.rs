@@ -4,8 +4,8 @@ use core::ptr::NonNull;
 
 use lb_common::{
     abi::{
-        Abi, Address, Affinity, AffinityKey, Backend, CtAction, CtEntry, CtKey, Frontend,
-        FrontendKey, Region, Source,
+        Abi, Address, Affinity, AffinityKey, Backend, CachedFlow, CtAction, CtEntry, CtKey,
+        Frontend, FrontendKey, NextHop, Region, Source,
     },
     conntrack::CtState,
 };
@@ -27,10 +27,21 @@ pub trait Backends<A: Address> {
 
 /// The maps, for one family.
 pub trait Tables<A: Address>: Backends<A> {
+    /// What the filter says of a packet's ends.
+    fn ends(&self, flow: &CtKey<A>) -> Ends;
+
+    /// Copies what is cached of a flow; false if that is nothing, or no longer true.
+    #[must_use]
+    fn recall(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool;
+
+    /// Caches a decision for the packets of its flow that follow; sets its `check`.
+    fn cache(&self, decision: &mut CachedFlow<A>);
+
     /// The entry of a flow.
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>>;
 
-    /// Writes the entry of a flow, over an older one if there is any.
+    /// Writes the entry of a flow, over an older one if there is any. This and the next two end what
+    /// is cached of the flow.
     fn track(&self, flow: &CtKey<A>, entry: CtRef<A>);
 
     /// Writes the entry of a flow that has none; false if it got one meanwhile.
@@ -61,12 +72,8 @@ pub trait Tables<A: Address>: Backends<A> {
     /// Source address for packets that leave under SNAT by the device with this index.
     fn source_at(&self, device: u32) -> Option<A>;
 
-    /// Do packets that are to go on to the stack reach it as a path leaves them? Where they do not,
-    /// a path leaves them alone, and remembers nothing of them.
-    fn reaches_stack(&self) -> bool;
-
     /// Where the routing table sends a packet from `src` to `dst`.
-    fn route(&self, src: A, dst: A) -> Option<Route<A>>;
+    fn route(&self, src: A, dst: A) -> Option<NextHop>;
 
     /// The time in units of 2^30 ns.
     fn now(&self) -> u32;
@@ -78,23 +85,13 @@ pub trait Tables<A: Address>: Backends<A> {
     fn snat_range(&self) -> (u32, u32);
 }
 
-/// A next hop.
+/// What the filter knows of a packet's ends: a bit that is not set is certain, a set one is not.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Route<A> {
-    /// Interface index.
-    pub device: u32,
-    /// Neighbour to send to.
-    pub neighbour: Neighbour<A>,
-}
-
-/// A neighbour: the destination itself, or a router.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Neighbour<A> {
-    /// A router of the same family, or the destination itself.
-    Same(A),
-    /// Found again by the kernel: a router of the other family (RFC 5549), or one that has not
-    /// answered yet.
-    Other,
+pub struct Ends {
+    /// Its destination may be a frontend.
+    pub to_frontend: bool,
+    /// Its source may be a backend.
+    pub from_backend: bool,
 }
 
 /// An entry in its map: read in place, and written by field.

@@ -1,6 +1,10 @@
 //! Programs on their way into the kernel: from the object that the compiler made to pinned programs.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    fs::File,
+    io::Read as _,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -20,12 +24,13 @@ pub fn object() -> &'static [u8] {
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb"))
 }
 
-/// Loads the object, with the maps of the folder where they are pinned already.
+/// Loads the object, with the maps of the folder where they are pinned already. Programs that share
+/// a flow cache share its secret.
 ///
 /// # Errors
 ///
 /// What this kernel, or a map that is pinned, does not allow.
-pub(super) fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelError> {
+pub(super) fn load(options: &KernelOptions, pins: &Pins, secret: u64) -> Result<Ebpf, KernelError> {
     let netns = sys::netns_cookie().map_err(KernelError::NetnsCookie)?;
     let mark = mark(netns);
     let host_only = u32::from(options.socket_lb == SocketLb::Host);
@@ -33,8 +38,12 @@ pub(super) fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelE
     let set_retval = u32::from(kernel_at_least((5, 18)));
     let (first, last) = options.snat_ports;
     let (snat_first, snat_count) = (u32::from(first), u32::from(last - first) + 1);
+    let flows = flows(options.conntrack_max);
+    let flows_shift = u64::BITS - flows.trailing_zeros();
     let mut loader = EbpfLoader::new();
     loader
+        .override_global(globals::FLOWS_SECRET, &secret, true)
+        .override_global(globals::FLOWS_SHIFT, &flows_shift, true)
         .override_global(globals::HOST_NETNS, &netns, true)
         .override_global(globals::MARK, &mark, true)
         .override_global(globals::RESET_TCP, &reset_tcp, true)
@@ -49,11 +58,26 @@ pub(super) fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelE
         .map_max_entries(maps::AFFINITY_V4, options.affinity_max)
         .map_max_entries(maps::AFFINITY_V6, options.affinity_max)
         .map_max_entries(maps::CONNTRACK_V4, options.conntrack_max)
-        .map_max_entries(maps::CONNTRACK_V6, options.conntrack_max);
+        .map_max_entries(maps::CONNTRACK_V6, options.conntrack_max)
+        .map_max_entries(maps::FLOWS_V4, flows)
+        .map_max_entries(maps::FLOWS_V6, flows);
     for name in maps::ALL {
         loader.map_pin_path(name, pins.maps.join(name));
     }
     Ok(loader.load(object())?)
+}
+
+/// Elements of each flow cache: a power of two, up to 16 MiB for IPv4.
+fn flows(conntrack_max: u32) -> u32 {
+    conntrack_max.next_power_of_two().clamp(1 << 12, 1 << 18)
+}
+
+/// An even number that nobody can guess.
+pub(super) fn secret() -> Result<u64, KernelError> {
+    let mut bytes = [0; 8];
+    let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+    read.map_err(KernelError::Random)?;
+    Ok(u64::from_ne_bytes(bytes) & !1)
 }
 
 /// A mark for packets of this node, not zero, in 16 bits; nodes on one kernel have different ones.

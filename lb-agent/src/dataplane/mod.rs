@@ -5,8 +5,10 @@
 
 mod cgroup;
 mod clsact;
+mod control;
 pub mod fake;
 pub mod faulty;
+mod filter;
 mod kernel;
 mod load;
 mod map;

@@ -7,13 +7,15 @@ use std::{
 };
 
 use ipnet::IpNet;
-use lb_common::abi::{
-    Abi, Address, Backend, BePort, Frontend, FrontendKey, Ipv4, Ipv6, L4Proto, maps,
+use lb_common::{
+    abi::{Abi, Address, Backend, BePort, Frontend, FrontendKey, Ipv4, Ipv6, L4Proto, maps},
+    filter,
 };
 
 use super::{
     BackendEntry, BackendId, FrontendAddress, FrontendEntry, PerformError, ServiceId, Snapshot,
-    Step, TableError, Tables, map::Map, slots::Slots, sources::Sources, sys,
+    Step, TableError, Tables, control::ControlMap, filter::Filter, map::Map, slots::Slots,
+    sources::Sources, sys,
 };
 use crate::model::{Family, Protocol};
 
@@ -74,6 +76,8 @@ pub struct KernelTables {
     v6: FamilyMaps<Ipv6>,
     slots: Slots,
     sources: Sources,
+    filter: Filter,
+    control: ControlMap,
 }
 
 impl KernelTables {
@@ -94,6 +98,8 @@ impl KernelTables {
             },
             slots: Slots::open(folder)?,
             sources: Sources::open(folder)?,
+            filter: Filter::open(folder)?,
+            control: ControlMap::open(folder)?,
         })
     }
 
@@ -108,6 +114,7 @@ impl KernelTables {
 
     /// Performs a run of steps of one kind; how many of them were done if one fails.
     fn perform_run(&mut self, run: &[Step]) -> Result<(), (usize, TableError)> {
+        self.filter.set(run.iter().flat_map(bits)).map_err(|error| (0, error))?;
         match &run[0] {
             Step::PutBackend(..) => self.put_backends(run),
             Step::PutFrontend(..) => self.put_frontends(run),
@@ -193,7 +200,14 @@ impl Tables for KernelTables {
     fn perform(&mut self, steps: &[Step]) -> Result<(), PerformError> {
         let mut done = 0;
         for run in steps.chunk_by(is_same_run) {
-            self.perform_run(run)
+            let performed = self.perform_run(run);
+            // Also of what was written before something failed.
+            let renewed = match &run[0] {
+                Step::PutRegion(..) | Step::Settle => Ok(()),
+                _ => self.control.renew(),
+            };
+            performed
+                .and_then(|()| renewed.map_err(|error| (0, error)))
                 .map_err(|(in_run, source)| PerformError { done: done + in_run, source })?;
             done += run.len();
         }
@@ -230,6 +244,29 @@ fn is_same_run(a: &Step, b: &Step) -> bool {
     match (a, b) {
         (Step::PutFrontend(a, _), Step::PutFrontend(b, _)) => a.ip.is_ipv4() == b.ip.is_ipv4(),
         _ => std::mem::discriminant(a) == std::mem::discriminant(b),
+    }
+}
+
+/// The filter's bits for what a step writes.
+fn bits(step: &Step) -> Vec<u32> {
+    match step {
+        Step::PutBackend(_, entry) => {
+            let port = BePort::new(entry.address.port());
+            // Any protocol: a backend does not say its own.
+            let bit = |protocol| match entry.address.ip() {
+                IpAddr::V4(ip) => filter::backend(&Ipv4::from(ip), port, protocol),
+                IpAddr::V6(ip) => filter::backend(&Ipv6::from(ip), port, protocol),
+            };
+            [Protocol::Sctp, Protocol::Tcp, Protocol::Udp].map(|p| bit(proto(p))).to_vec()
+        }
+        Step::PutFrontend(address, _) => {
+            let (port, protocol) = (BePort::new(address.port), proto(address.protocol));
+            vec![match address.ip {
+                IpAddr::V4(ip) => filter::frontend(&Ipv4::from(ip), port, protocol),
+                IpAddr::V6(ip) => filter::frontend(&Ipv6::from(ip), port, protocol),
+            }]
+        }
+        _ => Vec::new(),
     }
 }
 

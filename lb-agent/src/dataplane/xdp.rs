@@ -52,6 +52,7 @@ impl XdpHook {
 pub(super) struct Xdp {
     options: KernelOptions,
     pins: Pins,
+    secret: u64,
     program: Option<OwnedFd>,
 }
 
@@ -62,9 +63,13 @@ impl Xdp {
     /// # Errors
     ///
     /// If a pin cannot be removed.
-    pub(super) fn new(options: &KernelOptions, pins: &Pins) -> Result<Self, KernelError> {
+    pub(super) fn new(
+        options: &KernelOptions,
+        pins: &Pins,
+        secret: u64,
+    ) -> Result<Self, KernelError> {
         remove_pin(&pins.programs.join(PROGRAM))?;
-        Ok(Self { options: options.clone(), pins: pins.clone(), program: None })
+        Ok(Self { options: options.clone(), pins: pins.clone(), secret, program: None })
     }
 
     /// Attaches the program to a device, or exchanges the one that is there.
@@ -103,7 +108,10 @@ impl Xdp {
     fn program(&mut self) -> Result<&OwnedFd, KernelError> {
         let program = match self.program.take() {
             Some(program) => program,
-            None => load_program(&mut load(&self.options, &self.pins)?, PROGRAM, &self.pins)?,
+            None => {
+                let mut ebpf = load(&self.options, &self.pins, self.secret)?;
+                load_program(&mut ebpf, PROGRAM, &self.pins)?
+            }
         };
         Ok(self.program.insert(program))
     }

@@ -23,6 +23,9 @@ pub trait Address: Abi + Copy + Debug + Eq {
     /// Folds the address into one word that depends on every bit.
     fn fold(&self) -> u32;
 
+    /// The address times two odd factors, modulo 2^64: a part of hashes that are sums.
+    fn multiply(&self, factors: [u64; 2]) -> u64;
+
     /// The same address as an IPv6 one; an IPv4 address becomes IPv4-mapped (RFC 4291, 2.5.5.2).
     fn to_mapped(&self) -> Ipv6;
 
@@ -62,6 +65,11 @@ impl Address for Ipv4 {
     }
 
     #[inline(always)]
+    fn multiply(&self, [factor, _]: [u64; 2]) -> u64 {
+        u64::from(self.0).wrapping_mul(factor)
+    }
+
+    #[inline(always)]
     fn to_mapped(&self) -> Ipv6 {
         Ipv6([0, 0, 0xffff_u32.to_be(), self.0])
     }
@@ -84,6 +92,13 @@ impl Address for Ipv6 {
         let high = a.wrapping_mul(0x9e37_79b1) ^ b.rotate_left(15);
         let low = c.wrapping_mul(0x85eb_ca77) ^ d.rotate_left(7);
         high.wrapping_mul(0xc2b2_ae3d) ^ low
+    }
+
+    #[inline(always)]
+    fn multiply(&self, [factor, other]: [u64; 2]) -> u64 {
+        let [a, b, c, d] = self.0.map(u64::from);
+        let (high, low) = (a | b << 32, c | d << 32);
+        high.wrapping_mul(factor).wrapping_add(low.wrapping_mul(other))
     }
 
     #[inline(always)]

@@ -93,6 +93,8 @@ pub struct CtAction(pub u8);
 unsafe impl super::Abi for CtAction {}
 
 impl CtAction {
+    /// Leave the packet alone: it belongs to no Service. Never in conntrack.
+    pub const NONE: Self = Self(0);
     /// Ingress, client to backend: write the backend's address and go on to the stack.
     pub const FORWARD: Self = Self(1);
     /// Egress, host to backend: write the backend's address and redirect to its device.
@@ -118,6 +120,20 @@ impl CtAction {
     #[must_use]
     pub const fn is_at_egress(self) -> bool {
         matches!(self, Self::FORWARD_FROM_HOST | Self::REPLY)
+    }
+
+    /// Does this node send its packets on in place of the stack?
+    #[inline(always)]
+    #[must_use]
+    pub const fn redirects(self) -> bool {
+        matches!(self, Self::FORWARD_FROM_HOST | Self::FORWARD_SNAT | Self::REPLY_SNAT)
+    }
+
+    /// Does that cost the packet a hop?
+    #[inline(always)]
+    #[must_use]
+    pub const fn costs_hop(self) -> bool {
+        matches!(self, Self::FORWARD_SNAT | Self::REPLY_SNAT)
     }
 
     /// The action of the flow's other entry.

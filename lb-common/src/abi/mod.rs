@@ -8,7 +8,9 @@
 mod addr;
 mod affinity;
 mod backend;
+mod cached;
 mod conntrack;
+mod control;
 mod counter;
 mod device;
 mod frontend;
@@ -19,7 +21,9 @@ mod source;
 pub use addr::{Address, BePort, Ipv4, Ipv6, L4Proto};
 pub use affinity::{Affinity, AffinityKey, ClientKind};
 pub use backend::{Backend, BackendFlags};
+pub use cached::{CachedFlow, NextHop};
 pub use conntrack::{CtAction, CtEntry, CtKey};
+pub use control::Control;
 pub use counter::{Counter, CounterKind};
 pub use device::{Device, DeviceFlags, DeviceRole};
 pub use frontend::{Frontend, FrontendFlags, FrontendKey, FrontendKind, Region};
@@ -28,7 +32,7 @@ pub use socket::{SOCKET_PAIRS, SocketPair, SocketPeers, StaleSocket};
 pub use source::{LOCAL_SOURCES, Source, SourceRange};
 
 /// Version of all layouts below, recorded beside the pinned maps.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Slots in one element of a chunk array: one cache line.
 pub const SLOTS_PER_CHUNK: u32 = 16;
@@ -39,18 +43,20 @@ pub const MAX_CHUNK_ARRAYS: u32 = 1024;
 /// One cache line of slots: backend ids of the frontend's family.
 pub type Chunk = [u32; SLOTS_PER_CHUNK as usize];
 
-/// Names of the maps, as pinned below `maps/`.
+/// Names of the maps.
 pub mod maps {
-    /// All of them.
-    pub const ALL: [&str; 14] = [
+    /// All that are pinned: `FLOWS` is not, since nothing is lost with it.
+    pub const ALL: [&str; 16] = [
         AFFINITY_V4,
         AFFINITY_V6,
         BACKENDS_V4,
         BACKENDS_V6,
         CONNTRACK_V4,
         CONNTRACK_V6,
+        CONTROL,
         COUNTERS,
         DEVICES,
+        FILTER,
         FRONTENDS_V4,
         FRONTENDS_V6,
         SLOTS,
@@ -72,10 +78,18 @@ pub mod maps {
     pub const CONNTRACK_V4: &str = "CONNTRACK_V4";
     /// LRU hash: [`CtKey`](super::CtKey) → [`CtEntry`](super::CtEntry), IPv6.
     pub const CONNTRACK_V6: &str = "CONNTRACK_V6";
+    /// Array of one [`Control`](super::Control).
+    pub const CONTROL: &str = "CONTROL";
     /// Per-CPU array: [`Counter`](super::Counter) → `u64`.
     pub const COUNTERS: &str = "COUNTERS";
     /// Hash: interface index → [`Device`](super::Device).
     pub const DEVICES: &str = "DEVICES";
+    /// Array of words: two [filters](crate::filter).
+    pub const FILTER: &str = "FILTER";
+    /// Array: place of a flow ([`cache`](crate::cache)) → [`CachedFlow`](super::CachedFlow), IPv4.
+    pub const FLOWS_V4: &str = "FLOWS_V4";
+    /// Array: place of a flow ([`cache`](crate::cache)) → [`CachedFlow`](super::CachedFlow), IPv6.
+    pub const FLOWS_V6: &str = "FLOWS_V6";
     /// Hash: [`FrontendKey`](super::FrontendKey) → [`Frontend`](super::Frontend), IPv4.
     pub const FRONTENDS_V4: &str = "FRONTENDS_V4";
     /// Hash: [`FrontendKey`](super::FrontendKey) → [`Frontend`](super::Frontend), IPv6.
@@ -92,6 +106,10 @@ pub mod maps {
 
 /// Names of the read-only globals that the agent sets at load.
 pub mod globals {
+    /// `u64`: even; keys what is cached (see [`cache`](crate::cache)).
+    pub const FLOWS_SECRET: &str = "FLOWS_SECRET";
+    /// `u32`: 64 less the binary logarithm of the number of elements of `FLOWS`.
+    pub const FLOWS_SHIFT: &str = "FLOWS_SHIFT";
     /// `u64`: cookie of the agent's own network namespace.
     pub const HOST_NETNS: &str = "HOST_NETNS";
     /// `u32`: mark for packets translated already; different on each node.

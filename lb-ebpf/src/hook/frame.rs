@@ -1,21 +1,13 @@
 //! A frame of XDP as a [`Packet`]: read and written in place, its checksums kept by our own sums.
 
-use aya_ebpf::{
-    bindings::{bpf_fib_lookup, xdp_md},
-    helpers::bpf_xdp_adjust_tail,
-    programs::XdpContext,
-};
+use aya_ebpf::{bindings::xdp_md, helpers::bpf_xdp_adjust_tail, programs::XdpContext};
 use lb_common::abi::{Abi, Address, Counter, DeviceFlags, Ipv4, L4Proto};
 use lb_ebpf::{
-    packet::{L4Checksum, Packet},
+    packet::{ETHERNET_HEADER, L4Checksum, Packet},
     parse::{Headers, L3},
-    tables::{Neighbour, Route},
 };
 
-use super::{
-    route::{self, Found, Routing},
-    tables::Context,
-};
+use super::tables::Context;
 use crate::maps;
 
 /// What RFC 768 writes in place of a checksum of zero, which means none.
@@ -28,6 +20,12 @@ impl Frame {
     #[inline(always)]
     pub(super) const fn new(ctx: XdpContext) -> Self {
         Self(ctx)
+    }
+
+    /// The context as the kernel handed it over.
+    #[inline(always)]
+    pub(super) const fn as_ptr(&self) -> *mut xdp_md {
+        self.0.ctx
     }
 
     /// The same context once more, for what else asks the kernel about the frame.
@@ -67,27 +65,11 @@ fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
 }
 
 impl Context for XdpContext {
-    const REACHES_STACK: bool = false;
-
     #[inline(always)]
     fn device(&self) -> u32 {
         let ctx: *mut xdp_md = self.ctx;
         // SAFETY: the context is valid for as long as the program runs.
         unsafe { (*ctx).ingress_ifindex }
-    }
-
-    /// A way by which this program itself can send the frame: to a neighbour that is known, by a
-    /// device that takes it, and not longer than goes by there. [`link_addresses`] tells the addresses.
-    #[inline(always)]
-    fn route<A: Address + Routing>(&self, src: A, dst: A) -> Option<Route<A>> {
-        let length = l3_length::<A>(self)?;
-        let question = A::question(src, dst)?;
-        question.__bindgen_anon_1.tot_len = length;
-        if route::ask(self, question, self.device()) != Found::Neighbour {
-            return None;
-        }
-        let device = question.ifindex;
-        crossing_to(self, device).map(|_| Route { device, neighbour: Neighbour::Other })
     }
 }
 
@@ -108,13 +90,6 @@ pub(super) fn crossing_to(ctx: &XdpContext, device: u32) -> Option<Crossing> {
         return Some(Crossing::Return);
     }
     flags.has(DeviceFlags::TAKES_FRAMES).then_some(Crossing::Redirect)
-}
-
-/// Link-layer destination and source for the way that was asked for last.
-#[inline(always)]
-pub(super) fn link_addresses() -> Option<[[u8; 6]; 2]> {
-    let answer: &bpf_fib_lookup = &maps::route_query()?.0;
-    Some([answer.dmac, answer.smac])
 }
 
 impl Packet for Frame {
@@ -152,6 +127,11 @@ impl Packet for Frame {
         let new = checksum.addresses.and(checksum.ports).apply(old);
         let new = if is_udp && new == 0 { UDP_ZERO } else { new };
         self.write(checksum.offset, &new)
+    }
+
+    #[inline(always)]
+    fn fits(&self, mtu: u16) -> bool {
+        self.0.data_end() - self.0.data() <= usize::from(mtu) + ETHERNET_HEADER
     }
 
     #[inline(always)]

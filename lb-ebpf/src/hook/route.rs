@@ -1,130 +1,119 @@
 //! The kernel's routing table, as programs may ask it.
 
 use aya_ebpf::{
-    EbpfContext,
     bindings::{
         BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh,
     },
     helpers::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh},
 };
-use lb_common::abi::{Ipv4, Ipv6};
-use lb_ebpf::tables::{Neighbour, Route};
+use lb_common::abi::{Ipv4, Ipv6, NextHop};
 
-use crate::maps;
+use super::tables::Context;
+use crate::maps::{self, RouteQuery};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+/// Asks for the route's MTU; no packet is that short.
+const ASK_MTU: u16 = 1;
 
-/// A family's routing table.
+/// A family's questions to the routing table, and its answers.
 pub trait Routing: Sized {
-    /// A question for the way from `src` to `dst`.
-    fn question(src: Self, dst: Self) -> Option<&'static mut bpf_fib_lookup>;
-    /// The next hop of an answer whose link-layer address is known.
-    fn next_hop(answer: &bpf_fib_lookup) -> Neighbour<Self>;
-    /// Sends the packet to a neighbour; returns the program's verdict.
-    fn redirect(route: &Route<Self>) -> i32;
+    /// Number of the address family.
+    const FAMILY: u8;
+    /// Writes source and destination of a question.
+    fn ask(query: &mut bpf_fib_lookup, src: Self, dst: Self);
+    /// Reads the next hop of an answer of this family.
+    fn answer(query: &bpf_fib_lookup, neighbour: &mut bpf_redir_neigh);
 }
 
 impl Routing for Ipv4 {
+    const FAMILY: u8 = AF_INET;
+
     #[inline(always)]
-    fn question(src: Self, dst: Self) -> Option<&'static mut bpf_fib_lookup> {
-        let question = question(AF_INET)?;
-        question.__bindgen_anon_3.ipv4_src = src.0;
-        question.__bindgen_anon_4.ipv4_dst = dst.0;
-        Some(question)
+    fn ask(query: &mut bpf_fib_lookup, src: Self, dst: Self) {
+        query.__bindgen_anon_3.ipv4_src = src.0;
+        query.__bindgen_anon_4.ipv4_dst = dst.0;
     }
 
     #[inline(always)]
-    fn next_hop(answer: &bpf_fib_lookup) -> Neighbour<Self> {
-        if answer.family != AF_INET {
-            return Neighbour::Other;
-        }
-        // SAFETY: the kernel has written the next hop of this family.
-        Neighbour::Same(Self(unsafe { answer.__bindgen_anon_4.ipv4_dst }))
-    }
-
-    #[inline(always)]
-    fn redirect(route: &Route<Self>) -> i32 {
-        let Neighbour::Same(Self(address)) = route.neighbour else {
-            return redirect(route.device, None);
-        };
-        // SAFETY: every field is an integer.
-        let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
-        neighbour.nh_family = u32::from(AF_INET);
-        neighbour.__bindgen_anon_1.ipv4_nh = address;
-        redirect(route.device, Some(&mut neighbour))
+    fn answer(query: &bpf_fib_lookup, neighbour: &mut bpf_redir_neigh) {
+        // SAFETY: the kernel has written a next hop of this family.
+        neighbour.__bindgen_anon_1.ipv4_nh = unsafe { query.__bindgen_anon_4.ipv4_dst };
     }
 }
 
 impl Routing for Ipv6 {
+    const FAMILY: u8 = AF_INET6;
+
     #[inline(always)]
-    fn question(src: Self, dst: Self) -> Option<&'static mut bpf_fib_lookup> {
-        let question = question(AF_INET6)?;
-        question.__bindgen_anon_3.ipv6_src = src.0;
-        question.__bindgen_anon_4.ipv6_dst = dst.0;
-        Some(question)
+    fn ask(query: &mut bpf_fib_lookup, src: Self, dst: Self) {
+        query.__bindgen_anon_3.ipv6_src = src.0;
+        query.__bindgen_anon_4.ipv6_dst = dst.0;
     }
 
     #[inline(always)]
-    fn next_hop(answer: &bpf_fib_lookup) -> Neighbour<Self> {
-        // SAFETY: an IPv6 route has an IPv6 next hop.
-        Neighbour::Same(Self(unsafe { answer.__bindgen_anon_4.ipv6_dst }))
-    }
-
-    #[inline(always)]
-    fn redirect(route: &Route<Self>) -> i32 {
-        let Neighbour::Same(Self(address)) = route.neighbour else {
-            return redirect(route.device, None);
-        };
-        // SAFETY: every field is an integer.
-        let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
-        neighbour.nh_family = u32::from(AF_INET6);
-        neighbour.__bindgen_anon_1.ipv6_nh = address;
-        redirect(route.device, Some(&mut neighbour))
+    fn answer(query: &bpf_fib_lookup, neighbour: &mut bpf_redir_neigh) {
+        // SAFETY: the kernel has written a next hop of this family.
+        neighbour.__bindgen_anon_1.ipv6_nh = unsafe { query.__bindgen_anon_4.ipv6_dst };
     }
 }
 
+/// Where a packet from `src` to `dst` goes; the answer is kept for [`redirect`].
+///
+/// Where the neighbour's link-layer address is not known, the hop is without addresses and takes
+/// packets of any length: the kernel finds the route again.
 #[inline(always)]
-fn question(family: u8) -> Option<&'static mut bpf_fib_lookup> {
-    let question = &mut maps::route_query()?.0;
+pub fn route<A: Routing>(ctx: &impl Context, src: A, dst: A) -> Option<NextHop> {
+    let RouteQuery { lookup, is_known } = maps::route_query()?;
     // SAFETY: every field is an integer.
-    *question = unsafe { core::mem::zeroed() };
-    question.family = family;
-    Some(question)
-}
-
-/// What the routing table says.
-#[derive(Clone, Copy, Eq, PartialEq)]
-pub(super) enum Found {
-    /// The next hop and its link-layer address.
-    Neighbour,
-    /// The device alone: the next hop has not answered yet.
-    Device,
-    /// No way, or one that the packet is too long for.
-    Nothing,
-}
-
-/// Asks for the way of a packet that is at `device`; the answer takes the question's place.
-#[inline(always)]
-pub(super) fn ask(ctx: &impl EbpfContext, question: &mut bpf_fib_lookup, device: u32) -> Found {
-    question.ifindex = device;
+    *lookup = unsafe { core::mem::zeroed() };
+    lookup.family = A::FAMILY;
+    lookup.__bindgen_anon_1.tot_len = ASK_MTU;
+    lookup.ifindex = ctx.device();
+    A::ask(lookup, src, dst);
     let size = size_of::<bpf_fib_lookup>() as i32;
-    // SAFETY: the context is valid, and the size is that of the question.
-    let answer = unsafe { fib_lookup(ctx.as_ptr(), question, size, 0) };
-    if answer == i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
-        Found::Neighbour
-    } else if answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
-        Found::Device
-    } else {
-        Found::Nothing
+    // SAFETY: the context is valid, and the size is that of the parameters.
+    let answer = unsafe { fib_lookup(ctx.as_ptr(), lookup, size, 0) };
+    if answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
+        *is_known = 0;
+        return Some(NextHop { mtu: u16::MAX, ..NextHop::of(lookup.ifindex) });
     }
+    if answer != i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
+        return None;
+    }
+    *is_known = 1;
+    // SAFETY: the kernel has written the MTU here.
+    let mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
+    let [a, b, c] = words(lookup.dmac);
+    let [d, e, f] = words(lookup.smac);
+    Some(NextHop { device: lookup.ifindex, mtu, macs: [a, b, c, d, e, f], pad: 0 })
 }
 
+/// Sends the packet where the last answer said; returns the program's verdict.
+///
+/// By way of the kernel's neighbours, which learns by that that this one is in use. A packet of a host process
+/// carries the route to the Service's address, and one that waits for a neighbour is sent to that
+/// route's: so a known next hop is named. It may be a router of the other family (RFC 5549), which
+/// the kernel finds again.
 #[inline(always)]
-fn redirect(device: u32, neighbour: Option<&mut bpf_redir_neigh>) -> i32 {
+pub fn redirect<A: Routing>() -> Option<i32> {
+    let RouteQuery { lookup, is_known } = maps::route_query()?;
+    let device = lookup.ifindex;
+    if *is_known == 0 || lookup.family != A::FAMILY {
+        // SAFETY: no parameters.
+        return Some(unsafe { bpf_redirect_neigh(device, core::ptr::null_mut(), 0, 0) as i32 });
+    }
+    // SAFETY: every field is an integer.
+    let mut neighbour: bpf_redir_neigh = unsafe { core::mem::zeroed() };
+    neighbour.nh_family = u32::from(A::FAMILY);
+    A::answer(lookup, &mut neighbour);
     let size = size_of::<bpf_redir_neigh>() as i32;
-    let (neighbour, size) =
-        neighbour.map_or((core::ptr::null_mut(), 0), |n| (core::ptr::from_mut(n), size));
-    // SAFETY: either no parameters, or a pointer to as many bytes as the size says.
-    unsafe { bpf_redirect_neigh(device, neighbour, size, 0) as i32 }
+    // SAFETY: a pointer to as many bytes as the size says.
+    Some(unsafe { bpf_redirect_neigh(device, &mut neighbour, size, 0) as i32 })
+}
+
+/// A link-layer address by words, as they stand in memory.
+#[inline(always)]
+fn words([a, b, c, d, e, f]: [u8; 6]) -> [u16; 3] {
+    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])]
 }

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
     helpers::{bpf_skb_change_tail, bpf_skb_store_bytes},
     programs::TcContext,
 };
@@ -11,15 +11,11 @@ use lb_common::{
     checksum::Difference,
 };
 use lb_ebpf::{
-    packet::{L4Checksum, Packet},
-    path::egress::Origin,
-    tables::{Neighbour, Route},
+    packet::{ETHERNET_HEADER, L4Checksum, Packet},
+    path::Origin,
 };
 
-use super::{
-    route::{self, Found, Routing},
-    tables::Context,
-};
+use super::tables::Context;
 use crate::globals::MARK;
 
 /// A socket buffer.
@@ -35,6 +31,12 @@ impl Skb {
     #[inline(always)]
     pub(super) fn context(&self) -> TcContext {
         TcContext::new(self.0.skb.skb)
+    }
+
+    /// The context as the kernel handed it over.
+    #[inline(always)]
+    pub(super) const fn as_ptr(&self) -> *mut __sk_buff {
+        self.0.skb.skb
     }
 
     /// Interface index of the device that it comes in by or leaves by.
@@ -60,7 +62,7 @@ impl Skb {
         unsafe { (*self.0.skb.skb).tc_index = mark }
     }
 
-    /// Did it come in by a device, or from a socket of this node?
+    /// Where a packet at egress comes from: a device, or a socket of this node.
     #[inline(always)]
     pub(super) fn origin(&self) -> Origin {
         // SAFETY: the context is valid for as long as the program runs.
@@ -112,26 +114,10 @@ impl Skb {
 }
 
 impl Context for TcContext {
-    const REACHES_STACK: bool = true;
-
     #[inline(always)]
     fn device(&self) -> u32 {
         // SAFETY: the context is valid for as long as the program runs.
         unsafe { (*self.skb.skb).ifindex }
-    }
-
-    /// Where a neighbour's link-layer address is not known, the kernel must find the route again: a
-    /// packet of a host process carries the route to the Service's address, and one that waits for a
-    /// neighbour is sent to that route's.
-    #[inline(always)]
-    fn route<A: Address + Routing>(&self, src: A, dst: A) -> Option<Route<A>> {
-        let question = A::question(src, dst)?;
-        let neighbour = match route::ask(self, question, self.device()) {
-            Found::Neighbour => A::next_hop(question),
-            Found::Device => Neighbour::Other,
-            Found::Nothing => return None,
-        };
-        Some(Route { device: question.ifindex, neighbour })
     }
 }
 
@@ -170,6 +156,13 @@ impl Packet for Skb {
         let udp = if checksum.protocol == L4Proto::UDP { BPF_F_MARK_MANGLED_0 } else { 0 };
         self.change_l4(checksum.offset, checksum.addresses, udp | BPF_F_PSEUDO_HDR)?;
         self.change_l4(checksum.offset, checksum.ports, udp)
+    }
+
+    #[inline(always)]
+    fn fits(&self, mtu: u16) -> bool {
+        // SAFETY: the context is valid for as long as the program runs.
+        let is_cut_later = unsafe { (*self.0.skb.skb).gso_size } != 0;
+        is_cut_later || self.0.len() <= u32::from(mtu) + ETHERNET_HEADER as u32
     }
 
     #[inline(always)]

@@ -1,27 +1,22 @@
 //! The maps as [`Tables`], for the packet that a program looks at.
 
+use aya_ebpf::EbpfContext;
 use lb_common::abi::{
-    Address, Affinity, AffinityKey, Backend, CtKey, DeviceRole, Frontend, FrontendKey, Region,
-    Source,
+    Address, Affinity, AffinityKey, Backend, CachedFlow, CtKey, DeviceRole, Frontend, FrontendKey,
+    NextHop, Region, Source,
 };
-use lb_ebpf::tables::{Backends, CtRef, Ref, Route, Tables};
+use lb_ebpf::tables::{Backends, CtRef, Ends, Ref, Tables};
 
-use super::route::Routing;
+use super::route::{self, Routing};
 use crate::{
     globals::{RESET_TCP, SNAT_COUNT, SNAT_FIRST},
     maps::{self, BpfBackends, Maps},
 };
 
 /// A program's context, as far as some questions need it.
-pub(super) trait Context {
-    /// Do packets that are to go on to the stack reach it as a path leaves them?
-    const REACHES_STACK: bool;
-
+pub trait Context: EbpfContext {
     /// Interface index of the device that the packet comes in by or leaves by.
     fn device(&self) -> u32;
-
-    /// Where the routing table sends a packet from `src` to `dst`.
-    fn route<A: Address + Routing>(&self, src: A, dst: A) -> Option<Route<A>>;
 }
 
 /// The maps, and the context that some questions need.
@@ -61,6 +56,21 @@ impl<A: Address + Maps, C> Backends<A> for BpfTables<A, C> {
 
 impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     #[inline(always)]
+    fn ends(&self, flow: &CtKey<A>) -> Ends {
+        maps::ends(flow)
+    }
+
+    #[inline(always)]
+    fn recall(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
+        maps::recall(flow, decision)
+    }
+
+    #[inline(always)]
+    fn cache(&self, decision: &mut CachedFlow<A>) {
+        maps::cache(decision);
+    }
+
+    #[inline(always)]
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>> {
         A::conntrack(flow)
     }
@@ -68,16 +78,20 @@ impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     #[inline(always)]
     fn track(&self, flow: &CtKey<A>, entry: CtRef<A>) {
         A::track(flow, entry);
+        maps::uncache(flow);
     }
 
     #[inline(always)]
     fn claim(&self, flow: &CtKey<A>, entry: CtRef<A>) -> bool {
-        A::claim(flow, entry)
+        let is_claimed = A::claim(flow, entry);
+        maps::uncache(flow);
+        is_claimed
     }
 
     #[inline(always)]
     fn forget(&self, flow: &CtKey<A>) {
         A::forget(flow);
+        maps::uncache(flow);
     }
 
     #[inline(always)]
@@ -116,13 +130,8 @@ impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     }
 
     #[inline(always)]
-    fn reaches_stack(&self) -> bool {
-        C::REACHES_STACK
-    }
-
-    #[inline(always)]
-    fn route(&self, src: A, dst: A) -> Option<Route<A>> {
-        self.ctx.route(src, dst)
+    fn route(&self, src: A, dst: A) -> Option<NextHop> {
+        route::route(&self.ctx, src, dst)
     }
 
     #[inline(always)]

@@ -1,22 +1,26 @@
-//! TC: the entry of each hook, and verdicts as return codes.
+//! TC: the entry of each hook, its steps, and verdicts as return codes.
 
 use aya_ebpf::{
-    bindings::{BPF_F_INGRESS, TC_ACT_SHOT},
+    bindings::{__sk_buff, BPF_F_INGRESS, TC_ACT_SHOT},
     helpers::bpf_redirect,
     programs::TcContext,
 };
-use lb_common::abi::{Address, Counter, CounterKind, Ipv4, Ipv6};
+use lb_common::abi::{Address, Counter, CounterKind, Ipv4, Ipv6, NextHop};
 use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next, NoFlow},
     path::{
-        Direction, PathResult, Verdict, egress as out,
+        self, Direction, Found, Origin, PathResult, Verdict,
         icmp::{self, Icmp},
-        ingress as into,
+        refuse,
     },
 };
 
-use super::{route::Routing, skb::Skb, tables::BpfTables};
+use super::{
+    route::{self, Routing},
+    skb::Skb,
+    tables::BpfTables,
+};
 use crate::{
     globals::MARK,
     maps::{self, Maps},
@@ -24,8 +28,19 @@ use crate::{
 
 /// Neither accepts nor drops: the next program, ours or a CNI's, decides (`TCX_NEXT`).
 const NEXT: i32 = -1;
-/// What a program answers with until all has been looked at: the packet may be one of ICMP.
-const OTHER: i32 = -2;
+/// What a step answers with if another one is to follow; a verdict of TC otherwise.
+mod step {
+    /// There is a cached decision: act.
+    pub(super) const ACT: i32 = -2;
+    /// Ask conntrack and frontends.
+    pub(super) const ASK: i32 = -3;
+    /// There is a decision made for this packet: act.
+    pub(super) const DECIDED: i32 = -4;
+    /// No packet of a flow; perhaps of ICMP.
+    pub(super) const OTHER: i32 = -5;
+    /// Refuse: less the number of a counter.
+    pub(super) const REFUSE: i32 = -16;
+}
 /// Headers that a path may touch: Ethernet, IPv6, TCP.
 const HEADERS: u32 = 14 + 40 + 20;
 /// The same of ICMP, as far as the quoted ports: an IPv6 redirect with a link-layer address is the
@@ -35,20 +50,11 @@ const QUOTED_HEADERS: u32 = 14 + 40 + 40 + 16 + 40 + 4;
 /// The program at ingress.
 #[inline(always)]
 pub fn ingress(ctx: TcContext) -> i32 {
-    let mut skb = Skb::new(ctx);
+    let skb = Skb::new(ctx);
     if skb.is_marked() {
         return NEXT;
     }
-    skb.pull(HEADERS);
-    match parse::ethertype(&skb) {
-        Ipv4::ETHERTYPE => {
-            other::<Ipv4>(ingress_of::<Ipv4>(&mut skb), &mut skb, Direction::Ingress)
-        }
-        Ipv6::ETHERTYPE => {
-            other::<Ipv6>(ingress_of::<Ipv6>(&mut skb), &mut skb, Direction::Ingress)
-        }
-        _ => NEXT,
-    }
+    run(&skb, Origin::Incoming)
 }
 
 /// The program at egress.
@@ -60,82 +66,172 @@ pub fn egress(ctx: TcContext) -> i32 {
         skb.set_mark(0);
         return NEXT;
     }
+    let origin = skb.origin();
+    run(&skb, origin)
+}
+
+#[inline(always)]
+fn run(skb: &Skb, origin: Origin) -> i32 {
     skb.pull(HEADERS);
-    match parse::ethertype(&skb) {
-        Ipv4::ETHERTYPE => other::<Ipv4>(egress_of::<Ipv4>(&mut skb), &mut skb, Direction::Egress),
-        Ipv6::ETHERTYPE => other::<Ipv6>(egress_of::<Ipv6>(&mut skb), &mut skb, Direction::Egress),
+    match parse::ethertype(skb) {
+        Ipv4::ETHERTYPE => steps::<Ipv4>(skb, origin as u32),
+        Ipv6::ETHERTYPE => steps::<Ipv6>(skb, origin as u32),
         _ => NEXT,
     }
 }
 
-/// A function of its own, so that the two families do not share a stack.
-#[inline(never)]
-fn ingress_of<A: Header + Maps + Routing>(skb: &mut Skb) -> i32 {
-    A::parse(skb, Path(Direction::Ingress)).unwrap_or_else(pass)
-}
-
-/// A function of its own, so that the two families do not share a stack.
-#[inline(never)]
-fn egress_of<A: Header + Maps + Routing>(skb: &mut Skb) -> i32 {
-    A::parse(skb, Path(Direction::Egress)).unwrap_or_else(pass)
-}
-
-/// Goes on with a packet that is not one of a flow, if it is one of ICMP.
-///
-/// Called when the functions for flows have given back their stack.
+/// One step after the other, each in a stack of its own.
 #[inline(always)]
-fn other<A: Icmp + Maps + Routing>(code: i32, skb: &mut Skb, direction: Direction) -> i32 {
-    if code != OTHER {
-        return code;
+fn steps<A: Steps>(skb: &Skb, origin: u32) -> i32 {
+    let ctx = skb.as_ptr();
+    let mut code = A::look(ctx, origin);
+    if code == step::ASK {
+        code = A::ask(ctx, origin);
     }
-    match direction {
-        Direction::Egress => icmp_at_egress::<A>(skb),
-        Direction::Ingress => icmp_at_ingress::<A>(skb),
+    match code {
+        step::ACT | step::DECIDED | ..=step::REFUSE => A::act(ctx, origin, code),
+        step::OTHER => A::icmp(ctx, origin),
+        verdict => verdict,
     }
 }
 
-#[inline(never)]
-fn icmp_at_ingress<A: Icmp + Maps + Routing>(skb: &mut Skb) -> i32 {
-    icmp_of::<A>(skb, Direction::Ingress)
+/// The steps for one family: functions that the kernel's verifier reads one by one, and that it lets
+/// answer with any number.
+trait Steps {
+    /// Reads headers, filter and cache.
+    fn look(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Asks conntrack and frontends.
+    fn ask(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Translates, sends, refuses.
+    fn act(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
+    /// Goes on with a packet that is not one of a flow, if it is one of ICMP.
+    fn icmp(ctx: *mut __sk_buff, origin: u32) -> i32;
 }
 
-#[inline(never)]
-fn icmp_at_egress<A: Icmp + Maps + Routing>(skb: &mut Skb) -> i32 {
-    icmp_of::<A>(skb, Direction::Egress)
+macro_rules! steps {
+    ($family:ty, $look:ident, $ask:ident, $act:ident, $icmp:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $look(ctx: *mut __sk_buff, origin: u32) -> i32 {
+            look::<$family>(Skb::new(TcContext::new(ctx)), origin)
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $ask(ctx: *mut __sk_buff, origin: u32) -> i32 {
+            ask::<$family>(TcContext::new(ctx), origin)
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $act(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32 {
+            act::<$family>(Skb::new(TcContext::new(ctx)), origin, code)
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $icmp(ctx: *mut __sk_buff, origin: u32) -> i32 {
+            icmp::<$family>(Skb::new(TcContext::new(ctx)), origin)
+        }
+
+        impl Steps for $family {
+            #[inline(always)]
+            fn look(ctx: *mut __sk_buff, origin: u32) -> i32 {
+                $look(ctx, origin)
+            }
+
+            #[inline(always)]
+            fn ask(ctx: *mut __sk_buff, origin: u32) -> i32 {
+                $ask(ctx, origin)
+            }
+
+            #[inline(always)]
+            fn act(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32 {
+                $act(ctx, origin, code)
+            }
+
+            #[inline(always)]
+            fn icmp(ctx: *mut __sk_buff, origin: u32) -> i32 {
+                $icmp(ctx, origin)
+            }
+        }
+    };
+}
+steps!(Ipv4, lb_tc_look4, lb_tc_ask4, lb_tc_act4, lb_tc_icmp4);
+steps!(Ipv6, lb_tc_look6, lb_tc_ask6, lb_tc_act6, lb_tc_icmp6);
+
+/// An origin by its number.
+#[inline(always)]
+fn origin(number: u32) -> Origin {
+    match number {
+        0 => Origin::Forwarded,
+        1 => Origin::Host,
+        _ => Origin::Incoming,
+    }
 }
 
 #[inline(always)]
-fn icmp_of<A: Icmp + Maps + Routing>(skb: &mut Skb, direction: Direction) -> i32 {
-    if A::header(skb).is_none() {
-        return NEXT;
-    }
-    skb.pull(QUOTED_HEADERS);
-    let verdict = icmp::icmp(skb, &BpfTables::<A, _>::new(skb.context()), direction);
-    act(skb, verdict, direction)
+fn look<A: Header + Maps + Routing>(mut skb: Skb, from: u32) -> i32 {
+    A::parse(&mut skb, Look(origin(from))).unwrap_or_else(pass)
 }
 
-/// Goes on with the path of a hook.
-struct Path(Direction);
+/// Goes on with the headers of a packet.
+struct Look(Origin);
 
-impl<A: Address + Maps + Routing> Next<A, Skb> for Path {
+impl<A: Address + Maps + Routing> Next<A, Skb> for Look {
     type Output = i32;
 
     #[inline(always)]
     fn run(self, skb: &mut Skb, headers: &Headers<A>) -> i32 {
-        // They would take a sixth of the stack.
-        let Some(kept) = A::headers() else { return NEXT };
+        let (Some(kept), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
         *kept = *headers;
-        let (headers, tables) = (&*kept, BpfTables::new(skb.context()));
-        let Self(direction) = self;
-        let verdict = match direction {
-            Direction::Egress => {
-                let origin = skb.origin();
-                out::egress(skb, headers, &tables, origin)
-            }
-            Direction::Ingress => into::ingress(skb, headers, &tables),
-        };
-        act(skb, verdict, direction)
+        let tables = BpfTables::new(skb.context());
+        match path::look(kept, &tables, self.0, decision) {
+            path::Look::Act => step::ACT,
+            path::Look::Ask => step::ASK,
+            path::Look::Leave => NEXT,
+        }
     }
+}
+
+#[inline(always)]
+fn ask<A: Address + Maps + Routing>(ctx: TcContext, from: u32) -> i32 {
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
+    match path::ask(headers, &BpfTables::new(ctx), origin(from), decision) {
+        Ok(Found::Answer(counter)) => step::REFUSE - counter as i32,
+        Ok(Found::Decided) => step::DECIDED,
+        Ok(Found::Nothing) => NEXT,
+        Err(counter) => end(counter),
+    }
+}
+
+#[inline(always)]
+fn act<A: Address + Maps + Routing>(mut skb: Skb, from: u32, code: i32) -> i32 {
+    let direction = origin(from).direction();
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
+    if code <= step::REFUSE {
+        if let Err(counter) = refuse::refuse(&mut skb, headers) {
+            return end(counter);
+        }
+        maps::count_number((step::REFUSE - code).cast_unsigned());
+        return send_back(&mut skb, direction);
+    }
+    let send = if code == step::ACT { Verdict::Send } else { Verdict::Route };
+    let tables = BpfTables::new(skb.context());
+    let verdict = path::act(&mut skb, headers, &tables, decision, send);
+    perform(&mut skb, verdict, (&decision.hop, route::redirect::<A>, direction))
+}
+
+#[inline(always)]
+fn icmp<A: Icmp + Maps + Routing>(mut skb: Skb, from: u32) -> i32 {
+    if A::header(&skb).is_none() {
+        return NEXT;
+    }
+    skb.pull(QUOTED_HEADERS);
+    let direction = origin(from).direction();
+    let tables = BpfTables::<A, _>::new(skb.context());
+    let verdict = icmp::icmp(&mut skb, &tables, direction);
+    perform(&mut skb, verdict, (&NextHop::of(0), route::redirect::<A>, direction))
 }
 
 /// Leaves a packet alone that is not one of a flow, and counts it if it could have been; goes on
@@ -144,19 +240,19 @@ impl<A: Address + Maps + Routing> Next<A, Skb> for Path {
 fn pass(reason: NoFlow) -> i32 {
     match reason {
         NoFlow::Fragment => end(Counter::Fragment),
-        NoFlow::Other => OTHER,
+        NoFlow::Other => step::OTHER,
         NoFlow::Truncated => end(Counter::Truncated),
     }
 }
 
 /// Performs a verdict.
 #[inline(always)]
-fn act<A: Address + Routing>(skb: &mut Skb, verdict: PathResult<A>, direction: Direction) -> i32 {
+fn perform(
+    skb: &mut Skb,
+    verdict: PathResult,
+    (hop, route, direction): (&NextHop, fn() -> Option<i32>, Direction),
+) -> i32 {
     match verdict {
-        Ok(Verdict::Answer(counter)) => {
-            maps::count(counter);
-            send_back(skb, direction)
-        }
         Ok(Verdict::Continue) => {
             if direction == Direction::Ingress {
                 skb.set_mark(MARK.load());
@@ -165,10 +261,11 @@ fn act<A: Address + Routing>(skb: &mut Skb, verdict: PathResult<A>, direction: D
         }
         Ok(Verdict::Deliver(device)) => deliver(skb, device),
         Ok(Verdict::Pass) => NEXT,
-        Ok(Verdict::Redirect(route)) => {
+        Ok(Verdict::Route) => {
             skb.set_mark(MARK.load());
-            A::redirect(&route)
+            route().unwrap_or(TC_ACT_SHOT as i32)
         }
+        Ok(Verdict::Send) => send(skb, hop),
         Err(counter) => end(counter),
     }
 }
@@ -181,6 +278,17 @@ fn end(counter: Counter) -> i32 {
         CounterKind::Pass => NEXT,
         CounterKind::Drop | CounterKind::Reject => TC_ACT_SHOT as i32,
     }
+}
+
+/// Sends the packet to a next hop.
+#[inline(always)]
+fn send(skb: &mut Skb, hop: &NextHop) -> i32 {
+    if skb.write(0, &hop.macs).is_err() {
+        return end(Counter::RewriteFailed);
+    }
+    skb.set_mark(MARK.load());
+    // SAFETY: a helper that takes numbers.
+    unsafe { bpf_redirect(hop.device, 0) as i32 }
 }
 
 /// Returns an answer to where its question came from.

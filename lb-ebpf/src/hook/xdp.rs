@@ -1,16 +1,19 @@
-//! XDP: the same paths before the stack, for what can be ended or sent on without it.
+//! XDP: the same steps before the stack, for what can be ended or sent on without it.
 //!
-//! Every other packet goes on as it came, to TC at the same device: nothing has been written to it,
-//! counted or remembered of it that TC would not find as its own. So XDP is an acceleration and
+//! Every other packet goes on as it came, to TC at the same device: nothing has been written to it or
+//! counted, and what is remembered of it is what TC would remember. So XDP is an acceleration and
 //! nothing else.
 
-use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, programs::XdpContext};
-use lb_common::abi::{Address, Counter, Ipv4, Ipv6};
+use aya_ebpf::{
+    bindings::{xdp_action, xdp_md},
+    helpers::bpf_redirect,
+    programs::XdpContext,
+};
+use lb_common::abi::{Address, CachedFlow, Counter, Ipv4, Ipv6};
 use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next},
-    path::{PathResult, Verdict, ingress, refuse},
-    tables::Route,
+    path::{self, Found, Origin, Verdict, refuse},
 };
 
 use super::{
@@ -20,101 +23,194 @@ use super::{
 };
 use crate::maps::{self, Maps};
 
+const PASS: i32 = xdp_action::XDP_PASS as i32;
+/// What a step answers with if another one is to follow; a verdict of XDP otherwise.
+mod step {
+    /// There is a decision: act.
+    pub(super) const ACT: i32 = -2;
+    /// Ask conntrack and frontends.
+    pub(super) const ASK: i32 = -3;
+    /// Refuse: less the number of a counter.
+    pub(super) const REFUSE: i32 = -16;
+}
+
 /// The program.
 #[inline(always)]
 pub fn receive(ctx: XdpContext) -> u32 {
-    let mut frame = Frame::new(ctx);
-    match parse::ethertype(&frame) {
-        Ipv4::ETHERTYPE => receive_of::<Ipv4>(&mut frame),
-        Ipv6::ETHERTYPE => receive_of::<Ipv6>(&mut frame),
-        _ => xdp_action::XDP_PASS,
+    let frame = Frame::new(ctx);
+    let verdict = match parse::ethertype(&frame) {
+        Ipv4::ETHERTYPE => steps::<Ipv4>(frame.as_ptr()),
+        Ipv6::ETHERTYPE => steps::<Ipv6>(frame.as_ptr()),
+        _ => PASS,
+    };
+    verdict as u32
+}
+
+/// One step after the other, each in a stack of its own.
+#[inline(always)]
+fn steps<A: Steps>(ctx: *mut xdp_md) -> i32 {
+    let mut code = A::look(ctx);
+    if code == step::ASK {
+        code = A::ask(ctx);
+    }
+    match code {
+        step::ACT | ..=step::REFUSE => A::act(ctx, code),
+        verdict => verdict,
     }
 }
 
-/// A function of its own, so that the two families do not share a stack.
-#[inline(never)]
-fn receive_of<A: Header + Maps + Routing>(frame: &mut Frame) -> u32 {
-    A::parse(frame, Path).unwrap_or(xdp_action::XDP_PASS)
+/// The steps for one family, as TC has them.
+trait Steps {
+    /// Reads headers, filter and cache.
+    fn look(ctx: *mut xdp_md) -> i32;
+    /// Asks conntrack and frontends.
+    fn ask(ctx: *mut xdp_md) -> i32;
+    /// Translates and sends, or refuses.
+    fn act(ctx: *mut xdp_md, code: i32) -> i32;
 }
 
-/// Goes on with the path.
-struct Path;
+macro_rules! steps {
+    ($family:ty, $look:ident, $ask:ident, $act:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $look(ctx: *mut xdp_md) -> i32 {
+            look::<$family>(Frame::new(XdpContext::new(ctx)))
+        }
 
-impl<A: Address + Maps + Routing> Next<A, Frame> for Path {
-    type Output = u32;
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $ask(ctx: *mut xdp_md) -> i32 {
+            ask::<$family>(XdpContext::new(ctx))
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $act(ctx: *mut xdp_md, code: i32) -> i32 {
+            act::<$family>(Frame::new(XdpContext::new(ctx)), code)
+        }
+
+        impl Steps for $family {
+            #[inline(always)]
+            fn look(ctx: *mut xdp_md) -> i32 {
+                $look(ctx)
+            }
+
+            #[inline(always)]
+            fn ask(ctx: *mut xdp_md) -> i32 {
+                $ask(ctx)
+            }
+
+            #[inline(always)]
+            fn act(ctx: *mut xdp_md, code: i32) -> i32 {
+                $act(ctx, code)
+            }
+        }
+    };
+}
+steps!(Ipv4, lb_xdp_look4, lb_xdp_ask4, lb_xdp_act4);
+steps!(Ipv6, lb_xdp_look6, lb_xdp_ask6, lb_xdp_act6);
+
+#[inline(always)]
+fn look<A: Header + Maps + Routing>(mut frame: Frame) -> i32 {
+    A::parse(&mut frame, Look).unwrap_or(PASS)
+}
+
+/// Goes on with the headers of a packet.
+struct Look;
+
+impl<A: Address + Maps + Routing> Next<A, Frame> for Look {
+    type Output = i32;
 
     #[inline(always)]
-    fn run(self, frame: &mut Frame, headers: &Headers<A>) -> u32 {
-        // They would take a sixth of the stack.
-        let Some(kept) = A::headers() else { return xdp_action::XDP_PASS };
+    fn run(self, frame: &mut Frame, headers: &Headers<A>) -> i32 {
+        let (Some(kept), Some(decision)) = (A::headers(), A::decision()) else { return PASS };
         *kept = *headers;
-        let headers = &*kept;
-        if !frame.is_whole(headers) {
-            return xdp_action::XDP_PASS;
+        if !frame.is_whole(kept) {
+            return PASS;
         }
         let tables = BpfTables::new(frame.context());
-        let verdict = ingress::judge(frame, headers, &tables);
-        act(frame, headers, verdict)
+        match path::look(kept, &tables, Origin::Incoming, decision) {
+            path::Look::Act => step::ACT,
+            path::Look::Ask => step::ASK,
+            path::Look::Leave => PASS,
+        }
     }
 }
 
-/// Performs a verdict.
 #[inline(always)]
-fn act<A: Address>(frame: &mut Frame, headers: &Headers<A>, verdict: PathResult<A>) -> u32 {
-    match verdict {
-        Ok(Verdict::Answer(counter)) => answer(frame, headers, counter),
-        Ok(Verdict::Redirect(route)) => send(frame, &route),
-        // What is for the stack is left alone, and so is what these say of a packet, before anything
-        // was written to it.
-        Ok(Verdict::Continue | Verdict::Deliver(_) | Verdict::Pass)
-        | Err(Counter::NoRoute | Counter::RewriteFailed | Counter::TtlExpired) => {
-            xdp_action::XDP_PASS
-        }
+fn ask<A: Address + Maps + Routing>(ctx: XdpContext) -> i32 {
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return PASS };
+    match path::ask(headers, &BpfTables::new(ctx), Origin::Incoming, decision) {
+        Ok(Found::Answer(counter)) => step::REFUSE - counter as i32,
+        Ok(Found::Decided) => step::ACT,
+        // TC may know better, and counts it.
+        Ok(Found::Nothing)
+        | Err(Counter::NoRoute | Counter::RewriteFailed | Counter::TtlExpired) => PASS,
         Err(counter) => end(counter),
     }
+}
+
+#[inline(always)]
+fn act<A: Address + Maps + Routing>(mut frame: Frame, code: i32) -> i32 {
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return PASS };
+    if code <= step::REFUSE {
+        return answer(&mut frame, headers, (step::REFUSE - code).cast_unsigned());
+    }
+    if !can_send(&frame, headers, decision) {
+        return PASS;
+    }
+    let tables = BpfTables::new(frame.context());
+    let sent = path::act(&mut frame, headers, &tables, decision, Verdict::Send)
+        .and_then(|_| frame.write(0, &decision.hop.macs));
+    match sent {
+        Ok(()) => cross(&frame, decision.hop.device),
+        Err(counter) => end(counter),
+    }
+}
+
+/// Is a packet one to be sent on, to a neighbour that is known, by a device that takes it, in one
+/// piece, before its time to live ends?
+#[inline(always)]
+fn can_send<A: Address>(frame: &Frame, headers: &Headers<A>, decision: &CachedFlow<A>) -> bool {
+    let hop = &decision.hop;
+    decision.action.redirects()
+        && hop.is_known()
+        && frame.fits(hop.mtu)
+        && headers.ttl > 1
+        && frame::crossing_to(&frame.context(), hop.device).is_some()
 }
 
 /// Counts a packet under the reason why it ends here.
 #[inline(always)]
-fn end(counter: Counter) -> u32 {
+fn end(counter: Counter) -> i32 {
     maps::count(counter);
-    xdp_action::XDP_DROP
+    xdp_action::XDP_DROP as i32
 }
 
-/// Makes the packet its own refusal and returns it to where it came from.
+/// Makes the packet its own refusal, counted by number, and returns it to where it came from.
 #[inline(always)]
-fn answer<A: Address>(frame: &mut Frame, headers: &Headers<A>, counter: Counter) -> u32 {
+fn answer<A: Address>(frame: &mut Frame, headers: &Headers<A>, counter: u32) -> i32 {
     let device = frame.context().device();
     if frame::crossing_to(&frame.context(), device).is_none() {
-        return xdp_action::XDP_PASS;
+        return PASS;
     }
     match refuse::refuse(frame, headers) {
         Ok(()) => {
-            maps::count(counter);
+            maps::count_number(counter);
             cross(frame, device)
         }
         // The frame cannot get as long as its answer.
-        Err(Counter::RewriteFailed) => xdp_action::XDP_PASS,
+        Err(Counter::RewriteFailed) => PASS,
         Err(counter) => end(counter),
     }
 }
 
-/// Sends a frame to its next hop.
-#[inline(always)]
-fn send<A>(frame: &mut Frame, route: &Route<A>) -> u32 {
-    let Some(addresses) = frame::link_addresses() else { return end(Counter::RewriteFailed) };
-    if let Err(counter) = frame.write(0, &addresses) {
-        return end(counter);
-    }
-    cross(frame, route.device)
-}
-
 /// Sends a frame by a device that it has been found to get to.
 #[inline(always)]
-fn cross(frame: &Frame, device: u32) -> u32 {
+fn cross(frame: &Frame, device: u32) -> i32 {
     if frame::crossing_to(&frame.context(), device) == Some(Crossing::Return) {
-        return xdp_action::XDP_TX;
+        return xdp_action::XDP_TX as i32;
     }
     // SAFETY: a helper that takes numbers.
-    unsafe { bpf_redirect(device, 0) as u32 }
+    unsafe { bpf_redirect(device, 0) as i32 }
 }

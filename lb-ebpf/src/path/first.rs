@@ -2,18 +2,18 @@
 
 use lb_common::{
     abi::{
-        Address, AffinityKey, Backend, BackendFlags, Counter, Frontend, FrontendFlags, FrontendKey,
-        LOCAL_SOURCES, Source,
+        Address, AffinityKey, Backend, BackendFlags, CachedFlow, Counter, Frontend, FrontendFlags,
+        FrontendKey, LOCAL_SOURCES, Source,
     },
     flow,
 };
 
-use super::{PathResult, Verdict, forward, send, track};
-use crate::{affinity, packet::Packet, parse::Headers, rewrite, tables::Tables};
+use super::{Found, Origin, track};
+use crate::{affinity, parse::Headers, tables::Tables};
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Client {
+pub(super) enum Client {
     /// A process of this node that the socket path did not see.
     Host,
     /// A client outside this node.
@@ -46,12 +46,13 @@ pub(super) fn frontend<A: Address>(
 ///
 /// Why the packet ends here.
 #[inline(always)]
-pub fn first<A: Address>(
-    packet: &mut impl Packet,
+pub(super) fn first<A: Address>(
     headers: &Headers<A>,
     tables: &impl Tables<A>,
-    (frontend, client): (&Frontend, Client),
-) -> PathResult<A> {
+    (frontend, origin): (&Frontend, Origin),
+    decision: &mut CachedFlow<A>,
+) -> Result<Found, Counter> {
+    let client = client(tables, origin);
     let flags = frontend.flags;
     if flags.has(FrontendFlags::CHECK_SOURCE) && !is_among(headers, tables, frontend.service) {
         return Err(Counter::SourceNotAllowed);
@@ -62,43 +63,32 @@ pub fn first<A: Address>(
         return without_backend(flags, is_outside);
     }
     let choice = choose(headers, tables, frontend, is_outside)?;
-    let verdict = translate(packet, headers, tables, &choice, (client, flags))?;
-    let is_taken = !matches!(verdict, Verdict::Pass);
-    if is_taken && frontend.affinity_timeout != 0 && headers.begins() {
+    decision.service = frontend.service;
+    if must_masquerade(headers, tables, &choice, (client, flags)) {
+        if client != Client::Host && headers.ttl <= 1 {
+            return Err(Counter::TtlExpired);
+        }
+        track::snat(headers, tables, &choice, client, decision)?;
+    } else {
+        track::dnat(headers, tables, &choice, client, decision)?;
+    }
+    if decision.action.redirects() {
+        decision.hop = tables.route(decision.src, decision.dst).ok_or(Counter::NoRoute)?;
+    }
+    if frontend.affinity_timeout != 0 && headers.begins() {
         let given = (choice.id, choice.backend.generation);
         affinity::remember(tables, &affinity_key(headers, frontend), given);
     }
-    Ok(verdict)
+    Ok(Found::Decided)
 }
 
-/// Remembers a choice and translates the packet, unless that is for another hook to do.
 #[inline(always)]
-fn translate<A: Address>(
-    packet: &mut impl Packet,
-    headers: &Headers<A>,
-    tables: &impl Tables<A>,
-    choice: &Choice<A>,
-    (client, flags): (Client, FrontendFlags),
-) -> PathResult<A> {
-    if must_masquerade(headers, tables, choice, (client, flags)) {
-        let ends = track::snat(headers, tables, choice, client)?;
-        return match client {
-            Client::Host => send(packet, headers, tables, &ends),
-            Client::Outside | Client::Pod => forward(packet, headers, tables, &ends),
-        };
+fn client<A: Address>(tables: &impl Tables<A>, origin: Origin) -> Client {
+    match origin {
+        Origin::Forwarded | Origin::Host => Client::Host,
+        Origin::Incoming if tables.is_uplink() => Client::Outside,
+        Origin::Incoming => Client::Pod,
     }
-    if client == Client::Host {
-        let ends = track::dnat(headers, tables, choice, track::Dnat::FromHost)
-            .ok_or(Counter::RewriteFailed)?;
-        return send(packet, headers, tables, &ends);
-    }
-    if !tables.reaches_stack() {
-        return Ok(Verdict::Pass);
-    }
-    let ends =
-        track::dnat(headers, tables, choice, track::Dnat::InPlace).ok_or(Counter::RewriteFailed)?;
-    rewrite::rewrite(packet, headers, &ends)?;
-    Ok(Verdict::Continue)
 }
 
 /// Is the client in a range of sources of this Service port?
@@ -119,12 +109,12 @@ fn is_local<A: Address>(
 
 /// The answer of a Service without a usable backend: rule S5's table.
 #[inline(always)]
-fn without_backend<A: Address>(flags: FrontendFlags, is_outside: bool) -> PathResult<A> {
+fn without_backend(flags: FrontendFlags, is_outside: bool) -> Result<Found, Counter> {
     let drop = if is_outside { FrontendFlags::DROP_EXTERNAL } else { FrontendFlags::DROP_INTERNAL };
     if flags.has(drop) {
         return Err(Counter::NoLocalEndpoint);
     }
-    Ok(Verdict::Answer(Counter::NoEndpoint))
+    Ok(Found::Answer(Counter::NoEndpoint))
 }
 
 /// The backend that the client was given before, where the Service asks for that (S10), else one by

@@ -15,7 +15,7 @@ use lb_common::{
     conntrack::{CtState, is_expired},
 };
 
-use super::{Direction, PathResult, Verdict, ingress::delivery};
+use super::{Direction, PathResult, Verdict, act::delivery};
 use crate::{
     packet::Packet,
     parse::{Header, L3},
@@ -159,7 +159,7 @@ pub fn icmp<A: Icmp>(
     packet: &mut impl Packet,
     tables: &impl Tables<A>,
     direction: Direction,
-) -> PathResult<A> {
+) -> PathResult {
     let Some(quote) = Quote::<A>::read(packet) else { return Ok(Verdict::Pass) };
     let Some(entry) = tables.conntrack(&quote.answers) else { return Ok(Verdict::Pass) };
     let action = entry.action();
@@ -192,7 +192,7 @@ fn translate<A: Icmp>(
     tables: &impl Tables<A>,
     quote: &Quote<A>,
     entry: CtRef<A>,
-) -> PathResult<A> {
+) -> PathResult {
     let entry = entry.get();
     let ttl = packet.read(L3 + A::TTL_OFFSET).ok_or(Counter::RewriteFailed)?;
     let ends = packet.read::<[A; 2]>(L3 + A::SOURCE_OFFSET);
@@ -206,7 +206,10 @@ fn translate<A: Icmp>(
         // A router's comes in by the way to the router, as reverse path filtering has it.
         CtAction::REPLY_TO_HOST if is_from_end => delivery(tables, entry.device),
         CtAction::FORWARD | CtAction::REPLY | CtAction::REPLY_TO_HOST => Verdict::Continue,
-        _ => Verdict::Redirect(tables.route(new_src, entry.dst).ok_or(Counter::NoRoute)?),
+        _ => {
+            tables.route(new_src, entry.dst).ok_or(Counter::NoRoute)?;
+            Verdict::Route
+        }
     };
     if is_snat {
         rewrite::decrement_ttl::<A>(packet, ttl)?;

@@ -1,23 +1,28 @@
-//! What happens to a packet, one file a path.
+//! What happens to a packet: one way for both hooks, and one place that rewrites.
+//!
+//! ```text
+//!       look                  ask                            act
+//! filter ─► cached? ───────────────────────────────────────► rewrite, send
+//!              └─────► conntrack: known? ───────────► ▲
+//!                        └─► frontend ─► first: choose, track
+//! ```
+//!
+//! A *decision* says what becomes of the packets of a flow: their new ends, and where they go. [`ask`]
+//! writes one, the cache keeps it for those that follow, and [`act`](fn@act) carries it out. The three
+//! are functions of their own in the kernel, which the verifier reads one by one.
 
-pub mod egress;
+mod act;
 pub mod first;
 pub mod icmp;
-pub mod ingress;
+mod known;
 pub mod refuse;
 mod track;
 
-use lb_common::{
-    abi::{Address, Counter, CtAction, CtEntry, CtKey},
-    conntrack::{CtState, End, is_expired},
-};
+use lb_common::abi::{Address, CachedFlow, Counter, CtAction};
 
-use crate::{
-    packet::Packet,
-    parse::Headers,
-    rewrite,
-    tables::{CtRef, Route, Tables},
-};
+pub use act::act;
+
+use crate::{parse::Headers, tables::Tables};
 
 /// Which hook a packet is at.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -28,121 +33,127 @@ pub enum Direction {
     Ingress,
 }
 
+/// Which hook a packet is at, and how it got there.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u32)]
+pub enum Origin {
+    /// It leaves by a device and came in by another.
+    Forwarded,
+    /// It leaves by a device; a socket of this node sent it.
+    Host,
+    /// It comes in by a device.
+    Incoming,
+}
+
+impl Origin {
+    /// The hook.
+    #[inline(always)]
+    pub const fn direction(self) -> Direction {
+        match self {
+            Self::Forwarded | Self::Host => Direction::Egress,
+            Self::Incoming => Direction::Ingress,
+        }
+    }
+}
+
 /// What the hook must do with a packet.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[must_use]
-pub enum Verdict<A> {
-    /// It is to be refused; has become its own refusal where a path is done with it: send it back to
-    /// where it came from.
-    Answer(Counter),
+pub enum Verdict {
     /// Translated: on to the stack, and not to be looked at again.
     Continue,
     /// Translated: deliver it as if it had come in by this device.
     Deliver(u32),
     /// Not ours: leave it alone.
     Pass,
-    /// Translated: send it to this neighbour.
-    Redirect(Route<A>),
+    /// Translated: send it as the routing table has just answered.
+    Route,
+    /// Translated: send it to the next hop of the decision.
+    Send,
 }
 
 /// A path's answer: a verdict, or why the packet ends here.
-pub type PathResult<A> = Result<Verdict<A>, Counter>;
+pub type PathResult = Result<Verdict, Counter>;
 
-/// The flow that an entry makes of its packets.
+/// What the filter and the cache say of a packet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[must_use]
+pub enum Look {
+    /// There is a decision, cached earlier.
+    Act,
+    /// Perhaps it is ours.
+    Ask,
+    /// It is not ours.
+    Leave,
+}
+
+/// What was found out about a packet.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[must_use]
+pub enum Found {
+    /// It is to be refused.
+    Answer(Counter),
+    /// There is a decision, made for this packet.
+    Decided,
+    /// It is not ours.
+    Nothing,
+}
+
+/// The first step: most packets need no other to be left alone, or to be decided on.
 #[inline(always)]
-fn translated<A: Address>(entry: &CtEntry<A>, flow: &CtKey<A>) -> CtKey<A> {
-    CtKey {
-        src: entry.src,
-        dst: entry.dst,
-        src_port: entry.src_port,
-        dst_port: entry.dst_port,
-        ..*flow
+pub fn look<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    origin: Origin,
+    decision: &mut CachedFlow<A>,
+) -> Look {
+    let ends = tables.ends(&headers.flow);
+    if !ends.to_frontend && !ends.from_backend {
+        return Look::Leave;
+    }
+    if !headers.flags.is_plain() || !tables.recall(&headers.flow, decision) {
+        return Look::Ask;
+    }
+    match decision.action {
+        CtAction::NONE => Look::Leave,
+        action if is_here(action, origin) => Look::Act,
+        _ if origin == Origin::Host => Look::Ask,
+        _ => Look::Leave,
     }
 }
 
-/// Notes a packet in its flow, at once; in the other direction's entry when it ends the connection
-/// or time has passed, so that a flow that only asks does not lose its way back to another one.
+/// The second step: what conntrack or the frontends say; writes `decision`.
 ///
-/// Reads the entry again: a copy that is kept until here takes stack.
-#[inline(always)]
-fn note<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: CtRef<A>) {
-    let entry = entry_ref.get();
-    let from = if entry.action.is_forward() { End::Client } else { End::Backend };
-    let next = CtState(entry.state).next(headers.flags, from);
-    let now = tables.now();
-    entry_ref.touch(next, now);
-    if entry.last_seen == now && !headers.flags.closes() {
-        return;
-    }
-    let peer = entry.peer(headers.flow.protocol);
-    match tables.conntrack(&peer) {
-        Some(peer) => peer.touch(next.with(CtState(peer.get().state)), now),
-        None if next.is_closed() => {}
-        None => mend(tables, headers, entry_ref, &peer),
-    }
-}
-
-/// Writes the other direction's entry again, which a full table has thrown out.
-#[inline(always)]
-fn mend<A: Address>(
-    tables: &impl Tables<A>,
-    headers: &Headers<A>,
-    entry_ref: CtRef<A>,
-    peer: &CtKey<A>,
-) {
-    let Some(scratch) = tables.scratch() else { return };
-    let action = entry_ref.action().opposite();
-    let device = if action == CtAction::REPLY_TO_HOST { tables.device() } else { 0 };
-    scratch.set_opposite(entry_ref, &headers.flow, (action, device));
-    // If it got one meanwhile, that is as good.
-    let _ = tables.claim(peer, scratch);
-}
-
-/// Does a reply belong to a flow that came after the one its entry tells of, past this node's
-/// frontends? A client may reach a backend directly from a port that it used for a Service before.
+/// # Errors
 ///
-/// Then the entry goes, and the packet is left alone.
+/// Why the packet ends here.
 #[inline(always)]
-fn is_of_a_later_flow<A: Address>(
-    tables: &impl Tables<A>,
+pub fn ask<A: Address>(
     headers: &Headers<A>,
-    entry: &CtEntry<A>,
-) -> bool {
-    let is_later = if headers.flow.protocol.has_connections() {
-        headers.flags.answers_opening() && CtState(entry.state).is_closing()
-    } else {
-        is_expired(headers.flow.protocol, entry.last_seen, tables.now())
-    };
-    if is_later {
-        tables.forget(&headers.flow);
+    tables: &impl Tables<A>,
+    origin: Origin,
+    decision: &mut CachedFlow<A>,
+) -> Result<Found, Counter> {
+    if let Some(entry) = tables.conntrack(&headers.flow)
+        && let Some(found) = known::known(headers, tables, origin, entry, decision)?
+    {
+        return Ok(found);
     }
-    is_later
+    let may_be_first = tables.ends(&headers.flow).to_frontend;
+    if may_be_first && origin == Origin::Forwarded {
+        return Ok(Found::Nothing);
+    }
+    if may_be_first && let Some(frontend) = first::frontend(headers, tables) {
+        return first::first(headers, tables, (&frontend, origin), decision);
+    }
+    // What a backend sends to somebody directly, as a rule: the next packet is left alone sooner.
+    decision.set_ends(&headers.flow, &headers.flow, CtAction::NONE);
+    tables.cache(decision);
+    Ok(Found::Nothing)
 }
 
-/// Translates a packet and sends it on to where its new destination is.
+/// Is an action carried out at this hook?
 #[inline(always)]
-fn send<A: Address>(
-    packet: &mut impl Packet,
-    headers: &Headers<A>,
-    tables: &impl Tables<A>,
-    ends: &CtKey<A>,
-) -> PathResult<A> {
-    let route = tables.route(ends.src, ends.dst).ok_or(Counter::NoRoute)?;
-    rewrite::rewrite(packet, headers, ends)?;
-    Ok(Verdict::Redirect(route))
-}
-
-/// The same in place of the stack, as a router does it. Asks for the way before it writes: a packet
-/// without one is left as it was.
-#[inline(always)]
-fn forward<A: Address>(
-    packet: &mut impl Packet,
-    headers: &Headers<A>,
-    tables: &impl Tables<A>,
-    ends: &CtKey<A>,
-) -> PathResult<A> {
-    let route = tables.route(ends.src, ends.dst).ok_or(Counter::NoRoute)?;
-    rewrite::decrement_ttl::<A>(packet, headers.ttl)?;
-    rewrite::rewrite(packet, headers, ends)?;
-    Ok(Verdict::Redirect(route))
+fn is_here(action: CtAction, origin: Origin) -> bool {
+    action.is_at_egress() == (origin.direction() == Direction::Egress)
 }

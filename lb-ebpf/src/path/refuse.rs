@@ -6,7 +6,6 @@ use lb_common::{
     conntrack::TcpFlags,
 };
 
-use super::{PathResult, Verdict};
 use crate::{
     packet::Packet,
     parse::{Headers, L3},
@@ -24,25 +23,6 @@ const TAG_QUOTE: usize = 12;
 const TTL: u8 = 64;
 const RST: u8 = 0x04;
 const RST_ACK: u8 = 0x14;
-
-/// Makes the packet its own refusal where that is the verdict.
-///
-/// Once for all verdicts of a path, since it takes much of the stack.
-///
-/// # Errors
-///
-/// As for [`refuse`].
-#[inline(always)]
-pub(super) fn answer<A: Address>(
-    packet: &mut impl Packet,
-    headers: &Headers<A>,
-    verdict: Verdict<A>,
-) -> PathResult<A> {
-    if matches!(verdict, Verdict::Answer(_)) {
-        refuse(packet, headers)?;
-    }
-    Ok(verdict)
-}
 
 /// Makes `packet` the refusal of itself, addressed back to its sender.
 ///

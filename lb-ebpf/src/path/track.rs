@@ -1,7 +1,7 @@
 //! What is remembered of a flow: an entry for each direction, and a port where SNAT needs one.
 
 use lb_common::{
-    abi::{Address, Backend, BePort, Counter, CtAction, CtEntry, CtKey},
+    abi::{Address, Backend, BePort, CachedFlow, Counter, CtAction, CtEntry, CtKey},
     conntrack::{CtState, is_expired},
     flow,
 };
@@ -17,42 +17,37 @@ const SNAT_TRIES: u32 = 8;
 /// Distance between two ports that are tried, in a range that is larger.
 const SNAT_STEP: u32 = 61;
 
-/// Where the translation of a destination happens.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Dnat {
-    /// At egress, for a host process.
-    FromHost,
-    /// At ingress, on the way to the stack.
-    InPlace,
-}
-
-/// Remembers a translation of the destination alone; returns the flow towards the backend.
+/// Remembers a translation of the destination alone.
 ///
-/// `None` cannot happen: there is always room for one entry.
+/// # Errors
+///
+/// Never: there is always room for one entry.
 #[inline(always)]
 pub(super) fn dnat<A: Address>(
     headers: &Headers<A>,
     tables: &impl Tables<A>,
     choice: &Choice<A>,
-    dnat: Dnat,
-) -> Option<CtKey<A>> {
-    let (forward, reply, device) = match dnat {
-        Dnat::FromHost => (CtAction::FORWARD_FROM_HOST, CtAction::REPLY_TO_HOST, tables.device()),
-        Dnat::InPlace => (CtAction::FORWARD, CtAction::REPLY, 0),
+    client: Client,
+    decision: &mut CachedFlow<A>,
+) -> Result<(), Counter> {
+    let (forward, reply, device) = match client {
+        Client::Host => (CtAction::FORWARD_FROM_HOST, CtAction::REPLY_TO_HOST, tables.device()),
+        Client::Outside | Client::Pod => (CtAction::FORWARD, CtAction::REPLY, 0),
     };
     let now = tables.now();
     let reply_flow = reply_flow(headers, &choice.backend);
-    let scratch = tables.scratch()?;
+    let scratch = tables.scratch().ok_or(Counter::RewriteFailed)?;
     scratch.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, now) });
     tables.track(&reply_flow, scratch);
     let ends = reply_flow.reversed();
     scratch.set(entry(&ends, choice, forward, now));
     tables.track(&headers.flow, scratch);
-    Some(ends)
+    decision.set_ends(&headers.flow, &ends, forward);
+    Ok(())
 }
 
-/// Claims a source port and remembers a translation of both ends; returns the flow towards the
-/// backend. A host process keeps its address, which is this node's already.
+/// Claims a source port and remembers a translation of both ends. A host process keeps its address,
+/// which is this node's already.
 ///
 /// # Errors
 ///
@@ -63,14 +58,15 @@ pub(super) fn snat<A: Address>(
     tables: &impl Tables<A>,
     choice: &Choice<A>,
     client: Client,
-) -> Result<CtKey<A>, Counter> {
+    decision: &mut CachedFlow<A>,
+) -> Result<(), Counter> {
     let backend = &choice.backend;
     let mut ends = CtKey { dst: backend.address, dst_port: backend.port, ..headers.flow };
     let (mut forward, mut reply, mut device) =
         (CtAction::FORWARD_FROM_HOST, CtAction::REPLY_TO_HOST, tables.device());
     if client != Client::Host {
-        let route = tables.route(headers.flow.src, backend.address).ok_or(Counter::NoRoute)?;
-        ends.src = tables.source_at(route.device).ok_or(Counter::NoSourceAddress)?;
+        let hop = tables.route(headers.flow.src, backend.address).ok_or(Counter::NoRoute)?;
+        ends.src = tables.source_at(hop.device).ok_or(Counter::NoSourceAddress)?;
         (forward, reply, device) = (CtAction::FORWARD_SNAT, CtAction::REPLY_SNAT, 0);
     }
     let now = tables.now();
@@ -79,7 +75,8 @@ pub(super) fn snat<A: Address>(
     ends.src_port = claim_port(headers, tables, &ends, scratch)?;
     scratch.set(entry(&ends, choice, forward, now));
     tables.track(&headers.flow, scratch);
-    Ok(ends)
+    decision.set_ends(&headers.flow, &ends, forward);
+    Ok(())
 }
 
 /// Does the reply flow of a plain translation belong to a living flow through another frontend?

@@ -1,0 +1,104 @@
+//! What the packet path does with the packets of a flow, in a form that it can do at once.
+
+use super::{Address, BePort, CtAction, CtEntry, CtKey, layout::abi};
+
+abi! {
+    /// A device, and whom to send to by it. 20 bytes.
+    pub struct NextHop {
+        /// Interface index.
+        pub device: u32,
+        /// Most bytes of a packet, from its IP header on.
+        pub mtu: u16,
+        /// Link-layer addresses as they stand in a frame: the next node's, then the device's own;
+        /// zero if the next node's is not known.
+        pub macs: [u16; 6],
+        /// Zero.
+        pub pad: u16,
+    }
+}
+
+impl NextHop {
+    /// A device alone.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(device: u32) -> Self {
+        Self { device, mtu: 0, macs: [0; 6], pad: 0 }
+    }
+
+    /// Are the link-layer addresses known?
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_known(&self) -> bool {
+        self.macs[0] | self.macs[1] | self.macs[2] != 0
+    }
+}
+
+abi! {
+    /// What becomes of the packets of a flow. 64 bytes for IPv4, one cache line; 112 for IPv6.
+    ///
+    /// Owned by the packet path. Two CPUs may write one element at the same time, so it is copied
+    /// first and believed only if `check` fits what was copied.
+    pub struct CachedFlow<A> {
+        /// The flow as it stands on the wire.
+        pub flow: CtKey<A>,
+        /// Source address to write.
+        pub src: A,
+        /// Destination address to write.
+        pub dst: A,
+        /// Source port to write.
+        pub src_port: BePort,
+        /// Destination port to write.
+        pub dst_port: BePort,
+        /// What to do, and where.
+        pub action: CtAction,
+        /// Zero.
+        pub pad: [u8; 3],
+        /// Service port of the flow.
+        pub service: u32,
+        /// Where its packets are sent, or the device that they are delivered by; zero for the stack's
+        /// choice.
+        pub hop: NextHop,
+        /// See [`cache`](crate::cache).
+        pub check: u64,
+    }
+}
+
+impl<A: Address> CachedFlow<A> {
+    /// The flow that its packets become part of.
+    #[inline(always)]
+    #[must_use]
+    pub fn becomes(&self) -> CtKey<A> {
+        CtKey {
+            src: self.src,
+            dst: self.dst,
+            src_port: self.src_port,
+            dst_port: self.dst_port,
+            ..self.flow
+        }
+    }
+
+    /// Takes over what a conntrack entry makes of the packets of `flow`.
+    #[inline(always)]
+    pub fn set_entry(&mut self, flow: &CtKey<A>, entry: &CtEntry<A>) {
+        self.flow = *flow;
+        self.src = entry.src;
+        self.dst = entry.dst;
+        self.src_port = entry.src_port;
+        self.dst_port = entry.dst_port;
+        self.action = entry.action;
+        self.pad = [0; 3];
+        self.service = entry.service;
+    }
+
+    /// Notes that packets of `flow` become packets of `ends`.
+    #[inline(always)]
+    pub fn set_ends(&mut self, flow: &CtKey<A>, ends: &CtKey<A>, action: CtAction) {
+        self.flow = *flow;
+        self.src = ends.src;
+        self.dst = ends.dst;
+        self.src_port = ends.src_port;
+        self.dst_port = ends.dst_port;
+        self.action = action;
+        self.pad = [0; 3];
+    }
+}

@@ -1,0 +1,154 @@
+//! Packets of flows that conntrack knows.
+
+use lb_common::{
+    abi::{Address, CachedFlow, Counter, CtAction, CtEntry, CtKey, L4Proto, NextHop},
+    conntrack::{CtState, End, is_expired},
+};
+
+use super::{Found, Origin, is_here};
+use crate::{
+    parse::Headers,
+    tables::{CtRef, Tables},
+};
+
+/// Decides on a packet whose flow has an entry; `None` if the entry says nothing about it.
+///
+/// # Errors
+///
+/// [`Counter::NoRoute`] if there is no way to where it belongs.
+#[inline(always)]
+pub(super) fn known<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    origin: Origin,
+    entry_ref: CtRef<A>,
+    decision: &mut CachedFlow<A>,
+) -> Result<Option<Found>, Counter> {
+    let entry = entry_ref.get();
+    let action = entry.action;
+    if !is_here(action, origin) {
+        // Reverse translation belongs to egress: coming in, the packet is one of pod and client.
+        return Ok((origin == Origin::Incoming).then_some(Found::Nothing));
+    }
+    if action.is_forward() {
+        if must_choose_again(headers, tables, &entry) {
+            return Ok(None);
+        }
+        if is_cut_off(headers, tables, &entry) {
+            return Ok(Some(Found::Answer(Counter::BackendRemoved)));
+        }
+    } else if action != CtAction::REPLY_SNAT && is_of_a_later_flow(tables, headers, &entry) {
+        return Ok(Some(Found::Nothing));
+    }
+    decision.set_entry(&headers.flow, &entry);
+    decision.hop = if action.redirects() {
+        tables.route(entry.src, entry.dst).ok_or(Counter::NoRoute)?
+    } else {
+        NextHop::of(entry.device)
+    };
+    note(tables, headers, entry_ref);
+    if !action.redirects() || decision.hop.is_known() {
+        tables.cache(decision);
+    }
+    Ok(Some(Found::Decided))
+}
+
+/// Notes a packet in its flow, at once; in the other direction's entry when it ends the connection
+/// or time has passed, so that a flow that only asks does not lose its way back to another one.
+///
+/// Reads the entry again: a copy that is kept until here takes stack.
+#[inline(always)]
+fn note<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: CtRef<A>) {
+    let entry = entry_ref.get();
+    let from = if entry.action.is_forward() { End::Client } else { End::Backend };
+    let next = CtState(entry.state).next(headers.flags, from);
+    let now = tables.now();
+    entry_ref.touch(next, now);
+    if entry.last_seen == now && !headers.flags.closes() {
+        return;
+    }
+    let peer = entry.peer(headers.flow.protocol);
+    match tables.conntrack(&peer) {
+        Some(peer) => peer.touch(next.with(CtState(peer.get().state)), now),
+        None if next.is_closed() => {}
+        None => mend(tables, headers, entry_ref, &peer),
+    }
+}
+
+/// Writes the other direction's entry again, which a full table has thrown out.
+#[inline(always)]
+fn mend<A: Address>(
+    tables: &impl Tables<A>,
+    headers: &Headers<A>,
+    entry_ref: CtRef<A>,
+    peer: &CtKey<A>,
+) {
+    let Some(scratch) = tables.scratch() else { return };
+    let action = entry_ref.action().opposite();
+    let device = if action == CtAction::REPLY_TO_HOST { tables.device() } else { 0 };
+    scratch.set_opposite(entry_ref, &headers.flow, (action, device));
+    // If it got one meanwhile, that is as good.
+    let _ = tables.claim(peer, scratch);
+}
+
+/// Does a reply belong to a flow that came after the one its entry tells of, past this node's
+/// frontends? A client may reach a backend directly from a port that it used for a Service before.
+///
+/// Then the entry goes, and the packet is left alone.
+#[inline(always)]
+fn is_of_a_later_flow<A: Address>(
+    tables: &impl Tables<A>,
+    headers: &Headers<A>,
+    entry: &CtEntry<A>,
+) -> bool {
+    let is_later = if headers.flow.protocol.has_connections() {
+        headers.flags.answers_opening() && CtState(entry.state).is_closing()
+    } else {
+        is_expired(headers.flow.protocol, entry.last_seen, tables.now())
+    };
+    if is_later {
+        tables.forget(&headers.flow);
+    }
+    is_later
+}
+
+/// Does a packet of a known flow begin another one, or has its backend stopped serving?
+///
+/// TCP and SCTP stay with a removed backend until the connection ends (S12), but begin none with it: the
+/// end of a node that fails is never seen. Datagrams leave a backend that no longer serves at once
+/// (S11).
+#[inline(always)]
+fn must_choose_again<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    entry: &CtEntry<A>,
+) -> bool {
+    if headers.flow.protocol.has_connections() {
+        if !headers.flags.opens() {
+            return false;
+        }
+        if CtState(entry.state).is_closing() {
+            return true;
+        }
+    }
+    !serves(tables, entry) || is_expired(headers.flow.protocol, entry.last_seen, tables.now())
+}
+
+/// Does the backend of a flow still serve?
+#[inline(always)]
+fn serves<A: Address>(tables: &impl Tables<A>, entry: &CtEntry<A>) -> bool {
+    tables.backend(entry.backend).is_some_and(|backend| backend.serves(entry.generation))
+}
+
+/// Is it a connection whose backend was removed, and are those to be reset? Its client is told.
+#[inline(always)]
+fn is_cut_off<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    entry: &CtEntry<A>,
+) -> bool {
+    tables.resets_removed()
+        && headers.flow.protocol == L4Proto::TCP
+        && !headers.flags.resets()
+        && !serves(tables, entry)
+}
