@@ -20,6 +20,13 @@ impl Difference {
         Self(fold32(!fold(old) as u32 + fold(new) as u32))
     }
 
+    /// A change by its 16-bit sum.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(folded: u16) -> Self {
+        Self(folded as u32)
+    }
+
     /// Both changes.
     #[inline(always)]
     #[must_use]

@@ -8,8 +8,10 @@ use crate::abi::{Address, BePort, L4Proto};
 
 /// Bits of one filter.
 pub const BITS: u32 = 1 << 21;
-/// Words of one filter. `FILTER` holds two: one that counts, and one that is being made.
-pub const WORDS: u32 = BITS / 64;
+/// One filter.
+pub type Words = [u64; WORDS];
+/// Words of one filter.
+pub const WORDS: usize = BITS as usize / 64;
 const SHIFT: u32 = 64 - 21;
 
 const FRONTEND: [u64; 3] = [0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f, 0x1656_67b1_9e37_79f9];
@@ -31,18 +33,23 @@ pub fn backend<A: Address>(address: &A, port: BePort, protocol: L4Proto) -> u32 
 
 #[inline(always)]
 fn bit<A: Address>(address: &A, port: BePort, protocol: L4Proto, factors: [u64; 3]) -> u32 {
-    let [a, b, c] = factors;
-    let rest = u64::from(port.0) | u64::from(protocol.0) << 16;
+    let [high, low, rest] = factors;
+    let [first, second, ..] = A::pair(address, address);
+    let mut sum = u64::from(port.0) | u64::from(protocol.0) << 16;
+    sum = sum.wrapping_mul(rest).wrapping_add(first.wrapping_mul(high));
+    if A::PAIR_WORDS > 1 {
+        sum = sum.wrapping_add(second.wrapping_mul(low));
+    }
     #[allow(clippy::cast_possible_truncation, reason = "21 bits are left")]
-    let bit = (address.multiply([a, b]).wrapping_add(rest.wrapping_mul(c)) >> SHIFT) as u32;
+    let bit = (sum >> SHIFT) as u32;
     bit
 }
 
 /// The word of a bit within its filter, and the bit within its word.
 #[inline(always)]
 #[must_use]
-pub const fn place(bit: u32) -> (u32, u64) {
-    (bit >> 6, 1 << (bit & 63))
+pub const fn place(bit: u32) -> (usize, u64) {
+    ((bit >> 6) as usize & (WORDS - 1), 1 << (bit & 63))
 }
 
 #[cfg(test)]

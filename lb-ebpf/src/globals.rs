@@ -2,9 +2,6 @@
 
 use aya_ebpf::Global;
 
-/// Keys what is cached; even.
-#[unsafe(no_mangle)]
-pub static FLOWS_SECRET: Global<u64> = Global::new(0);
 /// 64 less the binary logarithm of the number of cached flows.
 #[unsafe(no_mangle)]
 pub static FLOWS_SHIFT: Global<u32> = Global::new(64 - 18);

@@ -25,7 +25,7 @@ use lb_ebpf::{
     tables::{Backends, CtRef, Ends, Ref},
 };
 
-use crate::globals::{FLOWS_SECRET, FLOWS_SHIFT};
+use crate::globals::FLOWS_SHIFT;
 
 /// Elements begin at a page, so that one of IPv4's flows is one cache line.
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -66,8 +66,6 @@ static DEVICES: HashMap<u32, Device, 4096, NO_PREALLOC> = HashMap::new();
 static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
 #[btf_map]
 static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
-#[btf_map]
-static FILTER: Array<u64, { 2 * filter::WORDS as usize }, MMAPABLE> = Array::new();
 #[btf_map]
 static FLOWS_V4: Array<CachedFlow<Ipv4>, DEFAULT_SIZE, MMAPABLE> = Array::new();
 #[btf_map]
@@ -278,13 +276,19 @@ impl<A: Address + Maps> Backends<A> for BpfBackends<A> {
     }
 }
 
-/// What the filter says of a packet's ends; "perhaps" if there is none.
+/// What the agent tells all programs.
 #[inline(always)]
-pub fn ends<A: Address>(flow: &CtKey<A>) -> Ends {
-    let half = CONTROL.get(0).map_or(0, |control| control.filter & 1) * filter::WORDS;
+pub fn control() -> Option<&'static Control> {
+    CONTROL.get(0)
+}
+
+/// What the filter says of a packet's ends.
+#[inline(always)]
+pub fn ends<A: Address>(control: &Control, flow: &CtKey<A>) -> Ends {
+    let words = if control.filter & 1 == 0 { &control.filters[0] } else { &control.filters[1] };
     let has = |bit| {
         let (word, bit) = filter::place(bit);
-        FILTER.get(half + word).is_none_or(|bits| *bits & bit != 0)
+        words[word] & bit != 0
     };
     Ends {
         to_frontend: has(filter::frontend(&flow.dst, flow.dst_port, flow.protocol)),
@@ -294,33 +298,47 @@ pub fn ends<A: Address>(flow: &CtKey<A>) -> Ends {
 
 /// What cached elements depend on.
 #[inline(always)]
-fn stamp() -> Stamp {
-    let epoch = CONTROL.get(0).map_or(0, |control| control.epoch);
+fn stamp(control: &'static Control) -> Stamp<'static> {
     // SAFETY: a helper without arguments.
-    Stamp { secret: FLOWS_SECRET.load(), epoch, jiffies: unsafe { bpf_jiffies64() } }
+    let jiffies = unsafe { bpf_jiffies64() };
+    Stamp { factors: &control.factors, epoch: control.epoch, jiffies }
 }
 
 /// Copies what is cached of a flow; false if that is nothing, or no longer true.
 #[inline(always)]
-pub fn recall<A: Address + Maps>(flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
-    let stamp = stamp();
-    let hash = stamp.hash(flow);
-    let Some(element) = A::cached(cache::place(hash, FLOWS_SHIFT.load())) else { return false };
+pub fn recall<A: Address + Maps>(
+    control: &'static Control,
+    flow: &CtKey<A>,
+    decision: &mut CachedFlow<A>,
+) -> bool {
+    let stamp = stamp(control);
+    let key = stamp.key(flow);
+    let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) else { return false };
     // SAFETY: elements of an array stay allocated; another CPU may write meanwhile, which the
     // element's sum tells.
     unsafe { copy(element, decision) };
-    stamp.vouches(decision, flow, hash)
+    stamp.vouches(decision, &key)
 }
 
 /// Caches a decision for the packets of its flow that follow.
 #[inline(always)]
-pub fn cache<A: Address + Maps>(decision: &mut CachedFlow<A>) {
-    let stamp = stamp();
-    let hash = stamp.hash(&decision.flow);
-    decision.check = stamp.sum(decision, hash);
-    if let Some(element) = A::cached(cache::place(hash, FLOWS_SHIFT.load())) {
+pub fn cache<A: Address + Maps>(control: &'static Control, decision: &mut CachedFlow<A>) {
+    let stamp = stamp(control);
+    let key = stamp.key(&decision.flow);
+    decision.check = stamp.sum(decision, &key);
+    if let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) {
         // SAFETY: as for `recall`.
         unsafe { copy(decision, element) };
+    }
+}
+
+/// Ends what is cached of a flow.
+#[inline(always)]
+pub fn uncache<A: Address + Maps>(control: &'static Control, flow: &CtKey<A>) {
+    let stamp = Stamp { factors: &control.factors, epoch: 0, jiffies: 0 };
+    if let Some(element) = A::cached(cache::place(stamp.key(flow).hash, FLOWS_SHIFT.load())) {
+        // SAFETY: as for `recall`; one store.
+        unsafe { (*element).check = 0 };
     }
 }
 
@@ -334,21 +352,7 @@ unsafe fn copy<A>(from: *const CachedFlow<A>, to: *mut CachedFlow<A>) {
     let (from, to) = (from.cast::<u64>(), to.cast::<u64>());
     for word in 0..size_of::<CachedFlow<A>>() / size_of::<u64>() {
         // SAFETY: the caller promises it.
-        unsafe { to.add(word).write_volatile(from.add(word).read_volatile()) };
-    }
-}
-
-/// Ends what is cached of a flow.
-#[inline(always)]
-pub fn uncache<A: Address + Maps>(flow: &CtKey<A>) {
-    let hash = stamp().hash(flow);
-    if let Some(element) = A::cached(cache::place(hash, FLOWS_SHIFT.load())) {
-        // SAFETY: as for `recall`; one store.
-        unsafe {
-            if (*element).flow == *flow {
-                (*element).check = 0;
-            }
-        }
+        unsafe { to.add(word).write(from.add(word).read_volatile()) };
     }
 }
 

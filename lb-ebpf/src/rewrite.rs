@@ -1,7 +1,7 @@
 //! Gives a packet new ends, with incremental checksums (RFC 1624; for SCTP see [`crc32c`]).
 
 use lb_common::{
-    abi::{Address, BePort, Counter, CtKey, L4Proto},
+    abi::{Address, BePort, CachedFlow, Counter, L4Proto},
     checksum::Difference,
     crc32c,
 };
@@ -17,7 +17,7 @@ const IPV4_HEADER: usize = 20;
 /// RFC 9260, 3.1.
 const SCTP_CHECKSUM: usize = 8;
 
-/// Makes `packet` one of the flow `ends`; the protocol stays.
+/// Makes `packet` one of the flow that `decision` says; the protocol stays.
 ///
 /// # Errors
 ///
@@ -26,30 +26,24 @@ const SCTP_CHECKSUM: usize = 8;
 pub fn rewrite<A: Address>(
     packet: &mut impl Packet,
     headers: &Headers<A>,
-    ends: &CtKey<A>,
+    decision: &CachedFlow<A>,
 ) -> Result<(), Counter> {
-    let old = &headers.flow;
-    if old.protocol == L4Proto::SCTP {
-        // First, while little else is kept on the stack.
-        mend_crc(packet, headers, ends)?;
+    let protocol = headers.flow.protocol;
+    if protocol == L4Proto::SCTP {
+        mend_crc(packet, headers, decision)?;
     }
-    let addresses = addresses([old.src, old.dst], [ends.src, ends.dst]);
-    let ports = ports([old.src_port, old.dst_port], [ends.src_port, ends.dst_port]);
-    packet.write::<[BePort; 2]>(headers.l4(), &[ends.src_port, ends.dst_port])?;
+    let [addresses, ports] = decision.changes.map(Difference::of);
+    packet.write::<[BePort; 2]>(headers.l4(), &[decision.src_port, decision.dst_port])?;
     if A::HEADER == IPV4_HEADER {
         change_checksum(packet, L3 + IPV4_CHECKSUM, addresses)?;
     }
-    packet.write_addresses(L3 + A::SOURCE_OFFSET, [ends.src, ends.dst])?;
-    if old.protocol == L4Proto::SCTP {
+    packet.write_addresses(L3 + A::SOURCE_OFFSET, [decision.src, decision.dst])?;
+    if protocol == L4Proto::SCTP {
         return Ok(());
     }
-    let checksum = if old.protocol == L4Proto::TCP { 16 } else { 6 };
-    packet.repair_l4_checksum(L4Checksum {
-        offset: headers.l4() + checksum,
-        protocol: old.protocol,
-        addresses,
-        ports,
-    })
+    let checksum = if protocol == L4Proto::TCP { 16 } else { 6 };
+    let offset = headers.l4() + checksum;
+    packet.repair_l4_checksum(L4Checksum { offset, protocol, addresses, ports })
 }
 
 /// Writes the addresses of an IP header alone, and returns what that changes in a checksum over
@@ -128,11 +122,13 @@ pub(crate) fn l4_length<A: Address>(
 fn mend_crc<A: Address>(
     packet: &mut impl Packet,
     headers: &Headers<A>,
-    ends: &CtKey<A>,
+    decision: &CachedFlow<A>,
 ) -> Result<(), Counter> {
     let offset = headers.l4() + SCTP_CHECKSUM;
     let checksum = packet.read::<u32>(offset).ok_or(Counter::RewriteFailed)?;
-    let change = port_word(&headers.flow) ^ port_word(ends);
+    let CachedFlow { src_port, dst_port, .. } = *decision;
+    let change =
+        port_word([headers.flow.src_port, headers.flow.dst_port]) ^ port_word([src_port, dst_port]);
     if checksum == 0 || change == 0 {
         return Ok(());
     }
@@ -142,8 +138,8 @@ fn mend_crc<A: Address>(
 
 /// Both ports, as they lie in memory.
 #[inline(always)]
-fn port_word<A>(flow: &CtKey<A>) -> u32 {
-    (u32::from(flow.src_port.get()) << 16 | u32::from(flow.dst_port.get())).to_be()
+fn port_word([src, dst]: [BePort; 2]) -> u32 {
+    (u32::from(src.get()) << 16 | u32::from(dst.get())).to_be()
 }
 
 /// Repairs a checksum at `offset`.

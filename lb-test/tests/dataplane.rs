@@ -25,6 +25,7 @@ fn options(node: &Node, tc_attach: TcAttach) -> KernelOptions {
         socket_lb: SocketLb::All,
         bind_protection: true,
         tc_attach,
+        xdp: true,
         snat_ports: (61000, 65535),
         reset_tcp: false,
         conntrack_max: 1024,

@@ -35,7 +35,7 @@ use self::{
 };
 use crate::{
     config::{NodePortAddresses, PortRange, Settings, Source},
-    dataplane::{Kernel, KernelOptions},
+    dataplane::{Kernel, KernelOptions, XdpMode},
     desired::NodeFacts,
     health::{self, Health, HealthPorts, Metrics},
     instance::{Instance, Lock, Status},
@@ -258,6 +258,7 @@ fn kernel_options(settings: &Settings) -> KernelOptions {
         socket_lb: settings.socket_lb,
         bind_protection: settings.bind_protection,
         tc_attach: settings.tc_attach,
+        xdp: settings.xdp != XdpMode::Off,
         snat_ports: (settings.snat_ports.first, settings.snat_ports.last),
         reset_tcp: settings.reset_tcp_on_removal,
         conntrack_max: settings.conntrack_max,

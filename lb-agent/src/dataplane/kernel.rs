@@ -13,7 +13,7 @@ use lb_common::abi::{Device, maps};
 use super::{
     TableError, cgroup, clsact,
     control::ControlMap,
-    load::{kernel_at_least, load, load_program, secret},
+    load::{kernel_at_least, load, load_program},
     map::Map,
     options::{KernelOptions, TcAttach},
     pins::{Pins, PinsError},
@@ -69,9 +69,6 @@ pub enum KernelError {
         /// What the kernel said.
         source: ProgramError,
     },
-    /// There are no random numbers.
-    #[error("read /dev/urandom: {0}")]
-    Random(io::Error),
     /// A map cannot be used.
     #[error(transparent)]
     Table(#[from] TableError),
@@ -119,18 +116,17 @@ impl Kernel {
     /// What this kernel or this place does not allow; what ran before goes on running.
     pub fn start(options: &KernelOptions) -> Result<Self, KernelError> {
         let pins = Pins::prepare(&options.bpffs)?;
-        let secret = secret()?;
-        let mut ebpf = load(options, &pins, secret)?;
+        let mut ebpf = load(options, &pins)?;
         let mut programs = BTreeMap::new();
         let sockets = cgroup::PROGRAMS.iter().map(|(name, ..)| *name);
         for name in sockets.chain(PACKET_PROGRAMS.iter().map(|(name, ..)| *name)) {
             programs.insert(name, load_program(&mut ebpf, name, &pins)?);
         }
-        let xdp = Xdp::new(options, &pins, secret)?;
         let devices = Map::open(&pins.maps, maps::DEVICES)?;
         let control = ControlMap::open(&pins.maps)?;
         let stale = Some(stale::load(&mut ebpf, &pins));
-        let clsact = (options.tc_attach == TcAttach::Clsact || !has_tcx()).then_some(ebpf);
+        let uses_clsact = options.tc_attach == TcAttach::Clsact || !has_tcx();
+        let (xdp, clsact) = Xdp::new(ebpf, options.xdp, uses_clsact, &pins)?;
         let kernel = Self { pins, programs, xdp, clsact, devices, control, stale };
         cgroup::attach(&kernel.programs, &kernel.pins, options)?;
         Ok(kernel)
@@ -165,7 +161,7 @@ impl Kernel {
         device: &Device,
     ) -> Result<(), KernelError> {
         self.devices.put(&ifindex, device)?;
-        self.control.renew()?;
+        self.control.renew();
         for (program, attach_type, end) in PACKET_PROGRAMS {
             let attached = match &mut self.clsact {
                 Some(ebpf) => clsact::attach(ebpf, program, (ifindex, name), &self.pins),

@@ -1,10 +1,6 @@
 //! Programs on their way into the kernel: from the object that the compiler made to pinned programs.
 
-use std::{
-    fs::File,
-    io::Read as _,
-    os::fd::{AsFd, OwnedFd},
-};
+use std::os::fd::{AsFd, OwnedFd};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -24,13 +20,12 @@ pub fn object() -> &'static [u8] {
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb"))
 }
 
-/// Loads the object, with the maps of the folder where they are pinned already. Programs that share
-/// a flow cache share its secret.
+/// Loads the object, with the maps of the folder where they are pinned already.
 ///
 /// # Errors
 ///
 /// What this kernel, or a map that is pinned, does not allow.
-pub(super) fn load(options: &KernelOptions, pins: &Pins, secret: u64) -> Result<Ebpf, KernelError> {
+pub(super) fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelError> {
     let netns = sys::netns_cookie().map_err(KernelError::NetnsCookie)?;
     let mark = mark(netns);
     let host_only = u32::from(options.socket_lb == SocketLb::Host);
@@ -42,7 +37,6 @@ pub(super) fn load(options: &KernelOptions, pins: &Pins, secret: u64) -> Result<
     let flows_shift = u64::BITS - flows.trailing_zeros();
     let mut loader = EbpfLoader::new();
     loader
-        .override_global(globals::FLOWS_SECRET, &secret, true)
         .override_global(globals::FLOWS_SHIFT, &flows_shift, true)
         .override_global(globals::HOST_NETNS, &netns, true)
         .override_global(globals::MARK, &mark, true)
@@ -70,14 +64,6 @@ pub(super) fn load(options: &KernelOptions, pins: &Pins, secret: u64) -> Result<
 /// Elements of each flow cache: a power of two, up to 16 MiB for IPv4.
 fn flows(conntrack_max: u32) -> u32 {
     conntrack_max.next_power_of_two().clamp(1 << 12, 1 << 18)
-}
-
-/// An even number that nobody can guess.
-pub(super) fn secret() -> Result<u64, KernelError> {
-    let mut bytes = [0; 8];
-    let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
-    read.map_err(KernelError::Random)?;
-    Ok(u64::from_ne_bytes(bytes) & !1)
 }
 
 /// A mark for packets of this node, not zero, in 16 bits; nodes on one kernel have different ones.

@@ -51,6 +51,8 @@ pub struct KernelOptions {
     pub bind_protection: bool,
     /// How packet programs are attached.
     pub tc_attach: TcAttach,
+    /// May the XDP program be asked for?
+    pub xdp: bool,
     /// First and last port that SNAT may use.
     pub snat_ports: (u16, u16),
     /// Are TCP connections to a backend that was removed reset?

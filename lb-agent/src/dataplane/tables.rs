@@ -14,8 +14,7 @@ use lb_common::{
 
 use super::{
     BackendEntry, BackendId, FrontendAddress, FrontendEntry, PerformError, ServiceId, Snapshot,
-    Step, TableError, Tables, control::ControlMap, filter::Filter, map::Map, slots::Slots,
-    sources::Sources, sys,
+    Step, TableError, Tables, control::ControlMap, map::Map, slots::Slots, sources::Sources, sys,
 };
 use crate::model::{Family, Protocol};
 
@@ -76,7 +75,6 @@ pub struct KernelTables {
     v6: FamilyMaps<Ipv6>,
     slots: Slots,
     sources: Sources,
-    filter: Filter,
     control: ControlMap,
 }
 
@@ -98,7 +96,6 @@ impl KernelTables {
             },
             slots: Slots::open(folder)?,
             sources: Sources::open(folder)?,
-            filter: Filter::open(folder)?,
             control: ControlMap::open(folder)?,
         })
     }
@@ -114,7 +111,7 @@ impl KernelTables {
 
     /// Performs a run of steps of one kind; how many of them were done if one fails.
     fn perform_run(&mut self, run: &[Step]) -> Result<(), (usize, TableError)> {
-        self.filter.set(run.iter().flat_map(bits)).map_err(|error| (0, error))?;
+        run.iter().flat_map(bits).for_each(|bit| self.control.set(bit));
         match &run[0] {
             Step::PutBackend(..) => self.put_backends(run),
             Step::PutFrontend(..) => self.put_frontends(run),
@@ -202,13 +199,8 @@ impl Tables for KernelTables {
         for run in steps.chunk_by(is_same_run) {
             let performed = self.perform_run(run);
             // Also of what was written before something failed.
-            let renewed = match &run[0] {
-                Step::PutRegion(..) | Step::Settle => Ok(()),
-                _ => self.control.renew(),
-            };
-            performed
-                .and_then(|()| renewed.map_err(|error| (0, error)))
-                .map_err(|(in_run, source)| PerformError { done: done + in_run, source })?;
+            self.control.renew();
+            performed.map_err(|(in_run, source)| PerformError { done: done + in_run, source })?;
             done += run.len();
         }
         Ok(())

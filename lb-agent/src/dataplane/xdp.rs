@@ -6,10 +6,11 @@ use std::{
     path::PathBuf,
 };
 
+use aya::Ebpf;
+
 use super::{
     kernel::{KernelError, exchange_or_pin, remove_pin},
-    load::{kernel_at_least, load, load_program},
-    options::KernelOptions,
+    load::{kernel_at_least, load_program},
     pins::Pins,
     sys,
 };
@@ -48,28 +49,52 @@ impl XdpHook {
     }
 }
 
-/// The program, loaded when a device is to have it: most nodes have none that can.
+/// The program.
+enum Program {
+    /// In the kernel.
+    Loaded(OwnedFd),
+    /// Why it is not, and cannot be.
+    Missing(String),
+    /// In the object that the other programs came from, whose maps it shares. It is loaded when a
+    /// device is to have it: most nodes have none that can.
+    Waiting(Box<Ebpf>),
+}
+
+/// The program and its links.
 pub(super) struct Xdp {
-    options: KernelOptions,
+    program: Program,
     pins: Pins,
-    secret: u64,
-    program: Option<OwnedFd>,
 }
 
 impl Xdp {
-    /// Knows what to load the program with. Links of an earlier agent keep theirs until they are
+    /// Takes the object for later; where programs are attached by clsact, which needs it too, loads the
+    /// program at once and hands it back. Links of an earlier agent keep their program until they are
     /// exchanged.
     ///
     /// # Errors
     ///
     /// If a pin cannot be removed.
     pub(super) fn new(
-        options: &KernelOptions,
+        mut ebpf: Ebpf,
+        is_wanted: bool,
+        uses_clsact: bool,
         pins: &Pins,
-        secret: u64,
-    ) -> Result<Self, KernelError> {
+    ) -> Result<(Self, Option<Ebpf>), KernelError> {
         remove_pin(&pins.programs.join(PROGRAM))?;
-        Ok(Self { options: options.clone(), pins: pins.clone(), secret, program: None })
+        let program = if !is_wanted {
+            Program::Missing("not asked for".to_owned())
+        } else if !kernel_at_least(SINCE) {
+            Program::Missing(format!("Linux {}.{} is needed", SINCE.0, SINCE.1))
+        } else if uses_clsact {
+            match load_program(&mut ebpf, PROGRAM, pins) {
+                Ok(program) => Program::Loaded(program),
+                Err(error) => Program::Missing(error.to_string()),
+            }
+        } else {
+            let xdp = Self { program: Program::Waiting(Box::new(ebpf)), pins: pins.clone() };
+            return Ok((xdp, None));
+        };
+        Ok((Self { program, pins: pins.clone() }, uses_clsact.then_some(ebpf)))
     }
 
     /// Attaches the program to a device, or exchanges the one that is there.
@@ -81,19 +106,21 @@ impl Xdp {
         for other in XdpHook::ALL.into_iter().filter(|other| *other != hook) {
             remove_pin(&other.pin(ifindex, &self.pins))?;
         }
+        if let Program::Waiting(ebpf) = &mut self.program {
+            self.program = Program::Loaded(load_program(ebpf, PROGRAM, &self.pins)?);
+        }
         let fail = |source| KernelError::Attach {
             program: PROGRAM,
             target: format!("device {ifindex}"),
             source,
         };
-        if !kernel_at_least(SINCE) {
-            let text = format!("Linux {}.{} is needed", SINCE.0, SINCE.1);
-            return Err(fail(io::Error::new(io::ErrorKind::Unsupported, text)));
-        }
-        let path = hook.pin(ifindex, &self.pins);
-        let program = self.program()?.as_fd();
+        let program = match &self.program {
+            Program::Loaded(program) => program.as_fd(),
+            Program::Missing(why) => return Err(fail(io::Error::other(why.clone()))),
+            Program::Waiting(_) => return Err(fail(io::ErrorKind::NotFound.into())),
+        };
         let link = || sys::link_xdp(program, ifindex, hook.flags());
-        exchange_or_pin(program, ifindex, &path, link).map_err(fail)
+        exchange_or_pin(program, ifindex, &hook.pin(ifindex, &self.pins), link).map_err(fail)
     }
 
     /// Detaches the program from a device; one that has none is no error.
@@ -103,16 +130,5 @@ impl Xdp {
     /// If a pin cannot be removed.
     pub(super) fn detach(&self, ifindex: u32) -> Result<(), KernelError> {
         XdpHook::ALL.into_iter().try_for_each(|hook| remove_pin(&hook.pin(ifindex, &self.pins)))
-    }
-
-    fn program(&mut self) -> Result<&OwnedFd, KernelError> {
-        let program = match self.program.take() {
-            Some(program) => program,
-            None => {
-                let mut ebpf = load(&self.options, &self.pins, self.secret)?;
-                load_program(&mut ebpf, PROGRAM, &self.pins)?
-            }
-        };
-        Ok(self.program.insert(program))
     }
 }

@@ -23,8 +23,11 @@ pub trait Address: Abi + Copy + Debug + Eq {
     /// Folds the address into one word that depends on every bit.
     fn fold(&self) -> u32;
 
-    /// The address times two odd factors, modulo 2^64: a part of hashes that are sums.
-    fn multiply(&self, factors: [u64; 2]) -> u64;
+    /// Words of 64 bits that two addresses take.
+    const PAIR_WORDS: usize;
+
+    /// Two addresses as such words; the rest is zero.
+    fn pair(first: &Self, second: &Self) -> [u64; 4];
 
     /// The same address as an IPv6 one; an IPv4 address becomes IPv4-mapped (RFC 4291, 2.5.5.2).
     fn to_mapped(&self) -> Ipv6;
@@ -48,6 +51,12 @@ unsafe impl Abi for Ipv4 {}
 // SAFETY: transparent over an array of integers.
 unsafe impl Abi for Ipv6 {}
 
+/// Two words of 32 bits as one of 64, as they would lie in memory one after the other.
+#[inline(always)]
+fn word(first: u32, second: u32) -> u64 {
+    u64::from(first) | u64::from(second) << 32
+}
+
 #[inline(always)]
 fn sum_word(word: u32) -> u32 {
     (word & 0xffff) + (word >> 16)
@@ -57,6 +66,7 @@ impl Address for Ipv4 {
     const ETHERTYPE: u16 = 0x0800;
     const HEADER: usize = 20;
     const SOURCE_OFFSET: usize = 12;
+    const PAIR_WORDS: usize = 1;
     const TTL_OFFSET: usize = 8;
 
     #[inline(always)]
@@ -65,8 +75,8 @@ impl Address for Ipv4 {
     }
 
     #[inline(always)]
-    fn multiply(&self, [factor, _]: [u64; 2]) -> u64 {
-        u64::from(self.0).wrapping_mul(factor)
+    fn pair(first: &Self, second: &Self) -> [u64; 4] {
+        [word(first.0, second.0), 0, 0, 0]
     }
 
     #[inline(always)]
@@ -84,6 +94,7 @@ impl Address for Ipv6 {
     const ETHERTYPE: u16 = 0x86dd;
     const HEADER: usize = 40;
     const SOURCE_OFFSET: usize = 8;
+    const PAIR_WORDS: usize = 4;
     const TTL_OFFSET: usize = 7;
 
     #[inline(always)]
@@ -95,10 +106,10 @@ impl Address for Ipv6 {
     }
 
     #[inline(always)]
-    fn multiply(&self, [factor, other]: [u64; 2]) -> u64 {
-        let [a, b, c, d] = self.0.map(u64::from);
-        let (high, low) = (a | b << 32, c | d << 32);
-        high.wrapping_mul(factor).wrapping_add(low.wrapping_mul(other))
+    fn pair(first: &Self, second: &Self) -> [u64; 4] {
+        let (Self(first), Self(second)) = (first, second);
+        let (low, high) = (|of: &[u32; 4]| word(of[0], of[1]), |of: &[u32; 4]| word(of[2], of[3]));
+        [low(first), high(first), low(second), high(second)]
     }
 
     #[inline(always)]

@@ -1,6 +1,7 @@
 //! What the packet path does with the packets of a flow, in a form that it can do at once.
 
-use super::{Address, BePort, CtAction, CtEntry, CtKey, layout::abi};
+use super::{Address, BePort, CtAction, CtKey, layout::abi};
+use crate::checksum::{Difference, fold};
 
 abi! {
     /// A device, and whom to send to by it. 20 bytes.
@@ -53,8 +54,9 @@ abi! {
         pub action: CtAction,
         /// Zero.
         pub pad: [u8; 3],
-        /// Service port of the flow.
-        pub service: u32,
+        /// What that changes in a checksum over the addresses, and in one over the ports: 16-bit ones'
+        /// complement sums, as they lie in memory (RFC 1624).
+        pub changes: [u16; 2],
         /// Where its packets are sent, or the device that they are delivered by; zero for the stack's
         /// choice.
         pub hop: NextHop,
@@ -64,6 +66,9 @@ abi! {
 }
 
 impl<A: Address> CachedFlow<A> {
+    /// Words of 64 bits, the last of which is `check`.
+    pub const WORDS: usize = size_of::<Self>() / size_of::<u64>();
+
     /// The flow that its packets become part of.
     #[inline(always)]
     #[must_use]
@@ -77,22 +82,9 @@ impl<A: Address> CachedFlow<A> {
         }
     }
 
-    /// Takes over what a conntrack entry makes of the packets of `flow`.
+    /// Notes what becomes of the packets of `flow`.
     #[inline(always)]
-    pub fn set_entry(&mut self, flow: &CtKey<A>, entry: &CtEntry<A>) {
-        self.flow = *flow;
-        self.src = entry.src;
-        self.dst = entry.dst;
-        self.src_port = entry.src_port;
-        self.dst_port = entry.dst_port;
-        self.action = entry.action;
-        self.pad = [0; 3];
-        self.service = entry.service;
-    }
-
-    /// Notes that packets of `flow` become packets of `ends`.
-    #[inline(always)]
-    pub fn set_ends(&mut self, flow: &CtKey<A>, ends: &CtKey<A>, action: CtAction) {
+    pub fn set(&mut self, flow: &CtKey<A>, ends: &CtKey<A>, action: CtAction) {
         self.flow = *flow;
         self.src = ends.src;
         self.dst = ends.dst;
@@ -100,5 +92,19 @@ impl<A: Address> CachedFlow<A> {
         self.dst_port = ends.dst_port;
         self.action = action;
         self.pad = [0; 3];
+        let addresses =
+            Difference::new(flow.src.sum() + flow.dst.sum(), ends.src.sum() + ends.dst.sum());
+        let sum = |flow: &CtKey<A>| u32::from(flow.src_port.0) + u32::from(flow.dst_port.0);
+        let ports = Difference::new(sum(flow), sum(ends));
+        self.changes = [addresses, ports].map(|change| fold(change.get()));
+    }
+
+    /// One of its words.
+    #[inline(always)]
+    #[must_use]
+    pub fn word(&self, number: usize) -> u64 {
+        let number = if number < Self::WORDS { number } else { 0 };
+        // SAFETY: the type has no padding, is aligned for words and has so many of them.
+        unsafe { core::ptr::from_ref(self).cast::<u64>().add(number).read() }
     }
 }

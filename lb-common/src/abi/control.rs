@@ -1,13 +1,18 @@
 //! What the agent tells all programs at once.
 
 use super::layout::abi;
+use crate::{cache::Factors, filter};
 
 abi! {
-    /// The one element of `CONTROL`. 8 bytes, each field written by one store.
+    /// The one element of `CONTROL`: mapped by the agent, each word written by one store.
     pub struct Control {
         /// Another value ends all that is cached: the agent adds one with each change.
         pub epoch: u32,
-        /// Which half of `FILTER` counts: zero or one.
+        /// Which of the filters counts: zero or one.
         pub filter: u32,
+        /// What sums of cached flows are keyed by: odd and random, written once.
+        pub factors: Factors,
+        /// The filter that counts, and one that is being made.
+        pub filters: [filter::Words; 2],
     }
 }

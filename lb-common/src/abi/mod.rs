@@ -46,7 +46,7 @@ pub type Chunk = [u32; SLOTS_PER_CHUNK as usize];
 /// Names of the maps.
 pub mod maps {
     /// All that are pinned: `FLOWS` is not, since nothing is lost with it.
-    pub const ALL: [&str; 16] = [
+    pub const ALL: [&str; 15] = [
         AFFINITY_V4,
         AFFINITY_V6,
         BACKENDS_V4,
@@ -56,7 +56,6 @@ pub mod maps {
         CONTROL,
         COUNTERS,
         DEVICES,
-        FILTER,
         FRONTENDS_V4,
         FRONTENDS_V6,
         SLOTS,
@@ -84,8 +83,6 @@ pub mod maps {
     pub const COUNTERS: &str = "COUNTERS";
     /// Hash: interface index → [`Device`](super::Device).
     pub const DEVICES: &str = "DEVICES";
-    /// Array of words: two [filters](crate::filter).
-    pub const FILTER: &str = "FILTER";
     /// Array: place of a flow ([`cache`](crate::cache)) → [`CachedFlow`](super::CachedFlow), IPv4.
     pub const FLOWS_V4: &str = "FLOWS_V4";
     /// Array: place of a flow ([`cache`](crate::cache)) → [`CachedFlow`](super::CachedFlow), IPv6.
@@ -106,8 +103,6 @@ pub mod maps {
 
 /// Names of the read-only globals that the agent sets at load.
 pub mod globals {
-    /// `u64`: even; keys what is cached (see [`cache`](crate::cache)).
-    pub const FLOWS_SECRET: &str = "FLOWS_SECRET";
     /// `u32`: 64 less the binary logarithm of the number of elements of `FLOWS`.
     pub const FLOWS_SHIFT: &str = "FLOWS_SHIFT";
     /// `u64`: cookie of the agent's own network namespace.

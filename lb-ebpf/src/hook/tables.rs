@@ -2,8 +2,8 @@
 
 use aya_ebpf::EbpfContext;
 use lb_common::abi::{
-    Address, Affinity, AffinityKey, Backend, CachedFlow, CtKey, DeviceRole, Frontend, FrontendKey,
-    NextHop, Region, Source,
+    Address, Affinity, AffinityKey, Backend, CachedFlow, Control, CtKey, DeviceRole, Frontend,
+    FrontendKey, NextHop, Region, Source,
 };
 use lb_ebpf::tables::{Backends, CtRef, Ends, Ref, Tables};
 
@@ -22,13 +22,15 @@ pub trait Context: EbpfContext {
 /// The maps, and the context that some questions need.
 pub(super) struct BpfTables<A, C> {
     ctx: C,
+    control: &'static Control,
     backends: BpfBackends<A>,
 }
 
 impl<A, C> BpfTables<A, C> {
+    /// `None` cannot happen: `CONTROL` has its one element.
     #[inline(always)]
-    pub(super) const fn new(ctx: C) -> Self {
-        Self { ctx, backends: BpfBackends::new() }
+    pub(super) fn new(ctx: C) -> Option<Self> {
+        Some(Self { ctx, control: maps::control()?, backends: BpfBackends::new() })
     }
 }
 
@@ -57,17 +59,17 @@ impl<A: Address + Maps, C> Backends<A> for BpfTables<A, C> {
 impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     #[inline(always)]
     fn ends(&self, flow: &CtKey<A>) -> Ends {
-        maps::ends(flow)
+        maps::ends(self.control, flow)
     }
 
     #[inline(always)]
     fn recall(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
-        maps::recall(flow, decision)
+        maps::recall(self.control, flow, decision)
     }
 
     #[inline(always)]
     fn cache(&self, decision: &mut CachedFlow<A>) {
-        maps::cache(decision);
+        maps::cache(self.control, decision);
     }
 
     #[inline(always)]
@@ -78,20 +80,20 @@ impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     #[inline(always)]
     fn track(&self, flow: &CtKey<A>, entry: CtRef<A>) {
         A::track(flow, entry);
-        maps::uncache(flow);
+        maps::uncache(self.control, flow);
     }
 
     #[inline(always)]
     fn claim(&self, flow: &CtKey<A>, entry: CtRef<A>) -> bool {
         let is_claimed = A::claim(flow, entry);
-        maps::uncache(flow);
+        maps::uncache(self.control, flow);
         is_claimed
     }
 
     #[inline(always)]
     fn forget(&self, flow: &CtKey<A>) {
         A::forget(flow);
-        maps::uncache(flow);
+        maps::uncache(self.control, flow);
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use aya_ebpf::{
     helpers::bpf_redirect,
     programs::TcContext,
 };
-use lb_common::abi::{Address, Counter, CounterKind, Ipv4, Ipv6, NextHop};
+use lb_common::abi::{Abi as _, Address, CachedFlow, Counter, CounterKind, Ipv4, Ipv6, NextHop};
 use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next, NoFlow},
@@ -30,8 +30,6 @@ use crate::{
 const NEXT: i32 = -1;
 /// What a step answers with if another one is to follow; a verdict of TC otherwise.
 mod step {
-    /// There is a cached decision: act.
-    pub(super) const ACT: i32 = -2;
     /// Ask conntrack and frontends.
     pub(super) const ASK: i32 = -3;
     /// There is a decision made for this packet: act.
@@ -89,7 +87,7 @@ fn steps<A: Steps>(skb: &Skb, origin: u32) -> i32 {
         code = A::ask(ctx, origin);
     }
     match code {
-        step::ACT | step::DECIDED | ..=step::REFUSE => A::act(ctx, origin, code),
+        step::DECIDED | ..=step::REFUSE => A::act(ctx, origin, code),
         step::OTHER => A::icmp(ctx, origin),
         verdict => verdict,
     }
@@ -98,11 +96,11 @@ fn steps<A: Steps>(skb: &Skb, origin: u32) -> i32 {
 /// The steps for one family: functions that the kernel's verifier reads one by one, and that it lets
 /// answer with any number.
 trait Steps {
-    /// Reads headers, filter and cache.
+    /// Reads headers, filter and cache; acts on what is cached.
     fn look(ctx: *mut __sk_buff, origin: u32) -> i32;
     /// Asks conntrack and frontends.
     fn ask(ctx: *mut __sk_buff, origin: u32) -> i32;
-    /// Translates, sends, refuses.
+    /// Translates, sends, refuses, as was just decided.
     fn act(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
     /// Goes on with a packet that is not one of a flow, if it is one of ICMP.
     fn icmp(ctx: *mut __sk_buff, origin: u32) -> i32;
@@ -183,12 +181,20 @@ impl<A: Address + Maps + Routing> Next<A, Skb> for Look {
 
     #[inline(always)]
     fn run(self, skb: &mut Skb, headers: &Headers<A>) -> i32 {
-        let (Some(kept), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
-        *kept = *headers;
-        let tables = BpfTables::new(skb.context());
-        match path::look(kept, &tables, self.0, decision) {
-            path::Look::Act => step::ACT,
-            path::Look::Ask => step::ASK,
+        let Self(origin) = self;
+        let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
+        let mut decision = CachedFlow::zeroed();
+        match path::look(headers, &tables, origin, &mut decision) {
+            path::Look::Act => {
+                let verdict = path::act(skb, headers, &tables, &decision, Verdict::Send);
+                perform(skb, verdict, (&decision.hop, || None, origin.direction()))
+            }
+            path::Look::Ask => {
+                // They would take a sixth of the stack.
+                let Some(kept) = A::headers() else { return NEXT };
+                *kept = *headers;
+                step::ASK
+            }
             path::Look::Leave => NEXT,
         }
     }
@@ -197,7 +203,8 @@ impl<A: Address + Maps + Routing> Next<A, Skb> for Look {
 #[inline(always)]
 fn ask<A: Address + Maps + Routing>(ctx: TcContext, from: u32) -> i32 {
     let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
-    match path::ask(headers, &BpfTables::new(ctx), origin(from), decision) {
+    let Some(tables) = BpfTables::new(ctx) else { return NEXT };
+    match path::ask(headers, &tables, origin(from), decision) {
         Ok(Found::Answer(counter)) => step::REFUSE - counter as i32,
         Ok(Found::Decided) => step::DECIDED,
         Ok(Found::Nothing) => NEXT,
@@ -216,9 +223,8 @@ fn act<A: Address + Maps + Routing>(mut skb: Skb, from: u32, code: i32) -> i32 {
         maps::count_number((step::REFUSE - code).cast_unsigned());
         return send_back(&mut skb, direction);
     }
-    let send = if code == step::ACT { Verdict::Send } else { Verdict::Route };
-    let tables = BpfTables::new(skb.context());
-    let verdict = path::act(&mut skb, headers, &tables, decision, send);
+    let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
+    let verdict = path::act(&mut skb, headers, &tables, decision, Verdict::Route);
     perform(&mut skb, verdict, (&decision.hop, route::redirect::<A>, direction))
 }
 
@@ -229,7 +235,7 @@ fn icmp<A: Icmp + Maps + Routing>(mut skb: Skb, from: u32) -> i32 {
     }
     skb.pull(QUOTED_HEADERS);
     let direction = origin(from).direction();
-    let tables = BpfTables::<A, _>::new(skb.context());
+    let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
     let verdict = icmp::icmp(&mut skb, &tables, direction);
     perform(&mut skb, verdict, (&NextHop::of(0), route::redirect::<A>, direction))
 }
@@ -250,7 +256,7 @@ fn pass(reason: NoFlow) -> i32 {
 fn perform(
     skb: &mut Skb,
     verdict: PathResult,
-    (hop, route, direction): (&NextHop, fn() -> Option<i32>, Direction),
+    (hop, route, direction): (&NextHop, impl FnOnce() -> Option<i32>, Direction),
 ) -> i32 {
     match verdict {
         Ok(Verdict::Continue) => {

@@ -9,11 +9,12 @@ use aya_ebpf::{
     helpers::bpf_redirect,
     programs::XdpContext,
 };
-use lb_common::abi::{Address, CachedFlow, Counter, Ipv4, Ipv6};
+use lb_common::abi::{Abi as _, Address, CachedFlow, Counter, Ipv4, Ipv6};
 use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next},
     path::{self, Found, Origin, Verdict, refuse},
+    tables::Tables,
 };
 
 use super::{
@@ -123,15 +124,19 @@ impl<A: Address + Maps + Routing> Next<A, Frame> for Look {
 
     #[inline(always)]
     fn run(self, frame: &mut Frame, headers: &Headers<A>) -> i32 {
-        let (Some(kept), Some(decision)) = (A::headers(), A::decision()) else { return PASS };
-        *kept = *headers;
-        if !frame.is_whole(kept) {
+        if !frame.is_whole(headers) {
             return PASS;
         }
-        let tables = BpfTables::new(frame.context());
-        match path::look(kept, &tables, Origin::Incoming, decision) {
-            path::Look::Act => step::ACT,
-            path::Look::Ask => step::ASK,
+        let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
+        let mut decision = CachedFlow::zeroed();
+        match path::look(headers, &tables, Origin::Incoming, &mut decision) {
+            path::Look::Act => send(frame, headers, &tables, &decision),
+            path::Look::Ask => {
+                // They would take a sixth of the stack.
+                let Some(kept) = A::headers() else { return PASS };
+                *kept = *headers;
+                step::ASK
+            }
             path::Look::Leave => PASS,
         }
     }
@@ -140,7 +145,8 @@ impl<A: Address + Maps + Routing> Next<A, Frame> for Look {
 #[inline(always)]
 fn ask<A: Address + Maps + Routing>(ctx: XdpContext) -> i32 {
     let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return PASS };
-    match path::ask(headers, &BpfTables::new(ctx), Origin::Incoming, decision) {
+    let Some(tables) = BpfTables::new(ctx) else { return PASS };
+    match path::ask(headers, &tables, Origin::Incoming, decision) {
         Ok(Found::Answer(counter)) => step::REFUSE - counter as i32,
         Ok(Found::Decided) => step::ACT,
         // TC may know better, and counts it.
@@ -156,14 +162,25 @@ fn act<A: Address + Maps + Routing>(mut frame: Frame, code: i32) -> i32 {
     if code <= step::REFUSE {
         return answer(&mut frame, headers, (step::REFUSE - code).cast_unsigned());
     }
-    if !can_send(&frame, headers, decision) {
+    let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
+    send(&mut frame, headers, &tables, decision)
+}
+
+/// Carries a decision out where it is one to send the packet on, and this program can.
+#[inline(always)]
+fn send<A: Address>(
+    frame: &mut Frame,
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    decision: &CachedFlow<A>,
+) -> i32 {
+    if !can_send(frame, headers, decision) {
         return PASS;
     }
-    let tables = BpfTables::new(frame.context());
-    let sent = path::act(&mut frame, headers, &tables, decision, Verdict::Send)
+    let sent = path::act(frame, headers, tables, decision, Verdict::Send)
         .and_then(|_| frame.write(0, &decision.hop.macs));
     match sent {
-        Ok(()) => cross(&frame, decision.hop.device),
+        Ok(()) => cross(frame, decision.hop.device),
         Err(counter) => end(counter),
     }
 }

@@ -25,7 +25,7 @@ pub fn act<A: Address>(
     if action.costs_hop() {
         rewrite::decrement_ttl::<A>(packet, headers.ttl)?;
     }
-    rewrite::rewrite(packet, headers, &decision.becomes())?;
+    rewrite::rewrite(packet, headers, decision)?;
     Ok(match action {
         CtAction::REPLY_TO_HOST => delivery(tables, decision.hop.device),
         _ if action.redirects() => send,

@@ -63,7 +63,6 @@ pub(super) fn first<A: Address>(
         return without_backend(flags, is_outside);
     }
     let choice = choose(headers, tables, frontend, is_outside)?;
-    decision.service = frontend.service;
     if must_masquerade(headers, tables, &choice, (client, flags)) {
         if client != Client::Host && headers.ttl <= 1 {
             return Err(Counter::TtlExpired);

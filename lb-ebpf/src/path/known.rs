@@ -40,7 +40,7 @@ pub(super) fn known<A: Address>(
     } else if action != CtAction::REPLY_SNAT && is_of_a_later_flow(tables, headers, &entry) {
         return Ok(Some(Found::Nothing));
     }
-    decision.set_entry(&headers.flow, &entry);
+    decision.set(&headers.flow, &entry.peer(headers.flow.protocol).reversed(), action);
     decision.hop = if action.redirects() {
         tables.route(entry.src, entry.dst).ok_or(Counter::NoRoute)?
     } else {

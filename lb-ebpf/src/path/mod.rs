@@ -18,7 +18,7 @@ mod known;
 pub mod refuse;
 mod track;
 
-use lb_common::abi::{Address, CachedFlow, Counter, CtAction};
+use lb_common::abi::{Address, CachedFlow, Counter, CtAction, L4Proto};
 
 pub use act::act;
 
@@ -111,7 +111,9 @@ pub fn look<A: Address>(
     if !ends.to_frontend && !ends.from_backend {
         return Look::Leave;
     }
-    if !headers.flags.is_plain() || !tables.recall(&headers.flow, decision) {
+    // The checksum of SCTP is a longer piece of work, for which there is no room in this step.
+    let may_be_cached = headers.flow.protocol != L4Proto::SCTP && headers.flags.is_plain();
+    if !may_be_cached || !tables.recall(&headers.flow, decision) {
         return Look::Ask;
     }
     match decision.action {
@@ -147,7 +149,7 @@ pub fn ask<A: Address>(
         return first::first(headers, tables, (&frontend, origin), decision);
     }
     // What a backend sends to somebody directly, as a rule: the next packet is left alone sooner.
-    decision.set_ends(&headers.flow, &headers.flow, CtAction::NONE);
+    decision.set(&headers.flow, &headers.flow, CtAction::NONE);
     tables.cache(decision);
     Ok(Found::Nothing)
 }

@@ -42,7 +42,7 @@ pub(super) fn dnat<A: Address>(
     let ends = reply_flow.reversed();
     scratch.set(entry(&ends, choice, forward, now));
     tables.track(&headers.flow, scratch);
-    decision.set_ends(&headers.flow, &ends, forward);
+    decision.set(&headers.flow, &ends, forward);
     Ok(())
 }
 
@@ -75,7 +75,7 @@ pub(super) fn snat<A: Address>(
     ends.src_port = claim_port(headers, tables, &ends, scratch)?;
     scratch.set(entry(&ends, choice, forward, now));
     tables.track(&headers.flow, scratch);
-    decision.set_ends(&headers.flow, &ends, forward);
+    decision.set(&headers.flow, &ends, forward);
     Ok(())
 }
 

@@ -242,6 +242,7 @@ pub fn options(node: &Node) -> KernelOptions {
         socket_lb: SocketLb::All,
         bind_protection: true,
         tc_attach: TcAttach::Auto,
+        xdp: true,
         snat_ports: (SNAT_RANGE.0, SNAT_RANGE.0 + SNAT_RANGE.1 - 1),
         reset_tcp: false,
         conntrack_max: 16384,

@@ -1,6 +1,7 @@
 //! Nanoseconds per packet of the programs as the agent has pinned them, on its own maps.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpStream};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::SchedClassifier;
@@ -60,6 +61,7 @@ pub(crate) fn measure(topology: &Topology, size: u32, report: &mut Report) -> Re
 fn measure_inside(topology: &Topology, node: &Node, size: u32, report: &mut Report) -> Result<()> {
     stay_on_one_cpu()?;
     let lab = Lab::open(topology, node)?;
+    lab.meet_neighbours();
     let mut harness = Harness::load()?;
     let (mut known, mut floods) = (Vec::new(), Vec::new());
     for family in Family::BOTH {
@@ -148,6 +150,17 @@ impl<'a> Lab<'a> {
         match hook {
             Hook::Egress => &self.egress,
             Hook::Ingress => &self.ingress,
+        }
+    }
+
+    /// Has the kernel learn the link-layer addresses of all that packets will be sent to: a refusal
+    /// comes back as well as an answer.
+    fn meet_neighbours(&self) {
+        for family in Family::BOTH {
+            let client = self.topology.client("client").ip(family);
+            for ip in [client, self.pod_ip("web1", family), self.pod_ip("web2", family)] {
+                let _ = TcpStream::connect_timeout(&(ip, 1).into(), Duration::from_secs(1));
+            }
         }
     }
 
