@@ -15,7 +15,7 @@ use crate::ask::assert_refused;
 use crate::{BACKENDS, Cluster, on_both_paths};
 
 on_both_paths! {
-    unreachable => a_closed_port_of_a_backend_refuses_by_the_socket_path, a_closed_port_of_a_backend_refuses_by_the_packet_path;
+    unreachable => a_closed_port_of_a_backend_refuses_by_the_socket_path, a_closed_port_of_a_backend_refuses_by_the_packet_path, a_closed_port_of_a_backend_refuses_with_xdp;
 }
 
 /// The MTU of the narrow link: large enough for IPv6.
