@@ -96,10 +96,12 @@ impl TcpFlags {
 }
 
 impl CtState {
-    /// Datagrams, or a connection whose first packet has been seen.
+    /// The client's first packet has been seen.
     pub const NEW: Self = Self(0);
-    /// A connection with packets after the first.
+    /// The client has gone on after its first packet.
     pub const ESTABLISHED: Self = Self(1);
+    /// The backend has answered.
+    pub const ANSWERED: Self = Self(8);
     const CLIENT_ENDED: u8 = 2;
     const BACKEND_ENDED: u8 = 4;
     const BOTH_ENDED: u8 = Self::CLIENT_ENDED | Self::BACKEND_ENDED;
@@ -135,23 +137,110 @@ impl CtState {
             End::Backend => Self::BACKEND_ENDED,
             End::Client => Self::CLIENT_ENDED,
         };
-        let established = if flags.opens() { 0 } else { Self::ESTABLISHED.0 };
-        Self(self.0 | ended | established)
+        let seen = match from {
+            End::Backend => Self::ANSWERED.0,
+            End::Client if flags.opens() => 0,
+            End::Client => Self::ESTABLISHED.0,
+        };
+        Self(self.0 | ended | seen)
+    }
+
+    #[inline(always)]
+    const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
     }
 }
 
 /// Units of `last_seen` in a second, nearly: one is 2^30 ns.
 pub const TICK_SHIFT: u32 = 30;
-/// How long a silent UDP flow keeps its backend, in ticks: kube-proxy's hosts use 120 s.
-pub const UDP_TIMEOUT: u32 = 112;
 
-/// Has a flow been silent for too long to keep its backend?
+/// So many seconds in ticks, rounded up.
+#[must_use]
+pub const fn ticks(seconds: u32) -> u32 {
+    let ticks = (seconds as u64 * 1_000_000_000).div_ceil(1 << TICK_SHIFT);
+    #[allow(clippy::cast_possible_truncation, reason = "a tick is longer than a second")]
+    let ticks = ticks as u32;
+    ticks
+}
+
+/// A connection whose first packet was not answered.
+const TCP_OPENING: u32 = ticks(120);
+/// A connection that was answered, and whose client has not gone on.
+const TCP_HALF_OPEN: u32 = ticks(60);
+/// A connection whose client goes on, and whose backend was never seen.
+const TCP_UNANSWERED: u32 = ticks(300);
+/// A connection that both ends have ended, or one by a reset.
+const TCP_CLOSED: u32 = ticks(120);
+
+/// How long silent flows are kept, in ticks: what can be set.
+///
+/// All figures are those of netfilter's conntrack, which kube-proxy relies on; two are kube-proxy's.
+/// Associations of SCTP are kept as connections of TCP are: kube-proxy has no settings for them.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Timeouts {
+    /// Connections that both ends have gone on with.
+    pub tcp_established: u32,
+    /// Connections that one end has ended.
+    pub tcp_close_wait: u32,
+    /// Datagrams without an answer, or without a second one.
+    pub udp: u32,
+    /// Datagrams both ways: for as long a flow keeps its backend.
+    pub udp_stream: u32,
+}
+
+impl Timeouts {
+    /// kube-proxy's for TCP, those of its hosts for datagrams.
+    pub const DEFAULT: Self = Self {
+        tcp_established: ticks(24 * 3600),
+        tcp_close_wait: ticks(3600),
+        udp: ticks(30),
+        udp_stream: ticks(120),
+    };
+
+    /// Has a flow in this state been silent for too long to be remembered?
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_over(&self, protocol: L4Proto, state: CtState, silent: u32) -> bool {
+        silent > self.of(protocol, state)
+    }
+
+    #[inline(always)]
+    const fn of(&self, protocol: L4Proto, state: CtState) -> u32 {
+        let (goes_on, answered) = (state.has(CtState::ESTABLISHED), state.has(CtState::ANSWERED));
+        if !protocol.has_connections() {
+            return if goes_on && answered { self.udp_stream } else { self.udp };
+        }
+        if state.is_closed() {
+            return TCP_CLOSED;
+        }
+        if state.is_closing() {
+            return self.tcp_close_wait;
+        }
+        match (goes_on, answered) {
+            (true, true) => self.tcp_established,
+            (true, false) => TCP_UNANSWERED,
+            (false, true) => TCP_HALF_OPEN,
+            (false, false) => TCP_OPENING,
+        }
+    }
+}
+
+/// Ticks since a flow was last seen; none if another CPU has just seen it.
+#[inline(always)]
+#[must_use]
+pub const fn silence(last_seen: u32, now: u32) -> u32 {
+    let ticks = now.wrapping_sub(last_seen);
+    if ticks > u32::MAX / 2 { 0 } else { ticks }
+}
+
+/// Has a flow been silent for too long to keep its backend, which UDP flows do for `udp_stream`
+/// ticks?
 ///
 /// Flows of TCP and SCTP never are here: a packet says itself whether it opens a connection.
 #[inline(always)]
 #[must_use]
-pub const fn is_expired(protocol: L4Proto, last_seen: u32, now: u32) -> bool {
-    protocol.0 == L4Proto::UDP.0 && now.wrapping_sub(last_seen) > UDP_TIMEOUT
+pub const fn is_expired(protocol: L4Proto, silent: u32, udp_stream: u32) -> bool {
+    protocol.0 == L4Proto::UDP.0 && silent > udp_stream
 }
 
 #[cfg(test)]
@@ -166,10 +255,12 @@ mod tests {
 
     #[test]
     fn a_connection_opens_lives_and_closes() {
-        let (new, established) = (CtState::NEW, CtState::ESTABLISHED);
+        let (new, answered) = (CtState::NEW, CtState::ANSWERED);
         assert_eq!(new.next(SYN, End::Client), new);
-        assert_eq!(new.next(SYN_ACK, End::Backend), established);
-        assert_eq!(new.next(ACK, End::Client), established);
+        assert_eq!(new.next(SYN_ACK, End::Backend), answered);
+        assert_eq!(new.next(ACK, End::Client), CtState::ESTABLISHED);
+        let established = answered.next(ACK, End::Client);
+        assert_eq!(established, CtState::ESTABLISHED.with(answered));
         assert_eq!(established.next(SYN, End::Client), established);
         assert!(!established.is_closing());
         for (first, second) in [(End::Client, End::Backend), (End::Backend, End::Client)] {
@@ -181,6 +272,76 @@ mod tests {
             assert!(half.with(established.next(FIN, second)).is_closed());
             assert!(established.next(RST, first).is_closed());
         }
+    }
+
+    /// Seconds that a flow is kept after these packets.
+    fn kept(protocol: L4Proto, packets: &[(TcpFlags, End)]) -> u32 {
+        let next = |state: CtState, (flags, from): &(TcpFlags, End)| state.next(*flags, *from);
+        let state = packets.iter().fold(CtState::NEW, next);
+        let over = |ticks: &u32| Timeouts::DEFAULT.is_over(protocol, state, *ticks);
+        let kept = (0..=ticks(1 << 20)).find(over).unwrap() - 1;
+        let seconds = (u64::from(kept) << TICK_SHIFT) / 1_000_000_000;
+        u32::try_from(seconds).unwrap()
+    }
+
+    #[test]
+    fn s16_a_flow_is_kept_by_its_state_for_as_long_as_netfilter_keeps_it() {
+        use End::{Backend, Client};
+        let open = [(SYN, Client), (SYN_ACK, Backend), (ACK, Client)];
+        let then = |more: &[(TcpFlags, End)]| kept(L4Proto::TCP, &[&open[..], more].concat());
+        assert_eq!(kept(L4Proto::TCP, &open[..1]), 120, "SYN_SENT");
+        assert_eq!(kept(L4Proto::TCP, &open[..2]), 60, "SYN_RECV");
+        assert_eq!(then(&[]), 86_400, "ESTABLISHED");
+        assert_eq!(kept(L4Proto::TCP, &open[2..]), 300, "picked up, UNACKNOWLEDGED");
+        assert_eq!(then(&[(FIN, Backend)]), 3600, "CLOSE_WAIT");
+        assert_eq!(then(&[(FIN, Client), (ACK, Backend)]), 3600, "CLOSE_WAIT");
+        assert_eq!(then(&[(FIN, Client), (FIN, Backend)]), 120, "TIME_WAIT");
+        assert_eq!(then(&[(RST, Client)]), 120);
+        let datagram = TcpFlags::default();
+        let udp = |ends: &[End]| {
+            let packets: Vec<_> = ends.iter().map(|end| (datagram, *end)).collect();
+            kept(L4Proto::UDP, &packets)
+        };
+        assert_eq!(udp(&[]), 30);
+        assert_eq!(udp(&[Client, Client]), 30, "nobody answers");
+        assert_eq!(udp(&[Backend]), 30, "a question and its answer");
+        assert_eq!(udp(&[Backend, Client]), 120);
+    }
+
+    #[test]
+    fn s16_an_association_is_kept_as_long_as_a_connection() {
+        use End::{Backend, Client};
+        let [init, init_ack, cookie, shutdown, shutdown_ack] =
+            [1, 2, 10, 7, 8].map(TcpFlags::of_chunk);
+        let all = [
+            (init, Client),
+            (init_ack, Backend),
+            (cookie, Client),
+            (shutdown, Backend),
+            (shutdown_ack, Client),
+        ];
+        let kept = [1, 2, 3, 4, 5].map(|count| kept(L4Proto::SCTP, &all[..count]));
+        assert_eq!(kept, [120, 60, 86_400, 3600, 120]);
+    }
+
+    #[test]
+    fn seconds_are_ticks_rounded_up() {
+        assert_eq!((ticks(0), ticks(1), ticks(120), ticks(86_400)), (0, 1, 112, 80_467));
+    }
+
+    #[test]
+    fn silence_is_counted_over_the_end_of_the_numbers() {
+        assert_eq!(silence(100, 100), 0);
+        assert_eq!(silence(u32::MAX, 5), 6);
+        assert_eq!(silence(101, 100), 0, "seen by another CPU meanwhile");
+    }
+
+    #[test]
+    fn only_silent_datagram_flows_lose_their_backend() {
+        assert!(!is_expired(L4Proto::UDP, 112, 112));
+        assert!(is_expired(L4Proto::UDP, 113, 112));
+        assert!(!is_expired(L4Proto::TCP, u32::MAX, 112));
+        assert!(!is_expired(L4Proto::SCTP, u32::MAX, 112));
     }
 
     #[test]
@@ -200,14 +361,5 @@ mod tests {
             assert!(!flags.opens() && !flags.answers_opening() && !flags.closes(), "{chunk}");
             assert_eq!(CtState::NEW.next(flags, End::Client), CtState::ESTABLISHED, "{chunk}");
         }
-    }
-
-    #[test]
-    fn only_silent_datagram_flows_expire() {
-        assert!(!is_expired(L4Proto::UDP, 100, 100 + UDP_TIMEOUT));
-        assert!(is_expired(L4Proto::UDP, 100, 101 + UDP_TIMEOUT));
-        assert!(!is_expired(L4Proto::UDP, u32::MAX, 5));
-        assert!(!is_expired(L4Proto::TCP, 0, u32::MAX));
-        assert!(!is_expired(L4Proto::SCTP, 0, u32::MAX));
     }
 }

@@ -15,7 +15,7 @@ use lb_common::{
     },
     cache::{FACTORS, Factors, Stamp},
     checksum::Difference,
-    conntrack::TICK_SHIFT,
+    conntrack::{TICK_SHIFT, Timeouts},
     filter,
 };
 
@@ -131,6 +131,7 @@ struct FakeTables<A> {
     device: Device,
     nanoseconds: Cell<u64>,
     snat_range: (u16, u16),
+    migrates: bool,
     resets_removed: bool,
 }
 
@@ -151,6 +152,7 @@ impl<A: FromIp> FakeTables<A> {
             device: Device::Uplink,
             nanoseconds: Cell::new(1000 << TICK_SHIFT),
             snat_range: SNAT_RANGE,
+            migrates: false,
             resets_removed: false,
         }
     }
@@ -338,6 +340,14 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         u32::try_from(self.nanoseconds.get() >> TICK_SHIFT).expect("a time within 146 years")
     }
 
+    fn udp_timeout(&self) -> u32 {
+        Timeouts::DEFAULT.udp_stream
+    }
+
+    fn migrates(&self) -> bool {
+        self.migrates
+    }
+
     fn resets_removed(&self) -> bool {
         self.resets_removed
     }
@@ -368,6 +378,11 @@ impl FakeBench {
     /// Sets first port and number of ports of the SNAT range.
     pub(crate) fn set_snat_range(&mut self, range: (u16, u16)) {
         (self.v4.snat_range, self.v6.snat_range) = (range, range);
+    }
+
+    /// Has connections that began before us left to the stack.
+    pub(crate) fn migrate(&mut self) {
+        (self.v4.migrates, self.v6.migrates) = (true, true);
     }
 
     /// Has connections to removed backends reset.

@@ -5,7 +5,7 @@
 //! | `lb_xdp` | XDP of a device |
 //! | `lb_tc_ingress`, `lb_tc_egress` | tcx or clsact of a device |
 //! | `lb_bind4` … `lb_sendmsg6` | cgroup |
-//! | `lb_stale_sockets`, `lb_stale_flows_v4`, `lb_stale_flows_v6` | iterators that the agent reads |
+//! | `lb_stale_sockets`, `lb_sweep_v4`, `lb_sweep_v6` | iterators that the agent reads |
 #![no_std]
 #![no_main]
 #![allow(missing_docs, unreachable_pub, reason = "the macros make entry points of their own")]
@@ -21,7 +21,8 @@ use aya_ebpf::{
 use hook::{
     bind,
     sock_addr::{self, Call},
-    stale::{self, FlowVisit, SocketVisit},
+    stale::{self, SocketVisit},
+    sweep::{self, FlowVisit},
     tc, xdp as fast,
 };
 use lb_common::abi::{Ipv4, Ipv6};
@@ -111,18 +112,18 @@ pub extern "C" fn lb_stale_sockets(visit: &SocketVisit) -> i32 {
     stale::socket(visit)
 }
 
-/// Tells of each UDP flow of IPv4 whose backend no longer serves.
+/// Removes what is to be forgotten of the flows of IPv4.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/bpf_map_elem")]
-pub extern "C" fn lb_stale_flows_v4(visit: &FlowVisit<Ipv4>) -> i32 {
-    stale::flow(visit)
+pub extern "C" fn lb_sweep_v4(visit: &FlowVisit<Ipv4>) -> i32 {
+    sweep::flow(visit)
 }
 
-/// Tells of each UDP flow of IPv6 whose backend no longer serves.
+/// Removes what is to be forgotten of the flows of IPv6.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/bpf_map_elem")]
-pub extern "C" fn lb_stale_flows_v6(visit: &FlowVisit<Ipv6>) -> i32 {
-    stale::flow(visit)
+pub extern "C" fn lb_sweep_v6(visit: &FlowVisit<Ipv6>) -> i32 {
+    sweep::flow(visit)
 }
 
 /// Some helpers ask for a licence compatible with the GPL.

@@ -14,7 +14,7 @@ use lb_common::{
     abi::{
         Address, Affinity, AffinityKey, Backend, CHUNKS_PER_ARRAY, CachedFlow, Chunk, Control,
         Counter, CtEntry, CtKey, Device, Frontend, FrontendKey, Ipv4, Ipv6, MAX_CHUNK_ARRAYS,
-        Region, SLOTS_PER_CHUNK, SocketPeers, Source,
+        Region, SLOTS_PER_CHUNK, SocketPeers, Source, Swept,
     },
     cache::{self, Stamp},
     conntrack::TICK_SHIFT,
@@ -83,6 +83,13 @@ static HEADERS_V4: PerCpuArray<Headers<Ipv4>, 1> = PerCpuArray::new();
 #[btf_map]
 static HEADERS_V6: PerCpuArray<Headers<Ipv6>, 1> = PerCpuArray::new();
 #[btf_map]
+static SWEPT_V4: Array<Swept, 1> = Array::new();
+#[btf_map]
+static SWEPT_V6: Array<Swept, 1> = Array::new();
+/// Entries of conntrack made and removed, for IPv4, then for IPv6.
+#[btf_map]
+static TURNOVER: PerCpuArray<u64, 4> = PerCpuArray::new();
+#[btf_map]
 static ROUTE: PerCpuArray<RouteQuery, 1> = PerCpuArray::new();
 /// What each socket remembers.
 #[btf_map]
@@ -116,12 +123,14 @@ pub trait Maps: Sized + 'static {
     fn decision() -> Option<&'static mut CachedFlow<Self>>;
     /// An element of the flow cache.
     fn cached(place: u32) -> Option<*mut CachedFlow<Self>>;
+    /// What the walk over all flows has found so far; there is one at a time.
+    fn swept() -> Option<&'static mut Swept>;
     /// An address of a device that can be a source.
     fn source(device: &Device) -> Option<Self>;
 }
 
 macro_rules! maps {
-    ($family:ty, $frontends:ident, $backends:ident, $affinity:ident, $sources:ident, $conntrack:ident, $scratch:ident, $headers:ident, $decision:ident, $flows:ident, $source:expr) => {
+    ($family:ty, $frontends:ident, $backends:ident, $affinity:ident, $sources:ident, $conntrack:ident, $scratch:ident, $headers:ident, $decision:ident, $flows:ident, $swept:ident, $turnover:expr, $source:expr) => {
         impl Maps for $family {
             #[inline(always)]
             fn frontend(key: &FrontendKey<Self>) -> Option<Frontend> {
@@ -166,21 +175,30 @@ macro_rules! maps {
             fn track(flow: &CtKey<Self>, entry: CtRef<Self>) {
                 // SAFETY: the entry is allocated, and nothing else writes to it meanwhile.
                 let entry = unsafe { &*entry.as_ptr() };
+                let is_new = $conntrack.get_ptr(flow).is_none();
                 // A full LRU map makes room; the flow can do without the entry.
-                let _ = $conntrack.insert(flow, entry, u64::from(BPF_ANY));
+                if $conntrack.insert(flow, entry, u64::from(BPF_ANY)).is_ok() && is_new {
+                    count_flow($turnover);
+                }
             }
 
             #[inline(always)]
             fn claim(flow: &CtKey<Self>, entry: CtRef<Self>) -> bool {
                 // SAFETY: as for `track`.
                 let entry = unsafe { &*entry.as_ptr() };
-                $conntrack.insert(flow, entry, u64::from(BPF_NOEXIST)).is_ok()
+                let is_claimed = $conntrack.insert(flow, entry, u64::from(BPF_NOEXIST)).is_ok();
+                if is_claimed {
+                    count_flow($turnover);
+                }
+                is_claimed
             }
 
             #[inline(always)]
             fn forget(flow: &CtKey<Self>) {
                 // One that is gone already is as good.
-                let _ = $conntrack.remove(flow);
+                if $conntrack.remove(flow).is_ok() {
+                    count_flow($turnover + 1);
+                }
             }
 
             #[inline(always)]
@@ -209,6 +227,12 @@ macro_rules! maps {
             }
 
             #[inline(always)]
+            fn swept() -> Option<&'static mut Swept> {
+                // SAFETY: an array stays allocated; the agent walks in one thread.
+                unsafe { $swept.get_ptr_mut(0)?.as_mut() }
+            }
+
+            #[inline(always)]
             fn source(device: &Device) -> Option<Self> {
                 $source(device)
             }
@@ -227,6 +251,8 @@ maps!(
     HEADERS_V4,
     DECISION_V4,
     FLOWS_V4,
+    SWEPT_V4,
+    0,
     |device: &Device| { Some(device.source_v4).filter(|source| *source != Ipv4(0)) }
 );
 maps!(
@@ -240,6 +266,8 @@ maps!(
     HEADERS_V6,
     DECISION_V6,
     FLOWS_V6,
+    SWEPT_V6,
+    2,
     |device: &Device| { Some(device.source_v6).filter(|source| *source != Ipv6([0; 4])) }
 );
 
@@ -387,6 +415,15 @@ pub fn device(index: u32) -> Option<Device> {
     // SAFETY: copied out at once; without preallocation an entry is freed only after a grace
     // period.
     unsafe { DEVICES.get(index) }.copied()
+}
+
+/// Counts one entry that is made or removed.
+#[inline(always)]
+fn count_flow(index: u32) {
+    if let Some(entries) = TURNOVER.get_ptr_mut(index) {
+        // SAFETY: a per-CPU value; what an interruption loses is one entry.
+        unsafe { *entries += 1 };
+    }
 }
 
 /// Counts one packet.

@@ -78,6 +78,11 @@ pub trait Tables<A: Address>: Backends<A> {
     /// The time in units of 2^30 ns.
     fn now(&self) -> u32;
 
+    /// Ticks for which a silent UDP flow keeps its backend.
+    fn udp_timeout(&self) -> u32;
+    /// Are connections that began before us left to the stack?
+    fn migrates(&self) -> bool;
+
     /// Are TCP connections to a backend that was removed reset?
     fn resets_removed(&self) -> bool;
 
@@ -165,6 +170,27 @@ impl<A: Address> CtRef<A> {
             (*to).last_seen = (*from).last_seen;
             (*to).device = device;
         }
+    }
+
+    /// Do the packets that the entry makes, reversed, belong to this flow?
+    #[inline(always)]
+    pub fn leads_to(&self, flow: &CtKey<A>) -> bool {
+        let entry = self.0.as_ptr();
+        // SAFETY: the constructor promises that the entry is allocated.
+        unsafe {
+            (*entry).src == flow.dst
+                && (*entry).dst == flow.src
+                && (*entry).src_port == flow.dst_port
+                && (*entry).dst_port == flow.src_port
+        }
+    }
+
+    /// State and time of the last packet.
+    #[inline(always)]
+    pub fn seen(&self) -> (CtState, u32) {
+        let entry = self.0.as_ptr();
+        // SAFETY: the constructor promises that the entry is allocated.
+        unsafe { (CtState((*entry).state), (*entry).last_seen) }
     }
 
     /// Writes state and time of the last packet.

@@ -1,5 +1,7 @@
 //! Runs every case on fakes, and what only fakes can show: chance, time, and any bytes at all.
 
+mod migrate;
+
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -7,7 +9,7 @@ use std::{
 
 use lb_common::{
     abi::{BackendFlags, Counter, L4Proto},
-    conntrack::UDP_TIMEOUT,
+    conntrack::Timeouts,
 };
 use proptest::prelude::*;
 
@@ -183,7 +185,7 @@ fn a_silent_datagram_flow_chooses_again_and_a_connection_does_not() {
         let hook = Hook::Ingress(Device::Uplink);
         net.expect(hook, &net.first(client, vip), Fate::Next, [client, pod_a]);
         net.frontend(vip, &[b]);
-        bench.pass_time(UDP_TIMEOUT + 1);
+        bench.pass_time(Timeouts::DEFAULT.udp_stream + 1);
         let mut net = Net::new(&mut bench, kind);
         let expected = if net.has_connections() { pod_a } else { pod_b };
         net.expect(hook, &net.later(client, vip), Fate::Next, [client, expected]);
@@ -200,7 +202,7 @@ fn a_flow_that_only_asks_keeps_its_port() {
         let (hook, sent) = (Hook::Ingress(Device::Uplink), Fate::Sent(Device::Uplink));
         let node = net.pass(hook, &net.first(client, vip), sent).src;
         for _ in 0..3 {
-            bench.pass_time(UDP_TIMEOUT - 1);
+            bench.pass_time(Timeouts::DEFAULT.udp_stream - 1);
             let mut net = Net::new(&mut bench, kind);
             let became = net.pass(hook, &net.later(client, vip), sent);
             assert_eq!(became.src, node);

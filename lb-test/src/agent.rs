@@ -169,6 +169,16 @@ impl Agent {
         self.host.run(&binary.to_string_lossy(), &call)
     }
 
+    /// Starts a subcommand that stays, as `cleanup --drain=10m`; its output goes to `<name>.log`.
+    ///
+    /// # Errors
+    /// When it can't start.
+    pub fn start_command(&self, name: &str, arguments: &[&str]) -> Result<Process> {
+        let (binary, bpffs) = (binary()?, self.bpffs.to_string_lossy());
+        let call = [arguments, &["--bpffs", &bpffs]].concat();
+        self.host.start(name, &binary.to_string_lossy(), &call)
+    }
+
     /// What the agent has logged.
     #[must_use]
     pub fn log(&self) -> String {

@@ -17,6 +17,7 @@ pub mod agent;
 mod assembly;
 pub mod builder;
 pub mod cgroup;
+pub mod clock;
 pub mod host;
 pub mod kubernetes;
 pub mod manifests;

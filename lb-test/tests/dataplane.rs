@@ -2,21 +2,24 @@
 //! what was written.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::{collections::BTreeSet, net::SocketAddr, path::Path, sync::Arc, time::Instant};
+use std::{net::SocketAddr, sync::Arc};
 
-use aya::maps::{HashMap, Map, MapData};
 use lb_agent::{
     dataplane::{
-        BackendEntry, BackendId, FrontendAddress, FrontendEntry, Kernel, KernelOptions, Reader,
-        ServiceId, SocketLb, Step, Tables as _, TcAttach, cleanup,
+        BackendEntry, BackendId, FrontendAddress, FrontendEntry, Kernel, KernelOptions, MidFlow,
+        Reader, ServiceId, SizeKept, SocketLb, Step, Tables as _, TcAttach, cleanup,
+        pinned_conntrack,
     },
     model::{Family, Protocol},
 };
 use lb_common::abi::{
-    Abi as _, Address, BackendFlags, BePort, CtEntry, CtKey, Device, DeviceRole, FrontendFlags,
-    FrontendKind, Ipv4, Ipv6, L4Proto, Region, maps,
+    Abi as _, BackendFlags, Device, DeviceRole, FrontendFlags, FrontendKind, Region, maps,
 };
+use lb_common::conntrack::Timeouts;
 use lb_test::{Node, NodeSpec, Topology, require_topology};
+
+#[path = "dataplane/sweep.rs"]
+mod sweep;
 
 fn options(node: &Node, tc_attach: TcAttach) -> KernelOptions {
     KernelOptions {
@@ -27,7 +30,9 @@ fn options(node: &Node, tc_attach: TcAttach) -> KernelOptions {
         tc_attach,
         xdp: true,
         snat_ports: (61000, 65535),
+        mid_flow: MidFlow::Balanced,
         reset_tcp: false,
+        timeouts: Timeouts::DEFAULT,
         conntrack_max: 1024,
         affinity_max: 1024,
         max_frontends: 1024,
@@ -218,65 +223,20 @@ fn a_cgroup_that_is_none_leaves_the_sockets_with_the_old_one() {
     node.enter(|| cleanup(&right.bpffs).unwrap()).unwrap();
 }
 
-/// Writes so many flows for each of some backends, by id and generation; `K` and `V` are the sizes
-/// of key and value. Returns what the table holds.
-fn fill<A: Address, const K: usize, const V: usize>(
-    map: &Path,
-    count: u16,
-    backends: &[(L4Proto, u32, u32)],
-) -> HashMap<MapData, [u8; K], [u8; V]> {
-    let map = Map::LruHashMap(MapData::from_pin(map).unwrap());
-    let mut map = HashMap::try_from(map).unwrap();
-    for ((protocol, backend, generation), number) in
-        backends.iter().flat_map(|backend| (0..count).map(move |number| (*backend, number)))
-    {
-        let mut key = CtKey::<A> { protocol, ..CtKey::zeroed() };
-        key.src_port = BePort::new(number);
-        key.dst_port = BePort::new(u16::try_from(backend << 8 | generation).unwrap());
-        let entry = CtEntry::<A> { backend, generation, ..CtEntry::zeroed() };
-        let bytes = (key.as_bytes().try_into().unwrap(), entry.as_bytes().try_into().unwrap());
-        let (key, value): ([u8; K], [u8; V]) = bytes;
-        map.insert(key, value, 0).unwrap();
-    }
-    map
-}
-
-/// What is left in a table, by protocol, backend id and generation.
-fn left<A: Address, const K: usize, const V: usize>(
-    map: &HashMap<MapData, [u8; K], [u8; V]>,
-) -> BTreeSet<(u8, u32, u32)> {
-    let entries = map.iter().map(|entry| {
-        let (key, value) = entry.unwrap();
-        let key = CtKey::<A>::from_bytes(&key).unwrap();
-        let entry = CtEntry::<A>::from_bytes(&value).unwrap();
-        (key.protocol.0, entry.backend, entry.generation)
-    });
-    entries.collect()
-}
-
-/// S11, S12: only datagrams, and only those of another use of an id or of none.
 #[test]
-fn s11_flows_of_a_full_table_are_forgotten_by_id_and_generation() {
+fn tables_keep_the_size_that_they_were_made_with() {
     require_topology!();
     let topology = Topology::builder().node(NodeSpec::new("node1")).build().unwrap();
     let node = topology.node("node1");
-    let options = KernelOptions { conntrack_max: 131_072, ..options(node, TcAttach::Auto) };
-    let mut kernel = node.enter(|| Kernel::start(&options).unwrap()).unwrap();
-    kernel.tables().unwrap().perform(&steps()).unwrap();
-    let finder = kernel.take_stale().unwrap().unwrap();
-    let (udp, tcp) = (L4Proto::UDP, L4Proto::TCP);
-    let backends = [(udp, 5, 3), (udp, 5, 2), (udp, 6, 1), (tcp, 6, 1)];
-    let kept = BTreeSet::from([(udp.0, 5, 3), (tcp.0, 6, 1)]);
-    let pins = options.bpffs.join("maps");
-    let v4 = fill::<Ipv4, 16, 36>(&pins.join(maps::CONNTRACK_V4), 30_000, &backends);
-    let v6 = fill::<Ipv6, 40, 60>(&pins.join(maps::CONNTRACK_V6), 30_000, &backends);
-    for (family, removed) in
-        [(Family::V4, 60_000), (Family::V6, 60_000), (Family::V4, 0), (Family::V6, 0)]
-    {
-        let begun = Instant::now();
-        assert_eq!(finder.forget_flows(family).unwrap(), removed);
-        println!("{family:?}: {removed} removed in {:?}", begun.elapsed());
-    }
-    assert_eq!((left::<Ipv4, 16, 36>(&v4), left::<Ipv6, 40, 60>(&v6)), (kept.clone(), kept));
-    node.enter(|| cleanup(&options.bpffs).unwrap()).unwrap();
+    let small = options(node, TcAttach::Auto);
+    let large = KernelOptions { conntrack_max: 2048, ..small.clone() };
+    let kept = |options: &KernelOptions| {
+        node.enter(|| Kernel::start(options).unwrap().sizes_kept().to_vec()).unwrap()
+    };
+    assert_eq!(pinned_conntrack(&small.bpffs), None);
+    assert_eq!(kept(&small), []);
+    let of = |map| SizeKept { map, capacity: 1024, wanted: 2048, flag: "conntrack-max" };
+    assert_eq!(kept(&large), [of(maps::CONNTRACK_V4), of(maps::CONNTRACK_V6)]);
+    assert_eq!(pinned_conntrack(&small.bpffs), Some(1024));
+    node.enter(|| cleanup(&small.bpffs).unwrap()).unwrap();
 }

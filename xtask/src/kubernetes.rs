@@ -14,10 +14,11 @@ use crate::command;
 pub(crate) const VARIABLE: &str = "KUBEBUILDER_ASSETS";
 
 /// A program and its Go package.
-const PROGRAMS: [(&str, &str); 3] = [
+const PROGRAMS: [(&str, &str); 4] = [
     ("etcd", "./etcd"),
     ("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver"),
     ("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager"),
+    ("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy"),
 ];
 /// The file that says which versions a folder holds; written last.
 const STAMP: &str = "versions";
@@ -40,7 +41,10 @@ pub(crate) fn provide() -> Result<PathBuf> {
     }
     println!("{versions}: building into {}, once; takes minutes", folder.display());
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    for (name, package) in PROGRAMS {
+    let is_right =
+        fs::read_to_string(folder.join(STAMP)).is_ok_and(|of| of == versions.to_string());
+    let is_there = |name: &str| is_right && folder.join(name).is_file();
+    for (name, package) in PROGRAMS.into_iter().filter(|(name, _)| !is_there(name)) {
         build(name, package, &versions)?;
     }
     fs::write(folder.join(STAMP), versions.to_string()).context("write the versions built")?;

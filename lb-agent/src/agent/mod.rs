@@ -5,12 +5,14 @@
 //! they are written (`reconcile`, `dataplane`).
 
 mod changes;
+mod conntrack;
 mod devices;
 mod engine;
 mod fast;
 mod node_settings;
 mod problems;
 mod report;
+mod room;
 mod stale;
 mod taken;
 
@@ -26,6 +28,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    conntrack::Watch,
     devices::Devices,
     engine::{Engine, HealthChange},
     node_settings::NodeSettings,
@@ -35,7 +38,7 @@ use self::{
 };
 use crate::{
     config::{NodePortAddresses, PortRange, Settings, Source},
-    dataplane::{Kernel, KernelOptions, XdpMode},
+    dataplane::Kernel,
     desired::NodeFacts,
     health::{self, Health, HealthPorts, Metrics},
     instance::{Instance, Lock, Status},
@@ -80,14 +83,15 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
     let (health, metrics) = (Health::default(), Arc::new(Metrics::new(settings.proxy_names)));
     let _servers = health::serve(settings.healthz, settings.metrics, &health, &metrics);
     let node_settings = NodeSettings::start(&settings, &instance);
-    let mut kernel = Kernel::start(&kernel_options(&settings))?;
+    let mut kernel = Kernel::start(&room::kernel_options(&settings))?;
     let ended = Arc::new(Notify::new());
     let sweeper = sweeper(&mut kernel, &metrics, &ended);
     let (named, local) = (settings.devices.clone(), settings.detect_local.clone());
     let following = net::follow(net::DeviceSettings { named, local: local.clone() });
     let following = with_progress("listing devices", following).await.context("list devices")?;
     let mut source = source::Source::new(source_options(&settings, &instance));
-    let problems = Problems::told_to(source.complaints());
+    let mut problems = Problems::told_to(source.complaints());
+    room::tell(kernel.sizes_kept(), &mut problems);
     let source_health = source.health();
     let (sender, events) = mpsc::channel(QUEUE);
     let source = tokio::spawn(source.run(sender, stop.clone()));
@@ -99,6 +103,7 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
         health_ports,
         devices: Devices::new(kernel, settings.xdp),
         sweeper,
+        conntrack: Watch::default(),
         ended,
         problems,
         node_settings,
@@ -113,6 +118,7 @@ struct Agent {
     health_ports: HealthPorts,
     devices: Devices,
     sweeper: Option<Sweeper>,
+    conntrack: Watch,
     ended: Arc<Notify>,
     problems: Problems,
     node_settings: NodeSettings,
@@ -151,9 +157,8 @@ impl Agent {
                     self.retry();
                 }
                 _ = resync.tick() => self.resync(),
-                // Only for the report.
-                () = self.ended.notified() => {}
-                _ = measure.tick() => self.report.measure(),
+                () = self.ended.notified() => self.watch_conntrack(),
+                _ = measure.tick() => self.report.measure(self.sweeper.is_some()),
             }
             self.settle_health_ports().await;
             if self.engine.take_retired() {
@@ -168,6 +173,13 @@ impl Agent {
     fn sweep(&self) {
         if let Some(sweeper) = &self.sweeper {
             sweeper.wake();
+        }
+    }
+
+    /// Takes in what the last walk over all flows has found.
+    fn watch_conntrack(&mut self) {
+        if let Some(sweeper) = &self.sweeper {
+            self.conntrack.see(sweeper.fills(), &mut self.problems);
         }
     }
 
@@ -240,7 +252,8 @@ fn sweeper(kernel: &mut Kernel, metrics: &Arc<Metrics>, ended: &Arc<Notify>) -> 
     let started = kernel.take_stale()?.map_err(anyhow::Error::from).and_then(|finder| {
         Sweeper::start(finder, Arc::clone(metrics), Arc::clone(ended)).context("start a thread")
     });
-    let failed = "sockets that are connected to a removed backend stay open";
+    let failed =
+        "sockets that are connected to a removed backend stay open, and silent flows are kept";
     started.inspect_err(|error| tracing::warn!("{failed}: {error:#}")).ok()
 }
 
@@ -249,23 +262,6 @@ fn every(period: Duration) -> tokio::time::Interval {
     interval.reset();
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
-}
-
-fn kernel_options(settings: &Settings) -> KernelOptions {
-    KernelOptions {
-        bpffs: settings.bpffs.clone(),
-        cgroup: settings.cgroup.clone(),
-        socket_lb: settings.socket_lb,
-        bind_protection: settings.bind_protection,
-        tc_attach: settings.tc_attach,
-        xdp: settings.xdp != XdpMode::Off,
-        snat_ports: (settings.snat_ports.first, settings.snat_ports.last),
-        reset_tcp: settings.reset_tcp_on_removal,
-        conntrack_max: settings.conntrack_max,
-        affinity_max: settings.affinity_max,
-        max_frontends: settings.max_frontends,
-        max_backends: settings.max_backends,
-    }
 }
 
 fn source_options(settings: &Settings, instance: &Instance) -> source::Options {

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     desired::PortKey,
-    model::{ObjectName, Problem, ProblemKey},
+    model::{Family, ObjectName, Problem, ProblemKey},
 };
 
 /// Who found a fault; each knows its own as a whole.
@@ -14,12 +14,16 @@ use crate::{
 pub(super) enum Finder {
     /// A process of this node has a Service's node port.
     Bound(PortKey),
+    /// How full the flow table of a family is.
+    Conntrack(Family),
     /// A device that could not be attached.
     Device(String),
     /// The server of a Service's health check port.
     HealthPort(ObjectName),
     /// The rules of Kubernetes, about a Service.
     Rules(ObjectName),
+    /// A table with another size than the one asked for.
+    Size(&'static str),
     /// The source, about an object or a file.
     Source(ProblemKey),
     /// The tables, about a Service.

@@ -16,7 +16,7 @@ use crate::{
     dataplane::{Reader, TableError},
     desired::{FrontendAddress, PortKey},
     health::{Health, Metrics},
-    instance::{DeviceStatus, Instance, LeftAlone, SourceStatus, StaleStatus, Status},
+    instance::{DeviceStatus, Instance, LeftAlone, SourceStatus, Status},
     net::{DeviceFacts, IPVS_DEVICE, NodeNetwork, Usage},
     source::SourceHealth,
 };
@@ -71,19 +71,22 @@ impl Report {
         self.network = network.clone();
     }
 
-    /// Reads counters and maps for the metrics.
-    pub(super) fn measure(&self) {
-        if let Err(error) = self.try_measure() {
+    /// Reads counters and maps for the metrics; conntrack only if nobody walks over it anyway.
+    pub(super) fn measure(&self, is_swept: bool) {
+        if let Err(error) = self.try_measure(is_swept) {
             tracing::warn!(%error, "read the counters");
         }
     }
 
-    fn try_measure(&self) -> Result<(), TableError> {
+    fn try_measure(&self, is_swept: bool) -> Result<(), TableError> {
         let Some(reader) = Reader::open(&self.bpffs) else { return Ok(()) };
         for (counter, packets) in reader.counters()? {
             self.metrics.set_packets(counter, packets);
         }
-        reader.fill()?.iter().for_each(|map| self.metrics.set_map(map));
+        let fill = if is_swept { reader.fill_of_services()? } else { reader.fill()? };
+        for map in &fill {
+            self.metrics.set_map(map);
+        }
         Ok(())
     }
 
@@ -103,8 +106,7 @@ impl Report {
             self.seen = written;
             self.status.last_sync = Some(Timestamp::now());
         }
-        let (closed_sockets, deleted_entries) = self.metrics.ended();
-        self.status.stale = StaleStatus { closed_sockets, deleted_entries };
+        self.status.stale = self.metrics.ended();
         self.status.problems = problems.sentences().cloned().collect();
         let left_alone = engine.left_alone().iter();
         self.status.left_alone =

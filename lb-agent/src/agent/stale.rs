@@ -1,5 +1,5 @@
 //! Ends what leads to backends that no longer serve (S11): connected sockets are closed, UDP flows
-//! forgotten.
+//! forgotten; and forgets flows that have been silent for too long.
 //!
 //! A thread of its own: it visits every socket and flow, and goes through network namespaces.
 //! What to do follows from the tables alone, so that nothing is missed while no agent runs.
@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     io,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
     },
     thread,
@@ -16,9 +16,16 @@ use std::{
 };
 
 use lb_common::abi::StaleSocket;
+use nix::time::{ClockId, clock_gettime};
 use tokio::sync::Notify;
 
-use crate::{dataplane::StaleFinder, health::Metrics, model::Family, net::sockets};
+use super::conntrack::{self, Evictions, Fill};
+use crate::{
+    dataplane::{StaleFinder, TableError},
+    health::{Metrics, Walk},
+    model::Family,
+    net::sockets,
+};
 
 /// Rounds that look for a socket before it counts as not connected after all.
 const TRIES: u8 = 3;
@@ -27,9 +34,12 @@ const AGAIN: Duration = Duration::from_millis(100);
 /// Rounds take at most one part of so many of the thread's time.
 const SHARE: u32 = 5;
 
-/// Wakes the thread that ends what is stale.
+/// Wakes the thread that ends what is stale, and shows how full conntrack is.
 #[derive(Debug)]
-pub(super) struct Sweeper(SyncSender<()>);
+pub(super) struct Sweeper {
+    wakes: SyncSender<()>,
+    fills: Arc<Mutex<[Fill; 2]>>,
+}
 
 impl Sweeper {
     /// Starts the thread; it ends with the last of its handles.
@@ -42,16 +52,30 @@ impl Sweeper {
     ) -> io::Result<Self> {
         // One wake-up that waits is enough for all that happened before it.
         let (sender, wakes) = sync_channel(1);
-        let tries = Tries::default();
-        let sweep = Sweep { finder, metrics, ended, tries, complained: false };
+        let fills = Arc::default();
+        let sweep = Sweep {
+            finder,
+            metrics,
+            ended,
+            fills: Arc::clone(&fills),
+            evictions: <[Evictions; 2]>::default(),
+            tries: Tries::default(),
+            complained: false,
+        };
         thread::Builder::new().name("stale".to_owned()).spawn(move || sweep.run(&wakes))?;
-        Ok(Self(sender))
+        Ok(Self { wakes: sender, fills })
     }
 
     /// Backends may have stopped serving.
     pub(super) fn wake(&self) {
         // Full: the round to come is still ahead.
-        let _ = self.0.try_send(());
+        let _ = self.wakes.try_send(());
+    }
+
+    /// How full conntrack was at the last walk, of each family.
+    pub(super) fn fills(&self) -> [(Family, Fill); 2] {
+        let [v4, v6] = *self.fills.lock().unwrap_or_else(PoisonError::into_inner);
+        [(Family::V4, v4), (Family::V6, v6)]
     }
 }
 
@@ -59,43 +83,58 @@ struct Sweep {
     finder: StaleFinder,
     metrics: Arc<Metrics>,
     ended: Arc<Notify>,
+    fills: Arc<Mutex<[Fill; 2]>>,
+    evictions: [Evictions; 2],
     tries: Tries,
     complained: bool,
 }
 
 impl Sweep {
     fn run(mut self, wakes: &Receiver<()>) {
+        let mut pause = conntrack::pause(&[], Duration::ZERO);
         loop {
-            let wait = if self.tries.is_open() { AGAIN } else { Duration::MAX };
+            let wait = if self.tries.is_open() { AGAIN } else { pause };
             match wakes.recv_timeout(wait) {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            let begun = Instant::now();
-            let before = self.metrics.ended();
-            self.round();
-            if self.metrics.ended() != before {
-                self.ended.notify_one();
-            }
-            thread::sleep(begun.elapsed() * (SHARE - 1));
+            let begun = cpu_time();
+            let fills = self.round();
+            let cost = cpu_time().saturating_sub(begun);
+            pause = conntrack::pause(&fills, cost);
+            *self.fills.lock().unwrap_or_else(PoisonError::into_inner) = fills;
+            self.ended.notify_one();
+            thread::sleep(cost * (SHARE - 1));
         }
     }
 
     /// Closes sockets first: their programs wait for an answer that never comes.
-    fn round(&mut self) {
+    fn round(&mut self) -> [Fill; 2] {
         if let Err(error) = self.close_sockets() {
             // The same each time, as on a kernel without CONFIG_INET_DIAG_DESTROY.
             if !std::mem::replace(&mut self.complained, true) {
                 tracing::warn!(%error, "close sockets whose backend is gone");
             }
         }
-        for family in [Family::V4, Family::V6] {
-            let begun = Instant::now();
-            match self.finder.forget_flows(family) {
-                Ok(entries) => self.metrics.swept(family, entries, begun.elapsed()),
-                Err(error) => tracing::warn!(%error, "forget flows whose backend is gone"),
-            }
-        }
+        [Family::V4, Family::V6].map(|family| {
+            self.forget_flows(family).unwrap_or_else(|error| {
+                tracing::warn!(%error, "forget flows whose backend is gone, or that are silent");
+                Fill::default()
+            })
+        })
+    }
+
+    fn forget_flows(&mut self, family: Family) -> Result<Fill, TableError> {
+        let begun = Instant::now();
+        let swept = self.finder.sweep(family)?;
+        let duration = begun.elapsed();
+        let capacity = self.finder.capacity();
+        let evictions = &mut self.evictions[usize::from(family == Family::V6)];
+        let room = (capacity, self.finder.cpus());
+        let evicted = evictions.note(self.finder.added(family)?, &swept, room);
+        let walk = Walk { swept, evicted, capacity, duration };
+        self.metrics.walked(family, &walk);
+        Ok(Fill { entries: walk.left(), capacity })
     }
 
     fn close_sockets(&mut self) -> io::Result<()> {
@@ -111,6 +150,12 @@ impl Sweep {
         tracing::debug!(found = stale.len(), closed = closed.len(), "sockets of removed backends");
         result
     }
+}
+
+/// Time that this thread has had a CPU: less than has passed where others want one, too.
+fn cpu_time() -> Duration {
+    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
+    time.expect("invariant: Linux has this clock").into()
 }
 
 /// Which use of which socket: cookie, backend id and generation.

@@ -10,8 +10,8 @@ use crate::{
     net::{self, IPVS_DEVICE},
 };
 
-const MEND: &str = "stop kube-proxy (kubectl -n kube-system delete ds kube-proxy) and run kube-proxy \
-                    --cleanup once";
+const MEND: &str = "stop kube-proxy (kubectl -n kube-system delete ds kube-proxy) and, when its \
+                    connections have ended, run kube-proxy --cleanup once";
 
 pub(super) fn findings(plan: &Plan<'_>) -> Vec<Finding> {
     let mut findings = vec![rules(), ipvs()];

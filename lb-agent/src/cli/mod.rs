@@ -71,7 +71,7 @@ enum Command {
     /// Frontends and their backends; works with the agent dead
     Services(services::ServicesArgs),
     /// Removes everything the agent left on this node
-    Cleanup,
+    Cleanup(cleanup::CleanupArgs),
 }
 
 /// Does what the command line asks for.
@@ -110,7 +110,7 @@ impl Cli {
             Command::Check(arguments) => check::check(&arguments, &bpffs),
             Command::Status(arguments) => status::status(arguments, &bpffs),
             Command::Services(arguments) => services::services(&arguments, &bpffs),
-            Command::Cleanup => cleanup::cleanup(&bpffs),
+            Command::Cleanup(arguments) => cleanup::cleanup(&arguments, &bpffs),
         }
     }
 }

@@ -4,9 +4,11 @@ use clap::{ArgAction, Args};
 
 use crate::config::{NetfilterSettings, Seconds};
 
-/// Netfilter's conntrack is not the agent's own: that one has `--conntrack-max`.
+/// Netfilter's conntrack is not the agent's own, which has `--conntrack-max`; times are for both.
 #[derive(Args, Debug)]
-#[command(next_help_heading = "Netfilter's conntrack, set as kube-proxy does (0: left alone)")]
+#[command(
+    next_help_heading = "Netfilter's conntrack, set as kube-proxy does (0: left alone), and times of the agent's own"
+)]
 #[allow(clippy::struct_field_names, reason = "flags are named by their fields")]
 pub(super) struct NetfilterArgs {
     /// Entries of netfilter's table for each CPU
@@ -15,20 +17,20 @@ pub(super) struct NetfilterArgs {
     /// Entries of netfilter's table, however few CPUs there are
     #[arg(long, value_name = "N", default_value_t = 131_072)]
     conntrack_min: u32,
-    /// How long netfilter remembers an idle TCP connection
+    /// How long an idle TCP connection is remembered [for ours, 0 means 24h]
     #[arg(long, value_name = "TIME", default_value = "24h")]
     conntrack_tcp_timeout_established: Seconds,
-    /// How long netfilter remembers a half-closed TCP connection
+    /// How long a half-closed TCP connection is remembered [for ours, 0 means 1h]
     #[arg(long, value_name = "TIME", default_value = "1h")]
     conntrack_tcp_timeout_close_wait: Seconds,
     /// Makes netfilter take TCP packets outside of the window as valid
     #[arg(long, value_name = "BOOL", default_value_t = false, action = ArgAction::Set)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     conntrack_tcp_be_liberal: bool,
-    /// How long netfilter remembers datagrams without an answer
+    /// How long datagrams without an answer are remembered [for ours, 0 means 30s]
     #[arg(long, value_name = "TIME", default_value = "0")]
     conntrack_udp_timeout: Seconds,
-    /// How long netfilter remembers an idle stream of datagrams
+    /// How long an idle stream of datagrams is remembered [for ours, 0 means 2m]
     #[arg(long, value_name = "TIME", default_value = "0")]
     conntrack_udp_timeout_stream: Seconds,
 }

@@ -56,7 +56,8 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(arguments.node.healthz_bind_address, BindAddress::parse(":10256").unwrap());
     assert_eq!(arguments.node.metrics_bind_address, BindAddress::parse("127.0.0.1:10249").unwrap());
     assert_eq!(arguments.node.snat_port_range, "61000-65535".parse().unwrap());
-    assert_eq!(arguments.conntrack_max, 131_072);
+    assert_eq!(arguments.conntrack_max, None);
+    assert!(!arguments.migrate && run_args(&run(&["--migrate"])).migrate);
     assert_eq!((arguments.max_frontends, arguments.max_backends), (262_144, 262_144));
     let ranges = &arguments.service_cluster_ip_range;
     let shown: Vec<_> = ranges.iter().map(ToString::to_string).collect();
@@ -147,7 +148,7 @@ fn a_flag_beats_the_file_and_the_file_beats_the_default() {
     let file = file("conntrackMax: 1000\nmaxBackends: 2000\nbpffs: /from/file\nsocketLb: off\n");
     let cli = parsed(&with_file(file.path(), &["--conntrack-max", "3000"])).unwrap();
     let arguments = run_args(&cli);
-    assert_eq!(arguments.conntrack_max, 3000);
+    assert_eq!(arguments.conntrack_max, Some(3000));
     assert_eq!(arguments.max_backends, 2000);
     assert_eq!(arguments.max_frontends, 262_144);
     assert_eq!(arguments.node.socket_lb, SocketLb::Off);

@@ -16,8 +16,8 @@ use crate::{
     agent::{self, Start},
     check::{self, Outcome, Plan},
     config::{
-        BindAddress, DetectLocal, DetectLocalMode, DevicePattern, NodePortAddresses, PortRange,
-        ProxyNames, Settings, SocketLb, Source, TcAttach, XdpMode, network,
+        BindAddress, DetectLocal, DetectLocalMode, DevicePattern, MidFlow, NodePortAddresses,
+        PortRange, ProxyNames, Settings, SocketLb, Source, TcAttach, XdpMode, network,
     },
     instance::{Instance, Status},
 };
@@ -62,15 +62,20 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "BOOL", default_value_t = false, action = ArgAction::Set)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) kube_proxy_metrics: bool,
+    /// Leaves connections that began before the agent to the stack: kube-proxy's go on
+    #[arg(long, value_name = "true|false", default_value_t = false, action = ArgAction::Set)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) migrate: bool,
     /// Resets TCP connections to an endpoint that was removed, in place of letting them go on
     #[arg(long, value_name = "true|false", default_value_t = false, action = ArgAction::Set)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) reset_tcp_on_removal: bool,
     #[command(flatten)]
     pub(super) clients: ClientArgs,
-    /// Entries of the agent's own conntrack, each family
-    #[arg(long, value_name = "N", default_value_t = 131_072, value_parser = size())]
-    pub(super) conntrack_max: u32,
+    /// Entries of the agent's own conntrack, each family [default: 32768 for each CPU, at least 131072,
+    /// less where memory is short]
+    #[arg(long, value_name = "N", value_parser = size())]
+    pub(super) conntrack_max: Option<u32>,
     /// Clients of each family whose backend is remembered for session affinity
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = size())]
     pub(super) affinity_max: u32,
@@ -190,6 +195,11 @@ pub(super) fn run(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<ExitCode
     }
     refuse_unfit_node(&arguments.node.plan(&bpffs))?;
     let settings = settings(arguments, bpffs)?;
+    if settings.mid_flow == MidFlow::LeftToStack {
+        tracing::info!(
+            "connections that began before are left to the stack; they are counted as migrating"
+        );
+    }
     let instance = Instance::of(&settings.bpffs);
     let lock = instance.lock()?;
     let status = Status::starting(settings.source.to_string());
@@ -245,6 +255,7 @@ fn settings(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<Settings> {
         masquerade_all: arguments.clients.masquerade_all,
         detect_local: arguments.clients.detect_local(),
         snat_ports: node.snat_port_range,
+        mid_flow: if arguments.migrate { MidFlow::LeftToStack } else { MidFlow::Balanced },
         reset_tcp_on_removal: arguments.reset_tcp_on_removal,
         node_ports: node.service_node_port_range,
         netfilter: arguments.netfilter.settings(),

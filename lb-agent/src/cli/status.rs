@@ -112,15 +112,27 @@ fn summary(report: &Report) -> String {
     };
     let listed = if agent.source.listed { "listed" } else { "not listed yet" };
     let health = agent.source.error.as_deref().unwrap_or(listed);
-    let StaleStatus { closed_sockets, deleted_entries } = agent.stale;
-    let ended = match (closed_sockets, deleted_entries) {
-        (0, 0) => String::new(),
-        _ => format!("\nEnded:   {closed_sockets} sockets, {deleted_entries} flow entries"),
-    };
+    let ended = ended(&agent.stale);
     format!(
         "Agent:   {life}, pid {}, version {}, started {}\nSource:  {}: {health}\nTables:  {sync}{ended}",
         agent.pid, agent.version, agent.started, agent.source.from
     )
+}
+
+fn ended(stale: &StaleStatus) -> String {
+    let StaleStatus { closed_sockets, deleted_entries, expired_entries, evicted_entries } = stale;
+    let counts = [
+        (*closed_sockets, "sockets and"),
+        (*deleted_entries, "flow entries of removed endpoints"),
+        (*expired_entries, "flow entries silent for long"),
+        (*evicted_entries, "flow entries thrown out of a full table"),
+    ];
+    if counts.iter().all(|(count, _)| *count == 0) {
+        return String::new();
+    }
+    let [sockets, deleted, expired, evicted] =
+        counts.map(|(count, what)| format!("{count} {what}"));
+    format!("\nEnded:   {sockets} {deleted}, {expired}, {evicted}")
 }
 
 fn left_alone_row(left: &LeftAlone) -> Vec<String> {

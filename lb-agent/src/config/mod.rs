@@ -13,7 +13,7 @@ mod local;
 mod values;
 
 pub use crate::{
-    dataplane::{SocketLb, TcAttach, XdpMode},
+    dataplane::{MidFlow, SocketLb, TcAttach, XdpMode},
     health::ProxyNames,
     sysctl::NetfilterSettings,
 };
@@ -89,14 +89,17 @@ pub struct Settings {
     pub masquerade_all: bool,
     /// Ports that SNAT may give to a client.
     pub snat_ports: PortRange,
+    /// What becomes of connections that began before the agent.
+    pub mid_flow: MidFlow,
     /// Are TCP connections to a backend that was removed reset?
     pub reset_tcp_on_removal: bool,
     /// Ports that node ports are taken from.
     pub node_ports: PortRange,
-    /// What is made of netfilter's conntrack.
+    /// What is made of netfilter's conntrack; its times are those of the agent's own, too.
     pub netfilter: NetfilterSettings,
-    /// Conntrack entries in each family.
-    pub conntrack_max: u32,
+    /// Conntrack entries in each family; without a number, as many as the pinned maps have room for,
+    /// else by CPUs and memory.
+    pub conntrack_max: Option<u32>,
     /// Clients with affinity in each family.
     pub affinity_max: u32,
     /// Frontends in each family.

@@ -17,6 +17,7 @@ use super::{
     map::Map,
     options::{KernelOptions, TcAttach},
     pins::{Pins, PinsError},
+    sizes::{self, SizeKept},
     stale::{self, StaleFinder},
     sys::{self, AttachType},
     tables::KernelTables,
@@ -105,6 +106,7 @@ pub struct Kernel {
     devices: Map<u32, Device>,
     control: ControlMap,
     stale: Option<Result<StaleFinder, KernelError>>,
+    sizes_kept: Vec<SizeKept>,
 }
 
 impl Kernel {
@@ -127,7 +129,9 @@ impl Kernel {
         let stale = Some(stale::load(&mut ebpf, &pins));
         let uses_clsact = options.tc_attach == TcAttach::Clsact || !has_tcx();
         let (xdp, clsact) = Xdp::new(ebpf, options.xdp, uses_clsact, &pins)?;
-        let kernel = Self { pins, programs, xdp, clsact, devices, control, stale };
+        let sizes_kept = sizes::kept(options, &pins)
+            .map_err(|source| KernelError::Pin { path: pins.maps.clone(), source })?;
+        let kernel = Self { pins, programs, xdp, clsact, devices, control, stale, sizes_kept };
         cgroup::attach(&kernel.programs, &kernel.pins, options)?;
         Ok(kernel)
     }
@@ -141,7 +145,12 @@ impl Kernel {
         KernelTables::open(&self.pins.maps)
     }
 
-    /// Hands out what finds sockets and flows of backends that no longer serve, once.
+    /// Maps that an earlier agent made with another size; they keep it.
+    pub fn sizes_kept(&self) -> &[SizeKept] {
+        &self.sizes_kept
+    }
+
+    /// Hands out what walks over sockets and flows, once.
     ///
     /// # Errors
     ///

@@ -10,9 +10,9 @@ use lb_common::abi::{globals, maps};
 
 use super::{
     kernel::{KernelError, remove_pin},
-    options::{KernelOptions, SocketLb},
+    options::{KernelOptions, MidFlow, SocketLb},
     pins::Pins,
-    sys,
+    sizes, sys,
 };
 
 /// The object that holds all programs, as the compiler made it.
@@ -29,9 +29,11 @@ pub(super) fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelE
     let netns = sys::netns_cookie().map_err(KernelError::NetnsCookie)?;
     let mark = mark(netns);
     let host_only = u32::from(options.socket_lb == SocketLb::Host);
+    let migrate = u32::from(options.mid_flow == MidFlow::LeftToStack);
     let reset_tcp = u32::from(options.reset_tcp);
     let set_retval = u32::from(kernel_at_least((5, 18)));
     let (first, last) = options.snat_ports;
+    let timeouts = options.timeouts;
     let (snat_first, snat_count) = (u32::from(first), u32::from(last - first) + 1);
     let flows = flows(options.conntrack_max);
     let flows_shift = u64::BITS - flows.trailing_zeros();
@@ -40,21 +42,20 @@ pub(super) fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelE
         .override_global(globals::FLOWS_SHIFT, &flows_shift, true)
         .override_global(globals::HOST_NETNS, &netns, true)
         .override_global(globals::MARK, &mark, true)
+        .override_global(globals::MIGRATE, &migrate, true)
         .override_global(globals::RESET_TCP, &reset_tcp, true)
         .override_global(globals::SET_RETVAL, &set_retval, true)
         .override_global(globals::SNAT_FIRST, &snat_first, true)
         .override_global(globals::SNAT_COUNT, &snat_count, true)
         .override_global(globals::SOCKET_HOST_ONLY, &host_only, true)
-        .map_max_entries(maps::FRONTENDS_V4, options.max_frontends)
-        .map_max_entries(maps::FRONTENDS_V6, options.max_frontends)
-        .map_max_entries(maps::BACKENDS_V4, options.max_backends)
-        .map_max_entries(maps::BACKENDS_V6, options.max_backends)
-        .map_max_entries(maps::AFFINITY_V4, options.affinity_max)
-        .map_max_entries(maps::AFFINITY_V6, options.affinity_max)
-        .map_max_entries(maps::CONNTRACK_V4, options.conntrack_max)
-        .map_max_entries(maps::CONNTRACK_V6, options.conntrack_max)
-        .map_max_entries(maps::FLOWS_V4, flows)
-        .map_max_entries(maps::FLOWS_V6, flows);
+        .override_global(globals::CT_TCP_CLOSE_WAIT, &timeouts.tcp_close_wait, true)
+        .override_global(globals::CT_TCP_ESTABLISHED, &timeouts.tcp_established, true)
+        .override_global(globals::CT_UDP, &timeouts.udp, true)
+        .override_global(globals::CT_UDP_STREAM, &timeouts.udp_stream, true);
+    for (map, entries) in sizes::sizes(options) {
+        loader.map_max_entries(map, entries);
+    }
+    loader.map_max_entries(maps::FLOWS_V4, flows).map_max_entries(maps::FLOWS_V6, flows);
     for name in maps::ALL {
         loader.map_pin_path(name, pins.maps.join(name));
     }

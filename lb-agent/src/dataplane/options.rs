@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use lb_common::conntrack::Timeouts;
+
 /// Whose sockets are translated at `connect` and `sendmsg`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
 pub enum SocketLb {
@@ -38,6 +40,16 @@ pub enum XdpMode {
     Off,
 }
 
+/// What becomes of a packet of a connection that conntrack does not know, and that does not begin it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum MidFlow {
+    /// Its hash finds the backend again that the connection had, here or by another node.
+    #[default]
+    Balanced,
+    /// Somebody else began the connection before the agent came, and still translates it.
+    LeftToStack,
+}
+
 /// What is fixed while the agent runs.
 #[derive(Clone, Debug)]
 pub struct KernelOptions {
@@ -55,8 +67,12 @@ pub struct KernelOptions {
     pub xdp: bool,
     /// First and last port that SNAT may use.
     pub snat_ports: (u16, u16),
+    /// What becomes of a connection that conntrack does not know.
+    pub mid_flow: MidFlow,
     /// Are TCP connections to a backend that was removed reset?
     pub reset_tcp: bool,
+    /// How long silent flows are remembered.
+    pub timeouts: Timeouts,
     /// Entries of each conntrack map.
     pub conntrack_max: u32,
     /// Entries of each affinity map.

@@ -1,7 +1,8 @@
-//! What leads to backends that no longer serve: sockets for others to close, flows to forget.
+//! Walks over all sockets and flows: what leads to backends that no longer serve, and flows that are
+//! silent for too long.
 //!
-//! Iterators of the kernel compare every socket and every flow with the backend tables, so that
-//! nothing is copied where nothing is stale. Not for: closing sockets (`net`).
+//! Iterators of the kernel judge each where it is, so that nothing is copied of what stays. Not for:
+//! closing sockets (`net`).
 
 use std::{
     io::{self, Read as _},
@@ -10,9 +11,10 @@ use std::{
 
 use aya::{
     Btf, Ebpf,
+    maps::{MapData, PerCpuArray},
     programs::{Program, ProgramError},
 };
-use lb_common::abi::{Abi, Address, CtEntry, CtKey, Ipv4, Ipv6, StaleSocket, maps};
+use lb_common::abi::{Abi, CtEntry, CtKey, Ipv4, StaleSocket, Swept, maps};
 
 use super::{KernelError, TableError, load::load_and_pin, map::Map, pins::Pins, sys};
 use crate::model::Family;
@@ -21,22 +23,17 @@ use crate::model::Family;
 type Iterator = (&'static str, &'static str);
 
 const SOCKETS: Iterator = ("lb_stale_sockets", "bpf_sk_storage_map");
-const FLOWS_V4: Iterator = ("lb_stale_flows_v4", "bpf_map_elem");
-const FLOWS_V6: Iterator = ("lb_stale_flows_v6", "bpf_map_elem");
+const FLOWS_V4: Iterator = ("lb_sweep_v4", "bpf_map_elem");
+const FLOWS_V6: Iterator = ("lb_sweep_v6", "bpf_map_elem");
 
-/// Finds what leads to backends that no longer serve.
-#[derive(Debug)]
+/// Finds sockets and forgets flows that lead to backends that no longer serve; forgets flows that
+/// have been silent for too long.
 pub struct StaleFinder {
     sockets: OwnedFd,
-    v4: Flows<Ipv4>,
-    v6: Flows<Ipv6>,
-}
-
-/// The flows of one family.
-#[derive(Debug)]
-struct Flows<A> {
-    link: OwnedFd,
-    conntrack: Map<CtKey<A>, CtEntry<A>>,
+    v4: OwnedFd,
+    v6: OwnedFd,
+    counts: PerCpuArray<MapData, u64>,
+    capacity: u64,
 }
 
 /// Loads the programs and aims each at its map.
@@ -45,15 +42,19 @@ pub(super) fn load(ebpf: &mut Ebpf, pins: &Pins) -> Result<StaleFinder, KernelEr
     let mut link = |iterator, map| aim(ebpf, &btf, pins, (iterator, map));
     Ok(StaleFinder {
         sockets: link(SOCKETS, maps::SOCKETS)?,
-        v4: Flows {
-            link: link(FLOWS_V4, maps::CONNTRACK_V4)?,
-            conntrack: Map::open(&pins.maps, maps::CONNTRACK_V4)?,
-        },
-        v6: Flows {
-            link: link(FLOWS_V6, maps::CONNTRACK_V6)?,
-            conntrack: Map::open(&pins.maps, maps::CONNTRACK_V6)?,
-        },
+        v4: link(FLOWS_V4, maps::CONNTRACK_V4)?,
+        v6: link(FLOWS_V6, maps::CONNTRACK_V6)?,
+        counts: counts(ebpf)?,
+        capacity: Map::<CtKey<Ipv4>, CtEntry<Ipv4>>::open(&pins.maps, maps::CONNTRACK_V4)?
+            .capacity()
+            .into(),
     })
+}
+
+/// Takes the counts of entries that the packet programs make and remove.
+fn counts(ebpf: &mut Ebpf) -> Result<PerCpuArray<MapData, u64>, KernelError> {
+    let map = ebpf.take_map(maps::TURNOVER).expect("invariant: the object holds each map");
+    PerCpuArray::try_from(map).map_err(|error| KernelError::Load(error.into()))
 }
 
 fn aim(
@@ -82,33 +83,63 @@ impl StaleFinder {
         visit(&self.sockets)
     }
 
-    /// Forgets the UDP flows of a family whose backend no longer serves (S11), and tells how many
-    /// entries that were: two for most flows.
+    /// Room of each family's table.
+    pub const fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// CPUs that the kernel may have.
+    pub fn cpus(&self) -> u64 {
+        sys::possible_cpus() as u64
+    }
+
+    /// Entries of a family that were made since this agent started, less those that were removed;
+    /// what is more than that is there no longer was thrown out by a full table.
     ///
     /// # Errors
     ///
     /// What the kernel says.
-    pub fn forget_flows(&self, family: Family) -> Result<u64, TableError> {
-        match family {
-            Family::V4 => self.v4.forget(maps::CONNTRACK_V4),
-            Family::V6 => self.v6.forget(maps::CONNTRACK_V6),
-        }
+    pub fn added(&self, family: Family) -> Result<i64, TableError> {
+        let first = if family == Family::V4 { 0 } else { 2 };
+        let sum = |index| -> Result<i64, TableError> {
+            let values = self.counts.get(&index, 0).map_err(|error| TableError::System {
+                map: maps::TURNOVER,
+                operation: "lookup",
+                source: io::Error::other(error),
+            })?;
+            Ok(values.iter().sum::<u64>().cast_signed())
+        };
+        Ok(sum(first)? - sum(first + 1)?)
     }
-}
 
-impl<A: Address> Flows<A> {
-    fn forget(&self, map: &'static str) -> Result<u64, TableError> {
+    /// Forgets the UDP flows of a family whose backend no longer serves (S11), and all its flows that
+    /// have been silent for too long; tells how many entries that were, two for most flows.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn sweep(&self, family: Family) -> Result<Swept, TableError> {
+        let (link, map) = match family {
+            Family::V4 => (&self.v4, maps::CONNTRACK_V4),
+            Family::V6 => (&self.v6, maps::CONNTRACK_V6),
+        };
         let fail = |source| TableError::System { map, operation: "visit", source };
-        let flows: Vec<CtKey<A>> = visit(&self.link).map_err(fail)?;
-        // A flow that has chosen again meanwhile chooses once more, and the same.
-        flows.iter().try_for_each(|flow| self.conntrack.remove(flow))?;
-        Ok(flows.len() as u64)
+        let swept = visit(link).map_err(fail)?;
+        swept.last().copied().ok_or_else(|| fail(io::ErrorKind::UnexpectedEof.into()))
     }
 }
 
 /// What a program writes when it visits all elements.
 fn visit<T: Abi>(link: &OwnedFd) -> io::Result<Vec<T>> {
+    let mut visits = sys::iterate(link.as_fd())?;
     let mut bytes = Vec::new();
-    sys::iterate(link.as_fd())?.read_to_end(&mut bytes)?;
+    loop {
+        match visits.read_to_end(&mut bytes) {
+            Ok(_) => break,
+            // A million elements without a word.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
     Ok(bytes.chunks_exact(size_of::<T>()).filter_map(T::from_bytes).collect())
 }

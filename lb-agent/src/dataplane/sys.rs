@@ -342,3 +342,11 @@ pub(super) fn possible_cpus() -> usize {
         .and_then(|list| list.trim().rsplit(['-', ',']).next()?.parse::<usize>().ok())
         .map_or(1, |last| last + 1)
 }
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, by which programs tell the time.
+pub(super) fn monotonic() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a value of the type that the call writes.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+}

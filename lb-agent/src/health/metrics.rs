@@ -15,8 +15,11 @@ use prometheus_client::{
     registry::{Metric, Registry, Unit},
 };
 
-use super::proxy_metrics::ProxyMetrics;
-use crate::{dataplane::MapFill, desired::NoLocalEndpoints, model::Family};
+use super::{
+    map_metrics::{MapMetrics, Walk},
+    proxy_metrics::ProxyMetrics,
+};
+use crate::{dataplane::MapFill, desired::NoLocalEndpoints, instance::StaleStatus, model::Family};
 
 /// Everything that is counted. The loop that knows a number sets it.
 #[derive(Debug)]
@@ -29,8 +32,7 @@ pub struct Metrics {
     unsupported_devices: Gauge,
     packets: Labelled<PacketLabels, Counter>,
     closed_sockets: Counter,
-    map_entries: Labelled<MapLabels, Gauge>,
-    map_capacity: Labelled<MapLabels, Gauge>,
+    maps: MapMetrics,
 }
 
 /// What a change is of.
@@ -55,11 +57,6 @@ pub enum Probe {
 struct PacketLabels {
     reason: &'static str,
     kind: &'static str,
-}
-
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct MapLabels {
-    map: &'static str,
 }
 
 impl Default for Metrics {
@@ -111,14 +108,18 @@ impl Metrics {
                 "closed_sockets",
                 "Connected sockets closed because their backend no longer serves",
             ),
-            map_entries: new(registry, "map_entries", "Entries in use"),
-            map_capacity: new(registry, "map_capacity", "Entries that fit"),
+            maps: MapMetrics::new(registry),
             registry: all,
         }
     }
 }
 
-fn new<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+/// Registers a metric.
+pub(super) fn new<M: Metric + Clone + Default>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+) -> M {
     let metric = M::default();
     registry.register(name, help, metric.clone());
     metric
@@ -196,22 +197,26 @@ impl Metrics {
         self.closed_sockets.inc_by(sockets);
     }
 
-    /// Flows whose backend no longer serves were looked for, and so many entries deleted.
-    pub fn swept(&self, family: Family, entries: u64, duration: Duration) {
-        self.proxy.swept(family, entries, duration);
+    /// All flows of a family were looked at.
+    pub fn walked(&self, family: Family, walk: &Walk) {
+        self.proxy.swept(family, walk.swept.stale, walk.duration);
+        self.maps.walked(family, walk);
     }
 
-    /// Sockets closed, and entries of flows deleted, in all.
-    pub fn ended(&self) -> (u64, u64) {
-        (self.closed_sockets.get(), self.proxy.deleted_entries())
+    /// What was ended, in all.
+    pub fn ended(&self) -> StaleStatus {
+        let (expired_entries, evicted_entries) = self.maps.expired_and_evicted();
+        StaleStatus {
+            closed_sockets: self.closed_sockets.get(),
+            deleted_entries: self.proxy.deleted_entries(),
+            expired_entries,
+            evicted_entries,
+        }
     }
 
     /// A map is so full.
     pub fn set_map(&self, map: &MapFill) {
-        let labels = MapLabels { map: map.name };
-        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        self.map_entries.get_or_create(&labels).set(signed(map.entries));
-        self.map_capacity.get_or_create(&labels).set(signed(map.capacity));
+        self.maps.set(map);
     }
 
     /// All of them in the text format of `OpenMetrics`.
@@ -233,6 +238,8 @@ fn kind_name(kind: CounterKind) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::abi::Swept;
+
     use super::*;
 
     #[test]
@@ -245,7 +252,9 @@ mod tests {
         let map = MapFill { name: "FRONTENDS_V4", entries: 4, capacity: 262_144, bytes: 1024 };
         metrics.set_map(&map);
         metrics.closed(3);
-        metrics.swept(Family::V6, 2, Duration::from_millis(1));
+        let swept = Swept { entries: 9, stale: 2, expired: 3, begun: 0 };
+        let duration = Duration::from_millis(1);
+        metrics.walked(Family::V6, &Walk { swept, evicted: 4, capacity: 100, duration });
         let text = metrics.text();
         for line in [
             "lb_sync_duration_seconds_count 1\n",
@@ -255,6 +264,10 @@ mod tests {
             "lb_closed_sockets_total 3\n",
             "lb_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"} 2\n",
             "lb_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv6\"} 1\n",
+            "lb_map_entries{map=\"CONNTRACK_V6\"} 4\n",
+            "lb_map_capacity{map=\"CONNTRACK_V6\"} 100\n",
+            "lb_map_expired_entries_total{map=\"CONNTRACK_V6\"} 3\n",
+            "lb_map_evicted_entries_total{map=\"CONNTRACK_V6\"} 4\n",
             "lb_map_entries{map=\"FRONTENDS_V4\"} 4\n",
             "lb_map_capacity{map=\"FRONTENDS_V4\"} 262144\n",
         ] {

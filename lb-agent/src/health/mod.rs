@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use jiff::{SignedDuration, Timestamp};
 
 mod listen;
+mod map_metrics;
 mod metrics;
 mod ports;
 mod proxy_metrics;
 mod served;
 mod server;
 
+pub use map_metrics::Walk;
 pub use metrics::{ChangeKind, Metrics, Probe, ProxyNames};
 pub use ports::HealthPorts;
 pub use server::{Servers, serve};

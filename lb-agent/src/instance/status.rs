@@ -23,7 +23,7 @@ pub struct Status {
     pub synced: bool,
     /// When the tables were last brought in step.
     pub last_sync: Option<Timestamp>,
-    /// What was ended because its backend no longer serves, since the start.
+    /// What was ended, since the start.
     #[serde(default)]
     pub stale: StaleStatus,
     /// What is wrong, one sentence each.
@@ -47,7 +47,7 @@ pub struct LeftAlone {
     pub reason: String,
 }
 
-/// What led to backends that no longer serve.
+/// What led to backends that no longer serve, was silent for too long, or had no room.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StaleStatus {
@@ -55,6 +55,12 @@ pub struct StaleStatus {
     pub closed_sockets: u64,
     /// Conntrack entries that were deleted.
     pub deleted_entries: u64,
+    /// Conntrack entries that were silent for too long.
+    #[serde(default)]
+    pub expired_entries: u64,
+    /// Conntrack entries that a full table threw out.
+    #[serde(default)]
+    pub evicted_entries: u64,
 }
 
 /// Health of the source.

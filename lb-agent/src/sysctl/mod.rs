@@ -196,8 +196,13 @@ impl NodeSettings {
 
 /// What the settings should be on this node.
 pub fn goals(netfilter: &NetfilterSettings) -> Vec<(&'static str, Goal)> {
+    netfilter.goals(cpus()).into()
+}
+
+/// CPUs that run.
+pub fn cpus() -> u32 {
     let cpus = fs::read_to_string(CPUS).ok().and_then(|list| netfilter::count_cpus(&list));
-    netfilter.goals(cpus.unwrap_or(1)).into()
+    cpus.unwrap_or(1)
 }
 
 fn remember(record: &mut Record, name: &str, change: Option<Change>) {

@@ -1,6 +1,8 @@
 //! What a Service proxy makes of netfilter's conntrack (S16), by kube-proxy's rules and defaults
 //! (`pkg/proxy/conntrack/sysctls.go`). Pure.
 
+use lb_common::conntrack::{Timeouts, ticks};
+
 use super::value::Goal;
 
 /// The most that the number of CPUs alone may ask for.
@@ -28,6 +30,18 @@ pub struct NetfilterSettings {
 }
 
 impl NetfilterSettings {
+    /// The times for the agent's own conntrack: the same, and defaults for what is left alone.
+    pub fn timeouts(&self) -> Timeouts {
+        let or = |seconds, default| if seconds == 0 { default } else { ticks(seconds) };
+        let default = Timeouts::DEFAULT;
+        Timeouts {
+            tcp_established: or(self.tcp_established, default.tcp_established),
+            tcp_close_wait: or(self.tcp_close_wait, default.tcp_close_wait),
+            udp: or(self.udp, default.udp),
+            udp_stream: or(self.udp_stream, default.udp_stream),
+        }
+    }
+
     /// Each setting, as a path below `/proc/sys`, and what it should be on a node with `cpus` CPUs.
     pub(super) fn goals(&self, cpus: u32) -> [(&'static str, Goal); 7] {
         let max = self.max(cpus);
@@ -95,6 +109,14 @@ mod tests {
             ("net/netfilter/nf_conntrack_udp_timeout", Goal::Exactly(30)),
         ];
         assert_eq!(set, expected);
+    }
+
+    #[test]
+    fn s16_times_are_those_of_our_own_conntrack_too() {
+        assert_eq!(NetfilterSettings::default().timeouts(), Timeouts::DEFAULT);
+        let some = NetfilterSettings { tcp_close_wait: 60, udp_stream: 300, ..Default::default() };
+        let expected = Timeouts { tcp_close_wait: 56, udp_stream: ticks(300), ..Timeouts::DEFAULT };
+        assert_eq!(some.timeouts(), expected);
     }
 
     #[test]

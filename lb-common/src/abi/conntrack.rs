@@ -84,6 +84,20 @@ impl<A: Address> CtEntry<A> {
     }
 }
 
+abi! {
+    /// What a walk over all entries of one family has found.
+    pub struct Swept {
+        /// Entries there were, those among them that are gone by now.
+        pub entries: u64,
+        /// Entries removed because their backend no longer serves.
+        pub stale: u64,
+        /// Entries removed because they were silent for too long.
+        pub expired: u64,
+        /// When it began, in units of 2^30 ns of `CLOCK_MONOTONIC`.
+        pub begun: u64,
+    }
+}
+
 /// What to do with a packet of a known flow, and at which hook.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(transparent)]

@@ -72,6 +72,8 @@ counters! {
     NoEndpoint = Reject "no_endpoint",
     /// A fragment, which holds no ports or would leave the rest of its packet behind.
     Fragment = Pass "fragment",
+    /// A packet of a connection that began before this agent, left to the stack by `--migrate`.
+    Migrating = Pass "migrating",
     /// Headers that end before the ports.
     Truncated = Pass "truncated",
 }

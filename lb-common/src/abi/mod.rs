@@ -22,7 +22,7 @@ pub use addr::{Address, BePort, Ipv4, Ipv6, L4Proto};
 pub use affinity::{Affinity, AffinityKey, ClientKind};
 pub use backend::{Backend, BackendFlags};
 pub use cached::{CachedFlow, NextHop};
-pub use conntrack::{CtAction, CtEntry, CtKey};
+pub use conntrack::{CtAction, CtEntry, CtKey, Swept};
 pub use control::Control;
 pub use counter::{Counter, CounterKind};
 pub use device::{Device, DeviceFlags, DeviceRole};
@@ -87,6 +87,8 @@ pub mod maps {
     pub const FLOWS_V4: &str = "FLOWS_V4";
     /// Array: place of a flow ([`cache`](crate::cache)) → [`CachedFlow`](super::CachedFlow), IPv6.
     pub const FLOWS_V6: &str = "FLOWS_V6";
+    /// Per-CPU array, not pinned: `u64` entries of conntrack made and removed, for IPv4, then IPv6.
+    pub const TURNOVER: &str = "TURNOVER";
     /// Hash: [`FrontendKey`](super::FrontendKey) → [`Frontend`](super::Frontend), IPv4.
     pub const FRONTENDS_V4: &str = "FRONTENDS_V4";
     /// Hash: [`FrontendKey`](super::FrontendKey) → [`Frontend`](super::Frontend), IPv6.
@@ -105,10 +107,20 @@ pub mod maps {
 pub mod globals {
     /// `u32`: 64 less the binary logarithm of the number of elements of `FLOWS`.
     pub const FLOWS_SHIFT: &str = "FLOWS_SHIFT";
+    /// `u32`: ticks until a silent half-closed connection is forgotten.
+    pub const CT_TCP_CLOSE_WAIT: &str = "CT_TCP_CLOSE_WAIT";
+    /// `u32`: ticks until a silent connection is forgotten.
+    pub const CT_TCP_ESTABLISHED: &str = "CT_TCP_ESTABLISHED";
+    /// `u32`: ticks until silent datagrams without an answer are forgotten.
+    pub const CT_UDP: &str = "CT_UDP";
+    /// `u32`: ticks until a silent stream of datagrams is forgotten.
+    pub const CT_UDP_STREAM: &str = "CT_UDP_STREAM";
     /// `u64`: cookie of the agent's own network namespace.
     pub const HOST_NETNS: &str = "HOST_NETNS";
     /// `u32`: mark for packets translated already; different on each node.
     pub const MARK: &str = "MARK";
+    /// `u32`: not zero if connections that began before us are left to the stack.
+    pub const MIGRATE: &str = "MIGRATE";
     /// `u32`: not zero if connections to a backend that was removed are reset.
     pub const RESET_TCP: &str = "RESET_TCP";
     /// `u32`: not zero if a refused `connect` can say `ECONNREFUSED` (Linux 5.18).

@@ -7,6 +7,7 @@ mod route;
 mod skb;
 pub mod sock_addr;
 pub mod stale;
+pub mod sweep;
 mod tables;
 pub mod tc;
 pub mod xdp;

@@ -1,5 +1,5 @@
-//! Iterators: which sockets and flows lead to a backend that no longer serves, or no longer serves
-//! at the address that was asked for.
+//! Iterator: which sockets lead to a backend that no longer serves, or no longer serves at the
+//! address that was asked for.
 //!
 //! The kernel calls a program for each element of a map; what the program writes, the agent reads.
 //! The kernel compares, so that the agent reads nothing where nothing is stale.
@@ -10,19 +10,20 @@ use aya_ebpf::{
     bindings::seq_file,
     helpers::{bpf_get_socket_cookie, bpf_seq_write},
 };
-use lb_common::abi::{
-    Abi, Address, CtEntry, CtKey, FrontendKey, L4Proto, SocketPair, SocketPeers, StaleSocket,
-};
+use lb_common::abi::{Abi, Address, FrontendKey, L4Proto, SocketPair, SocketPeers, StaleSocket};
 
 use crate::{globals::RESET_TCP, maps::Maps};
 
 /// Go on with the next element.
-const NEXT: i32 = 0;
+pub(super) const NEXT: i32 = 0;
 
 /// `struct bpf_iter_meta`, as far as it is used.
 #[repr(C)]
 pub struct Meta {
     seq: *mut seq_file,
+    session: u64,
+    /// Number of elements visited before.
+    pub(super) number: u64,
 }
 
 /// `struct bpf_iter__bpf_sk_storage_map`: one socket with what it remembers.
@@ -32,15 +33,6 @@ pub struct SocketVisit {
     map: *const c_void,
     socket: *mut c_void,
     peers: *const SocketPeers,
-}
-
-/// `struct bpf_iter__bpf_map_elem`: one entry of a conntrack map.
-#[repr(C)]
-pub struct FlowVisit<A> {
-    meta: *const Meta,
-    map: *const c_void,
-    flow: *const CtKey<A>,
-    entry: *const CtEntry<A>,
 }
 
 /// Writes a [`StaleSocket`] where a socket is connected to a backend that no longer serves.
@@ -86,28 +78,6 @@ fn for_pair(visit: &SocketVisit, pair: &SocketPair) {
     }
 }
 
-/// Writes the key of a UDP flow whose backend no longer serves (S11).
-#[inline(always)]
-pub fn flow<A: Address + Maps>(visit: &FlowVisit<A>) -> i32 {
-    // SAFETY: the kernel gives valid pointers, or none after the last element.
-    let (Some(flow), Some(entry)) = (unsafe { (visit.flow.as_ref(), visit.entry.as_ref()) }) else {
-        return NEXT;
-    };
-    if flow.protocol != L4Proto::UDP {
-        return NEXT;
-    }
-    let frontend = if entry.action.is_forward() {
-        FrontendKey::new(flow.dst, flow.dst_port, flow.protocol)
-    } else {
-        FrontendKey::new(entry.src, entry.src_port, flow.protocol)
-    };
-    if !serves((entry.backend, entry.generation), &frontend) {
-        let flow = *flow;
-        write(visit.meta, &flow);
-    }
-    NEXT
-}
-
 /// Connections stay where they are when an address goes to another Service (S12).
 #[inline(always)]
 fn pair_serves<A: Address + Maps>(pair: &SocketPair, address: A) -> bool {
@@ -122,7 +92,10 @@ fn pair_serves<A: Address + Maps>(pair: &SocketPair, address: A) -> bool {
 ///
 /// An address that nobody has keeps what it led to, as with kube-proxy.
 #[inline(always)]
-fn serves<A: Address + Maps>((id, generation): (u32, u32), address: &FrontendKey<A>) -> bool {
+pub(super) fn serves<A: Address + Maps>(
+    (id, generation): (u32, u32),
+    address: &FrontendKey<A>,
+) -> bool {
     let Some(backend) = A::backend(id).filter(|backend| backend.serves(generation)) else {
         return false;
     };
@@ -131,7 +104,7 @@ fn serves<A: Address + Maps>((id, generation): (u32, u32), address: &FrontendKey
 
 /// Writes a value for the agent to read; the kernel comes back with the element if it had no room.
 #[inline(always)]
-fn write<T: Abi>(meta: *const Meta, value: &T) {
+pub(super) fn write<T: Abi>(meta: *const Meta, value: &T) {
     // SAFETY: the kernel gives a valid description of the iteration; the value is as long as said.
     unsafe {
         bpf_seq_write((*meta).seq, core::ptr::from_ref(value).cast(), size_of::<T>() as u32);

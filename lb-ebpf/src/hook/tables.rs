@@ -9,7 +9,7 @@ use lb_ebpf::tables::{Backends, CtRef, Ends, Ref, Tables};
 
 use super::route::{self, Routing};
 use crate::{
-    globals::{RESET_TCP, SNAT_COUNT, SNAT_FIRST},
+    globals::{CT_UDP_STREAM, MIGRATE, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
     maps::{self, BpfBackends, Maps},
 };
 
@@ -139,6 +139,16 @@ impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     #[inline(always)]
     fn now(&self) -> u32 {
         maps::now()
+    }
+
+    #[inline(always)]
+    fn udp_timeout(&self) -> u32 {
+        CT_UDP_STREAM.load()
+    }
+
+    #[inline(always)]
+    fn migrates(&self) -> bool {
+        MIGRATE.load() != 0
     }
 
     #[inline(always)]

@@ -54,6 +54,9 @@ pub(super) fn first<A: Address>(
 ) -> Result<Found, Counter> {
     let client = client(tables, origin);
     let flags = frontend.flags;
+    if tables.migrates() && !headers.begins() {
+        return Err(Counter::Migrating);
+    }
     if flags.has(FrontendFlags::CHECK_SOURCE) && !is_among(headers, tables, frontend.service) {
         return Err(Counter::SourceNotAllowed);
     }

@@ -12,7 +12,7 @@
 use lb_common::{
     abi::{Address, BePort, Counter, CtAction, CtEntry, CtKey, Ipv4, Ipv6, L4Proto},
     checksum::Difference,
-    conntrack::{CtState, is_expired},
+    conntrack::{CtState, is_expired, silence},
 };
 
 use super::{Direction, PathResult, Verdict, act::delivery};
@@ -179,7 +179,8 @@ pub fn icmp<A: Icmp>(
 #[inline(always)]
 fn is_over<A: Address>(tables: &impl Tables<A>, flow: &CtKey<A>, entry: CtRef<A>) -> bool {
     let entry = entry.get();
-    CtState(entry.state).is_closed() || is_expired(flow.protocol, entry.last_seen, tables.now())
+    CtState(entry.state).is_closed()
+        || is_expired(flow.protocol, silence(entry.last_seen, tables.now()), tables.udp_timeout())
 }
 
 /// Translates an error and sends it on as an answer of its flow would be.

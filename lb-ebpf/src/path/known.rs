@@ -2,7 +2,7 @@
 
 use lb_common::{
     abi::{Address, CachedFlow, Counter, CtAction, CtEntry, CtKey, L4Proto, NextHop},
-    conntrack::{CtState, End, is_expired},
+    conntrack::{CtState, End, is_expired, silence},
 };
 
 use super::{Found, Origin, is_here};
@@ -104,12 +104,23 @@ fn is_of_a_later_flow<A: Address>(
     let is_later = if headers.flow.protocol.has_connections() {
         headers.flags.answers_opening() && CtState(entry.state).is_closing()
     } else {
-        is_expired(headers.flow.protocol, entry.last_seen, tables.now())
+        is_silent(headers, tables, entry)
     };
     if is_later {
         tables.forget(&headers.flow);
     }
     is_later
+}
+
+/// Has a flow of datagrams been silent for too long to keep its backend?
+#[inline(always)]
+pub(super) fn is_silent<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    entry: &CtEntry<A>,
+) -> bool {
+    let silent = silence(entry.last_seen, tables.now());
+    is_expired(headers.flow.protocol, silent, tables.udp_timeout())
 }
 
 /// Does a packet of a known flow begin another one, or has its backend stopped serving?
@@ -131,7 +142,7 @@ fn must_choose_again<A: Address>(
             return true;
         }
     }
-    !serves(tables, entry) || is_expired(headers.flow.protocol, entry.last_seen, tables.now())
+    !serves(tables, entry) || is_silent(headers, tables, entry)
 }
 
 /// Does the backend of a flow still serve?

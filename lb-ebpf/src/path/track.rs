@@ -2,11 +2,14 @@
 
 use lb_common::{
     abi::{Address, Backend, BePort, CachedFlow, Counter, CtAction, CtEntry, CtKey},
-    conntrack::{CtState, is_expired},
+    conntrack::{CtState, End},
     flow,
 };
 
-use super::first::{Choice, Client};
+use super::{
+    first::{Choice, Client},
+    known::is_silent,
+};
 use crate::{
     parse::Headers,
     tables::{CtRef, Tables},
@@ -34,13 +37,13 @@ pub(super) fn dnat<A: Address>(
         Client::Host => (CtAction::FORWARD_FROM_HOST, CtAction::REPLY_TO_HOST, tables.device()),
         Client::Outside | Client::Pod => (CtAction::FORWARD, CtAction::REPLY, 0),
     };
-    let now = tables.now();
+    let seen = (tables.now(), first_state(headers));
     let reply_flow = reply_flow(headers, &choice.backend);
     let scratch = tables.scratch().ok_or(Counter::RewriteFailed)?;
-    scratch.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, now) });
+    scratch.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, seen) });
     tables.track(&reply_flow, scratch);
     let ends = reply_flow.reversed();
-    scratch.set(entry(&ends, choice, forward, now));
+    scratch.set(entry(&ends, choice, forward, seen));
     tables.track(&headers.flow, scratch);
     decision.set(&headers.flow, &ends, forward);
     Ok(())
@@ -69,11 +72,11 @@ pub(super) fn snat<A: Address>(
         ends.src = tables.source_at(hop.device).ok_or(Counter::NoSourceAddress)?;
         (forward, reply, device) = (CtAction::FORWARD_SNAT, CtAction::REPLY_SNAT, 0);
     }
-    let now = tables.now();
+    let seen = (tables.now(), first_state(headers));
     let scratch = tables.scratch().ok_or(Counter::RewriteFailed)?;
-    scratch.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, now) });
+    scratch.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, seen) });
     ends.src_port = claim_port(headers, tables, &ends, scratch)?;
-    scratch.set(entry(&ends, choice, forward, now));
+    scratch.set(entry(&ends, choice, forward, seen));
     tables.track(&headers.flow, scratch);
     decision.set(&headers.flow, &ends, forward);
     Ok(())
@@ -131,9 +134,7 @@ fn is_free<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, back: &CtE
         && back.dst == flow.src
         && back.src_port == flow.dst_port
         && back.dst_port == flow.src_port;
-    is_own
-        || CtState(back.state).is_closed()
-        || is_expired(flow.protocol, back.last_seen, tables.now())
+    is_own || CtState(back.state).is_closed() || is_silent(headers, tables, back)
 }
 
 /// The flow of the replies if only the destination is translated.
@@ -148,13 +149,20 @@ fn reply_flow<A: Address>(headers: &Headers<A>, backend: &Backend<A>) -> CtKey<A
     }
 }
 
+/// The state after a packet that has no entry: one of a connection that is older than its entry
+/// does not open it.
+#[inline(always)]
+fn first_state<A: Address>(headers: &Headers<A>) -> CtState {
+    if headers.begins() { CtState::NEW } else { CtState::NEW.next(headers.flags, End::Client) }
+}
+
 /// An entry that turns its packets into `ends`.
 #[inline(always)]
 fn entry<A: Address>(
     ends: &CtKey<A>,
     choice: &Choice<A>,
     action: CtAction,
-    now: u32,
+    (now, CtState(state)): (u32, CtState),
 ) -> CtEntry<A> {
     CtEntry {
         src: ends.src,
@@ -162,7 +170,7 @@ fn entry<A: Address>(
         src_port: ends.src_port,
         dst_port: ends.dst_port,
         action,
-        state: CtState::NEW.0,
+        state,
         pad: 0,
         service: choice.backend.service,
         backend: choice.id,

@@ -8,6 +8,7 @@ mod credentials;
 mod listener;
 mod objects;
 mod programs;
+mod proxy;
 mod shared;
 
 use std::net::{SocketAddr, TcpStream};
@@ -21,6 +22,7 @@ use self::credentials::{ADMIN, Credentials, admin_header};
 pub use self::listener::Listener;
 pub use self::objects::Objects;
 pub use self::programs::Programs;
+pub use self::proxy::KubeProxy;
 pub use self::shared::Shared;
 use crate::address::Family;
 use crate::host::Host;

@@ -1,4 +1,4 @@
-//! Finds the programs of a control plane: `cargo xtask kubernetes` builds them.
+//! Finds the programs of Kubernetes: `cargo xtask kubernetes` builds them.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,13 @@ const VARIABLE: &str = "KUBEBUILDER_ASSETS";
 /// Pins the release that is built.
 const GO_MOD: &str = include_str!("../../kubernetes/go.mod");
 
-/// The programs of a control plane.
+/// The programs of a control plane, and kube-proxy.
 #[derive(Clone, Debug)]
 pub struct Programs {
     pub(super) api_server: PathBuf,
     pub(super) controller_manager: PathBuf,
     pub(super) etcd: PathBuf,
+    pub(super) kube_proxy: PathBuf,
 }
 
 impl Programs {
@@ -44,6 +45,7 @@ impl Programs {
             api_server: program("kube-apiserver")?,
             controller_manager: program("kube-controller-manager")?,
             etcd: program("etcd")?,
+            kube_proxy: program("kube-proxy")?,
         })
     }
 }

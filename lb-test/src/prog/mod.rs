@@ -12,11 +12,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, Map, MapData};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
-use lb_agent::dataplane::{Kernel, KernelOptions, Reader, SocketLb, TcAttach, XdpHook};
+use lb_agent::dataplane::{Kernel, KernelOptions, MidFlow, Reader, SocketLb, TcAttach, XdpHook};
 use lb_common::abi::{
     Affinity, AffinityKey, Counter, CtEntry, CtKey, Device as DeviceEntry, DeviceFlags, DeviceRole,
     Ipv4, Ipv6, maps,
 };
+use lb_common::conntrack::Timeouts;
 use lb_ebpf::cases::{
     BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Outcome, Prefix, SNAT_RANGE,
 };
@@ -244,7 +245,9 @@ pub fn options(node: &Node) -> KernelOptions {
         tc_attach: TcAttach::Auto,
         xdp: true,
         snat_ports: (SNAT_RANGE.0, SNAT_RANGE.0 + SNAT_RANGE.1 - 1),
+        mid_flow: MidFlow::Balanced,
         reset_tcp: false,
+        timeouts: Timeouts::DEFAULT,
         conntrack_max: 16384,
         affinity_max: 16384,
         max_frontends: 256,

@@ -5,6 +5,7 @@
 mod follow;
 mod health;
 mod manifests;
+mod migrate;
 mod nodes;
 mod plan;
 mod restart;

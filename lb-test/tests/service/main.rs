@@ -13,6 +13,7 @@ mod bind;
 mod bulk;
 mod health;
 mod icmp;
+mod idle;
 mod node_local;
 mod node_settings;
 mod policy;
@@ -64,6 +65,15 @@ impl Cluster {
         node1: NodeSpec,
         objects: impl FnOnce(&Topology) -> Vec<Value>,
     ) -> Self {
+        Self::without_agents(path, node1, objects).with_agents(&["node1"], &[])
+    }
+
+    /// The same, but for agents.
+    fn without_agents(
+        path: SocketLb,
+        node1: NodeSpec,
+        objects: impl FnOnce(&Topology) -> Vec<Value>,
+    ) -> Self {
         let topology = topology(node1);
         if WITH_XDP.get() {
             topology.ready_for_xdp().unwrap();
@@ -77,7 +87,7 @@ impl Cluster {
         topology.apply("objects.yaml", &list(&objects(&topology))).unwrap();
         let cluster = Self { agents: Vec::new(), _watch: watch, _servers: servers, topology, path };
         cluster.put_pods(&BACKENDS);
-        cluster.with_agents(&["node1"], &[])
+        cluster
     }
 
     /// Starts agents on these nodes, with more arguments, in place of those that run.

@@ -5,8 +5,8 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use lb_agent::{
     dataplane::{
-        Kernel, KernelOptions, KernelTables, PerformError, Snapshot, SocketLb, Step, TableError,
-        Tables, TcAttach, cleanup,
+        Kernel, KernelOptions, KernelTables, MidFlow, PerformError, Snapshot, SocketLb, Step,
+        TableError, Tables, TcAttach, cleanup,
     },
     desired::{Desired, NodeFacts},
     model::{
@@ -108,7 +108,9 @@ impl Pipeline {
             tc_attach: TcAttach::Auto,
             xdp: true,
             snat_ports: (61000, 65535),
+            mid_flow: MidFlow::Balanced,
             reset_tcp: false,
+            timeouts: lb_common::conntrack::Timeouts::DEFAULT,
             conntrack_max: ENTRIES,
             affinity_max: ENTRIES,
             max_frontends: ENTRIES,

@@ -1,0 +1,55 @@
+//! How much room each map has: asked for when it is made, fixed from then on.
+
+use std::{io, os::fd::AsFd as _, path::Path};
+
+use lb_common::abi::maps;
+
+use super::{KernelOptions, pins::Pins, size_flag, sys};
+
+/// A map that was made with another size than the one asked for, and keeps it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct SizeKept {
+    /// Name of the map.
+    pub map: &'static str,
+    /// Room for so many entries.
+    pub capacity: u32,
+    /// Room that was asked for.
+    pub wanted: u32,
+    /// The setting that asked.
+    pub flag: &'static str,
+}
+
+/// Entries that each map is to have room for.
+pub(super) const fn sizes(options: &KernelOptions) -> [(&'static str, u32); 8] {
+    [
+        (maps::AFFINITY_V4, options.affinity_max),
+        (maps::AFFINITY_V6, options.affinity_max),
+        (maps::BACKENDS_V4, options.max_backends),
+        (maps::BACKENDS_V6, options.max_backends),
+        (maps::CONNTRACK_V4, options.conntrack_max),
+        (maps::CONNTRACK_V6, options.conntrack_max),
+        (maps::FRONTENDS_V4, options.max_frontends),
+        (maps::FRONTENDS_V6, options.max_frontends),
+    ]
+}
+
+/// Maps that are pinned with another size than the one asked for.
+pub(super) fn kept(options: &KernelOptions, pins: &Pins) -> io::Result<Vec<SizeKept>> {
+    let mut kept = Vec::new();
+    for (map, wanted) in sizes(options) {
+        let capacity = capacity(&pins.maps, map)?;
+        if capacity != wanted {
+            kept.push(SizeKept { map, capacity, wanted, flag: size_flag(map).unwrap_or_default() });
+        }
+    }
+    Ok(kept)
+}
+
+/// Room of the conntrack maps that are pinned; none before there are any.
+pub fn pinned_conntrack(bpffs: &Path) -> Option<u32> {
+    capacity(&Pins::at(bpffs).maps, maps::CONNTRACK_V4).ok()
+}
+
+fn capacity(folder: &Path, map: &str) -> io::Result<u32> {
+    Ok(sys::map_info(sys::obj_get(&folder.join(map))?.as_fd())?.max_entries)
+}
