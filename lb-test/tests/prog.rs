@@ -1,6 +1,7 @@
 //! Every case of a packet and its fate, judged by the programs in this machine's kernel.
 
-use lb_ebpf::cases::{self, Net};
+use lb_common::abi::Counter;
+use lb_ebpf::cases::{self, Device, Hook, Host, Net, frame::Frame};
 use lb_test::{prog::KernelBench, require_topology};
 
 macro_rules! in_a_kernel {
@@ -29,6 +30,22 @@ fn start() -> KernelBench {
 
 fn with_xdp(bench: KernelBench) -> KernelBench {
     bench.with_xdp().unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// A packet that is longer than the way's MTU is TC's to judge, which drops it.
+#[test]
+fn xdp_sends_nothing_that_does_not_fit() {
+    require_topology!();
+    cases::run(
+        |net| {
+            let id = net.backend(Host::Remote);
+            let (client, vip) = (net.client(), net.vip(1));
+            net.frontend(vip, &[id]);
+            let frame = Frame { payload: vec![0; 1500], ..net.first(client, vip) };
+            net.expect_drop(Hook::Ingress(Device::Uplink), &frame, Counter::NoRoute);
+        },
+        &mut with_xdp(start()),
+    );
 }
 
 /// Else the cases would prove nothing of it.
