@@ -32,7 +32,7 @@ fn with_xdp(bench: KernelBench) -> KernelBench {
     bench.with_xdp().unwrap_or_else(|error| panic!("{error:#}"))
 }
 
-/// A packet that is longer than the way's MTU is TC's to judge, which drops it.
+/// A packet that is longer than the way's MTU is for TC, which tells its sender.
 #[test]
 fn xdp_sends_nothing_that_does_not_fit() {
     require_topology!();
@@ -42,7 +42,7 @@ fn xdp_sends_nothing_that_does_not_fit() {
             let (client, vip) = (net.client(), net.vip(1));
             net.frontend(vip, &[id]);
             let frame = Frame { payload: vec![0; 1500], ..net.first(client, vip) };
-            net.expect_drop(Hook::Ingress(Device::Uplink), &frame, Counter::NoRoute);
+            let _ = net.expect_answer(Hook::Ingress(Device::Uplink), &frame, Counter::PacketTooBig);
         },
         &mut with_xdp(start()),
     );

@@ -79,7 +79,7 @@ pub(super) struct RunArgs {
     /// Clients of each family whose backend is remembered for session affinity
     #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = size())]
     pub(super) affinity_max: u32,
-    /// Frontends of each family
+    /// Frontends of each family, and one more for each of their addresses
     #[arg(long, value_name = "N", default_value_t = 262_144, value_parser = size())]
     pub(super) max_frontends: u32,
     /// Backends of each family

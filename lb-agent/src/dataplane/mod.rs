@@ -14,6 +14,7 @@ mod load;
 mod map;
 mod mapped;
 mod options;
+mod pings;
 mod pins;
 mod reader;
 mod sizes;

@@ -166,20 +166,3 @@ pub fn ports_run_out_and_are_never_shared(net: &mut Net<'_>) {
         net.expect_hop(IN, &net.later(remote, node), sent, [vip, client]);
     }
 }
-
-/// This node forwards in place of its stack, so it counts the hop.
-pub fn a_time_to_live_that_ends_here_is_counted(net: &mut Net<'_>) {
-    let (remote, local) = (net.backend(Host::Remote), net.backend(Host::PodA));
-    let (client, far, near) = (net.client(), net.vip(1), net.vip(2));
-    net.frontend(far, &[remote]);
-    net.frontend(near, &[local]);
-    for ttl in [0, 1] {
-        let frame = Frame { ttl, ..net.first(client, far) };
-        net.expect_drop(IN, &frame, Counter::TtlExpired);
-    }
-    let frame = Frame { ttl: 2, ..net.first(client, far) };
-    assert_eq!(net.pass(IN, &frame, Fate::Sent(Device::Uplink)).ttl, 1);
-    // The stack counts for itself where the packet goes on to it.
-    let frame = Frame { ttl: 1, ..net.first(client, near) };
-    net.expect(IN, &frame, Fate::Next, [client, net.target(Host::PodA)]);
-}

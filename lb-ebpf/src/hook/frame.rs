@@ -129,6 +129,10 @@ impl Packet for Frame {
         self.write(checksum.offset, &new)
     }
 
+    /// Nothing: what is not there in one piece is TC's.
+    #[inline(always)]
+    fn pull(&mut self, _: u32) {}
+
     #[inline(always)]
     fn fits(&self, mtu: u16) -> bool {
         self.0.data_end() - self.0.data() <= usize::from(mtu) + ETHERNET_HEADER

@@ -2,15 +2,18 @@
 
 use aya_ebpf::EbpfContext;
 use lb_common::abi::{
-    Address, Affinity, AffinityKey, Backend, CachedFlow, Control, CtKey, DeviceRole, Frontend,
-    FrontendKey, NextHop, Region, Source,
+    Address, Affinity, AffinityKey, Backend, CachedFlow, Control, CtKey, DeviceRole, Fragment,
+    FragmentKey, Frontend, FrontendKey, NextHop, Region, Source,
 };
-use lb_ebpf::tables::{Backends, CtRef, Ends, Ref, Tables};
+use lb_ebpf::{
+    path::{answer::Answers, fragment::Fragments},
+    tables::{Backends, CtRef, Ends, Ref, Tables},
+};
 
 use super::route::{self, Routing};
 use crate::{
     globals::{CT_UDP_STREAM, MIGRATE, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
-    maps::{self, BpfBackends, Maps},
+    maps::{self, BpfBackends, Maps, fragments::FragmentMaps},
 };
 
 /// A program's context, as far as some questions need it.
@@ -159,5 +162,29 @@ impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     #[inline(always)]
     fn snat_range(&self) -> (u32, u32) {
         (SNAT_FIRST.load(), SNAT_COUNT.load())
+    }
+}
+
+impl<A: Address + FragmentMaps + Routing, C: Context> Fragments<A> for BpfTables<A, C> {
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment<A>> {
+        A::fragment(key)
+    }
+
+    #[inline(always)]
+    fn keep_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment<A>) {
+        A::keep_fragment(key, fragment);
+    }
+
+    #[inline(always)]
+    fn has_frontends(&self, address: A) -> bool {
+        A::frontend(&FrontendKey::ping(address)).is_some()
+    }
+}
+
+impl<A: Address + FragmentMaps + Routing, C: Context> Answers<A> for BpfTables<A, C> {
+    #[inline(always)]
+    fn may_answer(&self) -> bool {
+        maps::answers::may_answer()
     }
 }

@@ -9,7 +9,7 @@ use aya_ebpf::{
     helpers::bpf_redirect,
     programs::XdpContext,
 };
-use lb_common::abi::{Abi as _, Address, CachedFlow, Counter, Ipv4, Ipv6};
+use lb_common::abi::{Abi as _, Address, CachedFlow, Counter, CounterKind, Ipv4, Ipv6};
 use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next},
@@ -124,7 +124,8 @@ impl<A: Address + Maps + Routing> Next<A, Frame> for Look {
 
     #[inline(always)]
     fn run(self, frame: &mut Frame, headers: &Headers<A>) -> i32 {
-        if !frame.is_whole(headers) {
+        // What becomes of a first fragment must be noted for the rest, which TC does.
+        if headers.has_rest() || !frame.is_whole(headers) {
             return PASS;
         }
         let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
@@ -149,9 +150,10 @@ fn ask<A: Address + Maps + Routing>(ctx: XdpContext) -> i32 {
     match path::ask(headers, &tables, Origin::Incoming, decision) {
         Ok(Found::Answer(counter)) => step::REFUSE - counter as i32,
         Ok(Found::Decided) => step::ACT,
-        // TC may know better, and counts it.
-        Ok(Found::Nothing)
-        | Err(Counter::NoRoute | Counter::RewriteFailed | Counter::TtlExpired) => PASS,
+        Ok(Found::Nothing) => PASS,
+        // TC may know better, or tells the sender, and counts it.
+        Err(Counter::NoRoute | Counter::RewriteFailed | Counter::TtlExpired) => PASS,
+        Err(counter) if counter.kind() == CounterKind::Pass => PASS,
         Err(counter) => end(counter),
     }
 }

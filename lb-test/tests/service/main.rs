@@ -11,6 +11,7 @@ mod ask;
 mod beside;
 mod bind;
 mod bulk;
+mod frames;
 mod health;
 mod icmp;
 mod idle;
@@ -24,6 +25,7 @@ mod sctp;
 mod source;
 mod stale;
 mod udp;
+mod wire;
 
 use std::{cell::Cell, ops::Deref};
 
@@ -132,6 +134,16 @@ impl Cluster {
     fn counted(&self, reason: &str) -> u64 {
         let status = self.agents[0].status().unwrap();
         status["counters"][reason].as_u64().unwrap()
+    }
+
+    /// Entries that node1 remembers for IPv4 and IPv6.
+    fn flows(&self) -> [u64; 2] {
+        let status = self.agents[0].status().unwrap();
+        let maps = status["maps"].as_array().unwrap();
+        ["CONNTRACK_V4", "CONNTRACK_V6"].map(|name| {
+            let map = maps.iter().find(|map| map["name"] == name).unwrap();
+            map["entries"].as_u64().unwrap()
+        })
     }
 
     /// Does a socket program choose for what this host asks?
