@@ -78,13 +78,19 @@ pub struct Hinted {
     pub is_answered: bool,
 }
 
+/// The low and the high half of a word.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "both halves are taken")]
+const fn halves(word: u32) -> [u16; 2] {
+    [word as u16, (word >> 16) as u16]
+}
+
 impl From<Hinted> for NextHop {
     #[inline(always)]
     fn from(hinted: Hinted) -> Self {
-        let [a, b, c, d] = hinted.service.to_ne_bytes();
-        let [e, f, g, h] = hinted.generation.to_ne_bytes();
-        let word = u16::from_ne_bytes;
-        let macs = [word([a, b]), word([c, d]), word([e, f]), word([g, h]), 0, 0];
+        let [first, second] = halves(hinted.service);
+        let [third, fourth] = halves(hinted.generation);
+        let macs = [first, second, third, fourth, 0, 0];
         Self { device: hinted.backend, mtu: hinted.is_answered.into(), macs, pad: 0 }
     }
 }
@@ -92,12 +98,11 @@ impl From<Hinted> for NextHop {
 impl From<NextHop> for Hinted {
     #[inline(always)]
     fn from(hop: NextHop) -> Self {
-        let [a, b, c, d, ..] = hop.macs.map(u16::to_ne_bytes);
-        let word = |[a, b]: [u8; 2], [c, d]: [u8; 2]| u32::from_ne_bytes([a, b, c, d]);
+        let [first, second, third, fourth, ..] = hop.macs.map(u32::from);
         Self {
-            service: word(a, b),
+            service: first | second << 16,
             backend: hop.device,
-            generation: word(c, d),
+            generation: third | fourth << 16,
             is_answered: hop.mtu != 0,
         }
     }
