@@ -29,6 +29,16 @@ pub fn slot(hash: u32, length: u32) -> u32 {
     slot
 }
 
+/// The port that SNAT tries first for a flow, of so many: an offset in their range.
+///
+/// By the low half of the hash: the high half has chosen the backend, so that a backend's flows all have
+/// nearly the same few of them.
+#[inline(always)]
+#[must_use]
+pub fn port_offset(hash: u32, ports: u32) -> u32 {
+    slot(hash.rotate_left(16), ports)
+}
+
 /// Mixes one word into a hash: the 32-bit finaliser of Murmur3, whose constants it uses.
 #[inline(always)]
 const fn mix(hash: u32, word: u32) -> u32 {
@@ -54,6 +64,21 @@ mod tests {
             protocol: L4Proto::TCP,
             pad: [0; 3],
         }
+    }
+
+    #[test]
+    fn flows_of_one_backend_spread_over_the_ports_of_snat() {
+        const SLOTS: u32 = 16_381;
+        let (mut flows, mut first) = (0, std::collections::BTreeSet::new());
+        for port in 0..u16::MAX {
+            let hash = hash(&flow(port));
+            // One of 200 backends has every 200th slot.
+            if slot(hash, SLOTS) % 200 == 7 {
+                flows += 1;
+                first.insert(port_offset(hash, 4536));
+            }
+        }
+        assert!(flows > 200 && first.len() > flows * 9 / 10, "{} of {flows}", first.len());
     }
 
     #[test]

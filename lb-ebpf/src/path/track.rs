@@ -125,7 +125,7 @@ fn claim_port<A: Address>(
 ) -> Result<(BePort, CtState), Counter> {
     let (first, count) = tables.snat_range();
     let step = if count > SNAT_STEP { SNAT_STEP } else { 1 };
-    let mut offset = flow::slot(flow::hash(&headers.flow), count);
+    let mut offset = flow::port_offset(flow::hash(&headers.flow), count);
     let (fresh, _) = back.seen();
     for _ in 0..SNAT_TRIES {
         #[allow(clippy::cast_possible_truncation, reason = "the agent checks the range")]
