@@ -1,6 +1,6 @@
 //! What the packet path does with the packets of a flow, in a form that it can do at once.
 
-use super::{Address, BePort, CtAction, CtKey, layout::abi};
+use super::{Address, BePort, CtAction, CtKey, DeviceFlags, layout::abi};
 use crate::checksum::{Difference, fold};
 
 abi! {
@@ -13,8 +13,10 @@ abi! {
         /// Link-layer addresses as they stand in a frame: the next node's, then the device's own;
         /// zero if the next node's is not known.
         pub macs: [u16; 6],
+        /// What the XDP program may do with the device; nothing if the next node is not known.
+        pub flags: DeviceFlags,
         /// Zero.
-        pub pad: u16,
+        pub pad: u8,
     }
 }
 
@@ -23,7 +25,7 @@ impl NextHop {
     #[inline(always)]
     #[must_use]
     pub const fn of(device: u32) -> Self {
-        Self { device, mtu: 0, macs: [0; 6], pad: 0 }
+        Self { device, mtu: 0, macs: [0; 6], flags: DeviceFlags::NONE, pad: 0 }
     }
 
     /// Are the link-layer addresses known?
@@ -91,7 +93,7 @@ impl From<Hinted> for NextHop {
         let [first, second] = halves(hinted.service);
         let [third, fourth] = halves(hinted.generation);
         let macs = [first, second, third, fourth, 0, 0];
-        Self { device: hinted.backend, mtu: hinted.is_answered.into(), macs, pad: 0 }
+        Self { mtu: hinted.is_answered.into(), macs, ..Self::of(hinted.backend) }
     }
 }
 

@@ -8,7 +8,6 @@ use lb_ebpf::{
 };
 
 use super::tables::Context;
-use crate::maps;
 
 /// What RFC 768 writes in place of a checksum of zero, which means none.
 const UDP_ZERO: u16 = 0xffff;
@@ -82,10 +81,12 @@ pub(super) enum Crossing {
     Return,
 }
 
-/// How a frame gets from where the program runs to a device; `None` if it can't.
+/// How a frame gets from where the program runs to a device that has these flags; `None` if it can't.
 #[inline(always)]
-pub(super) fn crossing_to(ctx: &XdpContext, device: u32) -> Option<Crossing> {
-    let flags = maps::device(device)?.flags;
+pub(super) fn crossing_to(
+    ctx: &XdpContext,
+    (device, flags): (u32, DeviceFlags),
+) -> Option<Crossing> {
     if device == ctx.device() && flags.has(DeviceFlags::RETURNS_FRAMES) {
         return Some(Crossing::Return);
     }

@@ -6,7 +6,7 @@ use aya_ebpf::{
     },
     helpers::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh},
 };
-use lb_common::abi::{Ipv4, Ipv6, NextHop};
+use lb_common::abi::{DeviceFlags, Ipv4, Ipv6, NextHop};
 
 use super::tables::Context;
 use crate::maps::{self, RouteQuery};
@@ -86,7 +86,9 @@ pub fn route<A: Routing>(ctx: &impl Context, src: A, dst: A) -> Option<NextHop> 
     let mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
     let [a, b, c] = words(lookup.dmac);
     let [d, e, f] = words(lookup.smac);
-    Some(NextHop { device: lookup.ifindex, mtu, macs: [a, b, c, d, e, f], pad: 0 })
+    let flags = maps::device(lookup.ifindex).map_or(DeviceFlags::NONE, |device| device.flags);
+    let macs = [a, b, c, d, e, f];
+    Some(NextHop { mtu, macs, flags, ..NextHop::of(lookup.ifindex) })
 }
 
 /// Sends the packet where the last answer said; returns the program's verdict.

@@ -9,7 +9,9 @@ use aya_ebpf::{
     helpers::bpf_redirect,
     programs::XdpContext,
 };
-use lb_common::abi::{Abi as _, Address, CachedFlow, Counter, CounterKind, Ipv4, Ipv6};
+use lb_common::abi::{
+    Abi as _, Address, CachedFlow, Counter, CounterKind, DeviceFlags, Ipv4, Ipv6,
+};
 use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next},
@@ -208,27 +210,25 @@ fn send<A: Address>(
     tables: &impl Tables<A>,
     decision: &CachedFlow<A>,
 ) -> i32 {
-    if !can_send(frame, headers, decision) {
+    let hop = &decision.hop;
+    let crossing = frame::crossing_to(&frame.context(), (hop.device, hop.flags));
+    let Some(crossing) = crossing.filter(|_| can_send(frame, headers, decision)) else {
         return PASS;
-    }
+    };
     let sent = path::act(frame, headers, tables, decision, Verdict::Send)
         .and_then(|_| frame.write(0, &decision.hop.macs));
     match sent {
-        Ok(()) => cross(frame, decision.hop.device),
+        Ok(()) => cross(hop.device, crossing),
         Err(counter) => end(counter),
     }
 }
 
-/// Is a packet one to be sent on, to a neighbour that is known, by a device that takes it, in one
-/// piece, before its time to live ends?
+/// Is a packet one to be sent on, to a neighbour that is known, in one piece, before its time to live
+/// ends?
 #[inline(always)]
 fn can_send<A: Address>(frame: &Frame, headers: &Headers<A>, decision: &CachedFlow<A>) -> bool {
     let hop = &decision.hop;
-    decision.action.redirects()
-        && hop.is_known()
-        && frame.fits(hop.mtu)
-        && headers.ttl > 1
-        && frame::crossing_to(&frame.context(), hop.device).is_some()
+    decision.action.redirects() && hop.is_known() && frame.fits(hop.mtu) && headers.ttl > 1
 }
 
 /// Counts a packet under the reason why it ends here.
@@ -242,13 +242,14 @@ fn end(counter: Counter) -> i32 {
 #[inline(always)]
 fn answer<A: Address>(frame: &mut Frame, headers: &Headers<A>, counter: u32) -> i32 {
     let device = frame.context().device();
-    if frame::crossing_to(&frame.context(), device).is_none() {
+    let flags = maps::device(device).map_or(DeviceFlags::NONE, |device| device.flags);
+    let Some(crossing) = frame::crossing_to(&frame.context(), (device, flags)) else {
         return PASS;
-    }
+    };
     match refuse::refuse(frame, headers) {
         Ok(()) => {
             maps::count_number(counter);
-            cross(frame, device)
+            cross(device, crossing)
         }
         // The frame cannot get as long as its answer.
         Err(Counter::RewriteFailed) => PASS,
@@ -256,10 +257,10 @@ fn answer<A: Address>(frame: &mut Frame, headers: &Headers<A>, counter: u32) -> 
     }
 }
 
-/// Sends a frame by a device that it has been found to get to.
+/// Sends a frame by a device.
 #[inline(always)]
-fn cross(frame: &Frame, device: u32) -> i32 {
-    if frame::crossing_to(&frame.context(), device) == Some(Crossing::Return) {
+fn cross(device: u32, crossing: Crossing) -> i32 {
+    if crossing == Crossing::Return {
         return xdp_action::XDP_TX as i32;
     }
     // SAFETY: a helper that takes numbers.
