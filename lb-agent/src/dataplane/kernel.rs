@@ -196,7 +196,9 @@ impl Kernel {
         self.detach_xdp(ifindex)?;
         self.detach_tcx(ifindex)?;
         self.detach_clsact(ifindex)?;
-        Ok(self.devices.remove(&ifindex)?)
+        self.devices.remove(&ifindex)?;
+        self.control.renew();
+        Ok(())
     }
 
     /// Attaches the XDP program to a device that carries the packet programs, or exchanges it there.
