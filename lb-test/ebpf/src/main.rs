@@ -43,6 +43,10 @@ static NAT: LruHashMap<[u32; 3], [u32; 3], 262_144> = LruHashMap::new();
 #[btf_map]
 static NAT_PACKETS: PerCpuArray<u64, 1> = PerCpuArray::new();
 
+/// Packets that were sent and taken in.
+#[btf_map]
+static TAKEN_IN: PerCpuArray<u64, 1> = PerCpuArray::new();
+
 /// Does nothing.
 #[classifier]
 pub fn tc_noop(_: TcContext) -> i32 {
@@ -50,7 +54,7 @@ pub fn tc_noop(_: TcContext) -> i32 {
 }
 
 /// Does nothing.
-#[xdp]
+#[xdp(frags)]
 pub fn xdp_noop(_: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }
@@ -68,7 +72,7 @@ pub fn tc_harness(ctx: TcContext) -> i32 {
 }
 
 /// Restores the packet and calls the program of `XDP_TARGET`.
-#[xdp]
+#[xdp(frags)]
 pub fn xdp_harness(ctx: XdpContext) -> u32 {
     if restore(ctx.data(), ctx.data_end()).is_some() {
         // SAFETY: the called program is of the same type.
@@ -78,9 +82,30 @@ pub fn xdp_harness(ctx: XdpContext) -> u32 {
 }
 
 /// Looks a TCP/IPv4 packet up, rewrites both ends, checksums and MACs, counts it, and sends it back.
-#[xdp]
+#[xdp(frags)]
 pub fn reference_nat(ctx: XdpContext) -> u32 {
     nat(ctx.data(), ctx.data_end()).unwrap_or(xdp_action::XDP_PASS)
+}
+
+/// Sends the packet back with its link-layer addresses swapped, and does nothing else.
+#[xdp(frags)]
+pub fn swap_macs(ctx: XdpContext) -> u32 {
+    let Some(macs) = at::<[[u8; 6]; 2]>(ctx.data(), ctx.data_end(), 0) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // SAFETY: the bounds are checked, and every bit pattern is a value.
+    unsafe { *macs = [(*macs)[1], (*macs)[0]] };
+    xdp_action::XDP_TX
+}
+
+/// Takes a packet in and frees it: what frames are sent to.
+#[xdp(frags)]
+pub fn xdp_drop(_: XdpContext) -> u32 {
+    if let Some(frames) = TAKEN_IN.get_ptr_mut(0) {
+        // SAFETY: a per-CPU value of a map that stays allocated.
+        unsafe { *frames += 1 };
+    }
+    xdp_action::XDP_DROP
 }
 
 /// A place in the packet, if the packet reaches that far.

@@ -16,7 +16,9 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// Starts an agent on node1, waits until it is in step, and adds what that took.
 pub(crate) fn start(topology: &Topology, size: u32, report: &mut Report) -> Result<Agent> {
     let begun = Instant::now();
-    let options = AgentOptions::manifests(topology.manifests());
+    let options = AgentOptions::manifests(topology.manifests())
+        .argument("--xdp=native")
+        .argument("--conntrack-max=262144");
     let mut agent = Agent::start(topology.node("node1"), options)?;
     agent.wait_synced(PATIENCE)?;
     let time = begun.elapsed().as_secs_f64() * 1e3;

@@ -1,6 +1,10 @@
-//! The cluster that is measured: two Services with real endpoints, and as many others as asked.
+//! The cluster that is measured: two Services with real endpoints, one with many, and as many others
+//! as asked.
 
-use std::{fmt::Write as _, net::Ipv4Addr};
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use anyhow::Result;
 use lb_test::{Family, Topology};
@@ -9,6 +13,12 @@ use lb_test::{Family, Topology};
 pub(crate) const LOCAL: u16 = 30080;
 /// Node port of the Service whose endpoint is on node2.
 pub(crate) const REMOTE: u16 = 30081;
+/// Node port of the Service with many endpoints, all on node2.
+pub(crate) const CROWD: u16 = 30082;
+/// How many those are: so many that a flood does not use up the ports of SNAT.
+const CROWD_SIZE: u8 = 200;
+/// Distance between the node ports of TCP and of UDP.
+pub(crate) const UDP_DISTANCE: u16 = 100;
 /// Cluster IP of the Service whose endpoint is on node1: port 80 of TCP, port 53 of UDP.
 pub(crate) const VIP: Ipv4Addr = Ipv4Addr::new(10, 96, 255, 80);
 /// The endpoints' port of TCP.
@@ -32,10 +42,13 @@ pub(crate) fn endpoint(service: u32, number: u32) -> Ipv4Addr {
 
 /// Writes manifests of that many Services.
 pub(crate) fn write(topology: &Topology, services: u32) -> Result<()> {
-    let local = real(topology, ("local", LOCAL), ("web1", "node1"), [80, 80]);
-    let remote = real(topology, ("remote", REMOTE), ("web2", "node2"), [80, 81]);
-    topology.apply("real.yaml", &(local + &remote))?;
-    let numbers: Vec<u32> = (0..services - 2).collect();
+    let pod = |name| Family::BOTH.map(|family| vec![topology.pod(name).ip(family)]);
+    let crowd = pod("web2").map(|one| crowd(one[0]));
+    let local = real(("local", LOCAL), (pod("web1"), "node1"), [80, 80]);
+    let remote = real(("remote", REMOTE), (pod("web2"), "node2"), [80, 81]);
+    let crowd = real(("crowd", CROWD), (crowd, "node2"), [80, 82]);
+    topology.apply("real.yaml", &[local, remote, crowd].concat())?;
+    let numbers: Vec<u32> = (0..services - 3).collect();
     for (index, numbers) in numbers.chunks(PER_FILE as usize).enumerate() {
         let text = numbers.iter().map(|number| other(*number)).collect::<String>();
         topology.apply(&format!("others-{index}.yaml"), &text)?;
@@ -43,14 +56,29 @@ pub(crate) fn write(topology: &Topology, services: u32) -> Result<()> {
     Ok(())
 }
 
-/// A Service of both families with one endpoint, and the endpoint's slices.
+/// Addresses beside that of a pod: nobody answers there, but the way to its node leads there.
+fn crowd(pod: IpAddr) -> Vec<IpAddr> {
+    let beside = |last: u8| match pod {
+        IpAddr::V4(pod) => {
+            let [a, b, c, _] = pod.octets();
+            IpAddr::from([a, b, c, last])
+        }
+        IpAddr::V6(pod) => {
+            let mut octets = pod.octets();
+            octets[15] = last;
+            octets.into()
+        }
+    };
+    (50..50 + CROWD_SIZE).map(beside).collect()
+}
+
+/// A Service of both families, and the slices of its endpoints.
 fn real(
-    topology: &Topology,
     (name, node_port): (&str, u16),
-    (pod, node): (&str, &str),
+    (endpoints, node): ([Vec<IpAddr>; 2], &str),
     [port, last]: [u8; 2],
 ) -> String {
-    let (v6_tail, udp_node_port) = (last, node_port + 100);
+    let (v6_tail, udp_node_port) = (last, node_port + UDP_DISTANCE);
     let mut text = format!(
         r#"apiVersion: v1
 kind: Service
@@ -65,8 +93,7 @@ spec:
 ---
 "#
     );
-    for (family, kind) in [(Family::V4, "IPv4"), (Family::V6, "IPv6")] {
-        let address = topology.pod(pod).ip(family);
+    for (addresses, kind) in endpoints.iter().zip(["IPv4", "IPv6"]) {
         let _ = write!(
             text,
             r#"apiVersion: discovery.k8s.io/v1
@@ -77,11 +104,13 @@ ports:
 - {{name: tcp, port: {TCP_PORT}}}
 - {{name: udp, port: {UDP_PORT}, protocol: UDP}}
 endpoints:
-- {{addresses: ["{address}"], nodeName: {node}}}
----
 "#,
             suffix = kind.to_lowercase()
         );
+        for address in addresses {
+            let _ = writeln!(text, "- {{addresses: [\"{address}\"], nodeName: {node}}}");
+        }
+        text.push_str("---\n");
     }
     text
 }

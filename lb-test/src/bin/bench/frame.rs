@@ -1,4 +1,4 @@
-//! TCP frames as bytes, of one length, so that each is restored in the same time.
+//! Frames of TCP and UDP as bytes, of one length, so that each is restored in the same time.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,10 +9,23 @@ pub(crate) const LENGTH: usize = 96;
 /// Length of an Ethernet header.
 const ETHERNET: usize = 14;
 
-/// TCP flags of a first packet.
-pub(crate) const SYN: u8 = 0x02;
-/// TCP flags of a later packet.
-pub(crate) const ACK: u8 = 0x10;
+/// What a frame carries.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Payload {
+    /// A TCP segment with these flags.
+    Tcp(u8),
+    /// A datagram.
+    Udp,
+}
+
+/// The first packet of a connection.
+pub(crate) const SYN: Payload = Payload::Tcp(0x02);
+/// The answer to it.
+pub(crate) const SYN_ACK: Payload = Payload::Tcp(0x12);
+/// A later packet.
+pub(crate) const ACK: Payload = Payload::Tcp(0x10);
+const TCP: u8 = 6;
+const UDP: u8 = 17;
 
 /// Where a packet comes from and goes to.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -45,27 +58,34 @@ impl Flow {
     }
 
     /// A frame of this flow with whole checksums.
-    pub(crate) fn frame(self, flags: u8) -> [u8; LENGTH] {
+    pub(crate) fn frame(self, payload: Payload) -> [u8; LENGTH] {
+        let protocol = if payload == Payload::Udp { UDP } else { TCP };
         let mut frame = [0; LENGTH];
         frame[..12].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
         let l4 = match (self.src.0, self.dst.0) {
-            (IpAddr::V4(src), IpAddr::V4(dst)) => write_v4(&mut frame, src, dst),
-            (IpAddr::V6(src), IpAddr::V6(dst)) => write_v6(&mut frame, src, dst),
+            (IpAddr::V4(src), IpAddr::V4(dst)) => write_v4(&mut frame, protocol, [src, dst]),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => write_v6(&mut frame, protocol, [src, dst]),
             _ => unreachable!("both ends are of one family"),
         };
         frame[l4..l4 + 2].copy_from_slice(&self.src.1.to_be_bytes());
         frame[l4 + 2..l4 + 4].copy_from_slice(&self.dst.1.to_be_bytes());
-        frame[l4 + 12..l4 + 16].copy_from_slice(&[0x50, flags, 0xff, 0xff]);
-        let checksum = tcp_checksum(&frame);
-        frame[l4 + 16..l4 + 18].copy_from_slice(&checksum.to_ne_bytes());
+        match payload {
+            Payload::Tcp(flags) => {
+                frame[l4 + 12..l4 + 16].copy_from_slice(&[0x50, flags, 0xff, 0xff]);
+            }
+            Payload::Udp => frame[l4 + 4..l4 + 6].copy_from_slice(&length(l4).to_be_bytes()),
+        }
+        let checksum = l4_checksum(&frame);
+        let at = l4 + if protocol == UDP { 6 } else { 16 };
+        frame[at..at + 2].copy_from_slice(&checksum.to_ne_bytes());
         frame
     }
 }
 
-fn write_v4(frame: &mut [u8; LENGTH], src: Ipv4Addr, dst: Ipv4Addr) -> usize {
+fn write_v4(frame: &mut [u8; LENGTH], protocol: u8, [src, dst]: [Ipv4Addr; 2]) -> usize {
     frame[12..14].copy_from_slice(&[0x08, 0x00]);
     let [high, low] = length(ETHERNET).to_be_bytes();
-    frame[14..24].copy_from_slice(&[0x45, 0, high, low, 0, 0, 0x40, 0, 64, 6]);
+    frame[14..24].copy_from_slice(&[0x45, 0, high, low, 0, 0, 0x40, 0, 64, protocol]);
     frame[26..30].copy_from_slice(&src.octets());
     frame[30..34].copy_from_slice(&dst.octets());
     let checksum = !fold(sum(&frame[14..34]));
@@ -73,10 +93,10 @@ fn write_v4(frame: &mut [u8; LENGTH], src: Ipv4Addr, dst: Ipv4Addr) -> usize {
     34
 }
 
-fn write_v6(frame: &mut [u8; LENGTH], src: Ipv6Addr, dst: Ipv6Addr) -> usize {
+fn write_v6(frame: &mut [u8; LENGTH], protocol: u8, [src, dst]: [Ipv6Addr; 2]) -> usize {
     frame[12..14].copy_from_slice(&[0x86, 0xdd]);
     let [high, low] = length(ETHERNET + 40).to_be_bytes();
-    frame[14..22].copy_from_slice(&[0x60, 0, 0, 0, high, low, 6, 64]);
+    frame[14..22].copy_from_slice(&[0x60, 0, 0, 0, high, low, protocol, 64]);
     frame[22..38].copy_from_slice(&src.octets());
     frame[38..54].copy_from_slice(&dst.octets());
     54
@@ -87,10 +107,11 @@ fn length(from: usize) -> u16 {
     u16::try_from(LENGTH - from).expect("a frame is shorter")
 }
 
-/// What is missing in the TCP checksum of a frame: zero where it is right.
-fn tcp_checksum(frame: &[u8; LENGTH]) -> u16 {
-    let (addresses, l4) = if frame[12] == 0x08 { (26, 34) } else { (22, 54) };
-    let pseudo = u32::from(6_u16.to_be()) + u32::from(length(l4).to_be());
+/// What is missing in the TCP or UDP checksum of a frame: zero where it is right.
+fn l4_checksum(frame: &[u8; LENGTH]) -> u16 {
+    let (addresses, l4, protocol) =
+        if frame[12] == 0x08 { (26, 34, frame[23]) } else { (22, 54, frame[20]) };
+    let pseudo = u32::from(u16::from(protocol).to_be()) + u32::from(length(l4).to_be());
     !fold(sum(&frame[addresses..]) + pseudo)
 }
 
@@ -102,7 +123,7 @@ fn sum(bytes: &[u8]) -> u32 {
 /// Are the checksums of a frame right?
 pub(crate) fn is_sound(frame: &[u8; LENGTH]) -> bool {
     let is_v4 = frame[12] == 0x08;
-    tcp_checksum(frame) == 0 && (!is_v4 || fold(sum(&frame[14..34])) == 0xffff)
+    l4_checksum(frame) == 0 && (!is_v4 || fold(sum(&frame[14..34])) == 0xffff)
 }
 
 #[cfg(test)]
@@ -116,11 +137,13 @@ mod tests {
     #[test]
     fn a_frame_is_sound_and_tells_its_flow() {
         for flow in [flow("172.21.0.2", "10.96.0.1"), flow("fd00:21::2", "fd00:96::1")] {
-            let mut frame = flow.frame(SYN);
-            assert!(is_sound(&frame), "{flow:?}");
-            assert_eq!(Flow::of(&frame), flow);
-            frame[LENGTH - 1] ^= 1;
-            assert!(!is_sound(&frame), "{flow:?}");
+            for payload in [SYN, Payload::Udp] {
+                let mut frame = flow.frame(payload);
+                assert!(is_sound(&frame), "{flow:?}");
+                assert_eq!(Flow::of(&frame), flow);
+                frame[LENGTH - 1] ^= 1;
+                assert!(!is_sound(&frame), "{flow:?}");
+            }
         }
     }
 }

@@ -3,20 +3,42 @@
 use anyhow::{Context, Result, ensure};
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, MapData, ProgramArray},
-    programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions, Xdp},
+    maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray},
+    programs::{
+        ProgramFd, SchedClassifier, TestRun, TestRunAttrs, TestRunOptions, TestRunResult, Xdp,
+        XdpMode, xdp::XdpLinkId,
+    },
 };
 
 use crate::frame::LENGTH;
 
 /// Passes in one call; short, so that one of several calls is not interrupted.
 const PASSES: u32 = 10_000;
+/// Passes in one call where many flows are sent in turn: each of them once.
+const MOST_PASSES: u32 = 1 << 16;
 /// Calls of which the fastest counts.
 const CALLS: usize = 8;
-/// Size of `struct __sk_buff`.
-const CONTEXT: usize = 192;
-const INGRESS_IFINDEX: usize = 36;
-const IFINDEX: usize = 40;
+/// Frames that the kernel hands over at once: what a driver's poll takes.
+const BATCH: u32 = 64;
+
+/// Where a program belongs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Layer {
+    /// Behind the stack's socket buffer.
+    Tc,
+    /// In the driver.
+    Xdp,
+}
+
+impl Layer {
+    /// Names of the program that does nothing, the harness, and the map that tells it what to call.
+    const fn names(self) -> [&'static str; 3] {
+        match self {
+            Self::Tc => ["tc_noop", "tc_harness", "TC_TARGET"],
+            Self::Xdp => ["xdp_noop", "xdp_harness", "XDP_TARGET"],
+        }
+    }
+}
 
 /// What a program is run on.
 #[derive(Clone, Debug)]
@@ -25,18 +47,33 @@ pub(crate) struct Input {
     pub(crate) frame: [u8; LENGTH],
     /// Flows that the frame is sent in, in turn: a power of two.
     pub(crate) flows: u32,
-    /// Device that the program is at.
+    /// Device that the program is at; zero for none.
     pub(crate) device: u32,
     /// Device that the packet came in by; zero if a socket sent it.
     pub(crate) came_by: u32,
 }
 
 impl Input {
-    fn context(&self) -> [u8; CONTEXT] {
-        let mut context = [0; CONTEXT];
-        context[INGRESS_IFINDEX..][..4].copy_from_slice(&self.came_by.to_ne_bytes());
-        context[IFINDEX..][..4].copy_from_slice(&self.device.to_ne_bytes());
+    /// The `struct __sk_buff` or `struct xdp_md` that the kernel is told.
+    fn context(&self, layer: Layer) -> Vec<u8> {
+        let length = u32::try_from(LENGTH).expect("a frame is short");
+        let (size, words) = match layer {
+            Layer::Tc => (192, [(36, self.came_by), (40, self.device)]),
+            Layer::Xdp if self.device == 0 => return Vec::new(),
+            Layer::Xdp => (24, [(4, length), (12, self.device)]),
+        };
+        let mut context = vec![0; size];
+        for (at, word) in words {
+            context[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+        }
         context
+    }
+
+    const fn passes(&self) -> u32 {
+        match self.flows {
+            flows @ PASSES..=MOST_PASSES => flows,
+            _ => PASSES,
+        }
     }
 }
 
@@ -62,7 +99,7 @@ impl Harness {
             let program: &mut SchedClassifier = program_mut(&mut ebpf, name)?.try_into()?;
             program.load()?;
         }
-        for name in ["xdp_noop", "xdp_harness", "reference_nat"] {
+        for name in ["xdp_noop", "xdp_harness", "reference_nat", "swap_macs", "xdp_drop"] {
             let program: &mut Xdp = program_mut(&mut ebpf, name)?.try_into()?;
             program.load()?;
         }
@@ -77,33 +114,92 @@ impl Harness {
         Ok(nat.insert(ends(from)?, ends(to)?, 0)?)
     }
 
-    /// Nanoseconds of one pass of the reference NAT, and what it makes of the frame.
-    pub(crate) fn reference(&mut self, input: &Input) -> Result<(f64, Output)> {
-        self.prepare(input)?;
-        let plain = self.xdp("xdp_noop", input)?.0;
-        self.call_xdp("xdp_noop")?;
-        let own = self.xdp("xdp_harness", input)?.0;
-        self.call_xdp("reference_nat")?;
-        let (all, output) = self.xdp("xdp_harness", input)?;
-        Ok((all - own + plain, output))
+    /// One of the benchmark's own programs, to be measured.
+    pub(crate) fn own(&self, name: &str) -> Result<ProgramFd> {
+        let fd = match self.ebpf.program(name) {
+            Some(aya::programs::Program::Xdp(program)) => program.fd()?,
+            Some(aya::programs::Program::SchedClassifier(program)) => program.fd()?,
+            _ => anyhow::bail!("no program {name}"),
+        };
+        Ok(fd.try_clone()?)
     }
 
     /// Nanoseconds of one pass of the program that does nothing: at XDP, and at TC.
     pub(crate) fn noops(&self, input: &Input) -> Result<[f64; 2]> {
-        Ok([self.xdp("xdp_noop", input)?.0, self.tc("tc_noop", input)?.0])
+        let noop = |layer: Layer| self.time(layer, layer.names()[0], input);
+        Ok([noop(Layer::Xdp)?.0, noop(Layer::Tc)?.0])
     }
 
-    /// Nanoseconds of one pass of a TC program, and what it makes of the frame.
-    pub(crate) fn measure(&mut self, program: &ProgramFd, input: &Input) -> Result<(f64, Output)> {
+    /// Nanoseconds of one pass of a program, and what it makes of the frame.
+    pub(crate) fn measure(
+        &mut self,
+        (layer, program): (Layer, &ProgramFd),
+        input: &Input,
+    ) -> Result<(f64, Output)> {
+        let [noop, harness, _] = layer.names();
         self.prepare(input)?;
-        let plain = self.tc("tc_noop", input)?.0;
-        let noop: &SchedClassifier = self.program("tc_noop")?.try_into()?;
-        let noop = noop.fd()?.try_clone()?;
-        self.call_tc(&noop)?;
-        let own = self.tc("tc_harness", input)?.0;
-        self.call_tc(program)?;
-        let (all, output) = self.tc("tc_harness", input)?;
+        let plain = self.time(layer, noop, input)?.0;
+        let noop = self.own(noop)?;
+        self.call(layer, &noop)?;
+        let own = self.time(layer, harness, input)?.0;
+        self.call(layer, program)?;
+        let (all, output) = self.time(layer, harness, input)?;
         Ok((all - own + plain, output))
+    }
+
+    /// Has a program pass so many packets, without taking the time.
+    pub(crate) fn exercise(
+        &mut self,
+        (layer, program): (Layer, &ProgramFd),
+        (input, passes): (&Input, u32),
+    ) -> Result<()> {
+        self.prepare(input)?;
+        self.call(layer, program)?;
+        let context = input.context(layer);
+        match layer {
+            Layer::Tc => run(self.tc("tc_harness")?, input, (&context, passes)).map(drop),
+            Layer::Xdp => run(self.xdp("xdp_harness")?, input, (&context, passes)).map(drop),
+        }
+    }
+
+    /// Nanoseconds for each of so many frames that a program of XDP sends by the device that they
+    /// came by, until they are taken in at the far end, all on one CPU; and how many those were.
+    pub(crate) fn live(
+        &mut self,
+        program: &ProgramFd,
+        (input, frames): (&Input, u32),
+    ) -> Result<(f64, u64)> {
+        self.prepare(input)?;
+        self.call(Layer::Xdp, program)?;
+        let context = input.context(Layer::Xdp);
+        let before = self.taken_in()?;
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(&input.frame);
+        options.ctx_in = Some(&context);
+        options.repeat = frames;
+        options.attrs = TestRunAttrs::new().xdp_live_frames(BATCH);
+        let result = self.xdp("xdp_harness")?.test_run(options).context("send live frames")?;
+        Ok((result.duration.as_secs_f64() * 1e9, self.taken_in()? - before))
+    }
+
+    /// Attaches a program of XDP to a device of the calling thread's namespace.
+    ///
+    /// One that is attached nowhere takes a grace period to be run at all.
+    pub(crate) fn attach(&mut self, name: &str, device: &str) -> Result<XdpLinkId> {
+        let program: &mut Xdp = program_mut(&mut self.ebpf, name)?.try_into()?;
+        program.attach(device, XdpMode::Driver).with_context(|| format!("attach to {device}"))
+    }
+
+    /// Ends that.
+    pub(crate) fn detach(&mut self, name: &str, link: XdpLinkId) -> Result<()> {
+        let program: &mut Xdp = program_mut(&mut self.ebpf, name)?.try_into()?;
+        Ok(program.detach(link)?)
+    }
+
+    fn taken_in(&self) -> Result<u64> {
+        let map = self.ebpf.map("TAKEN_IN").context("no map TAKEN_IN")?;
+        let frames: PerCpuArray<&MapData, u64> = PerCpuArray::try_from(map)?;
+        Ok(frames.get(&0, 0)?.iter().sum())
     }
 
     fn prepare(&mut self, input: &Input) -> Result<()> {
@@ -121,47 +217,46 @@ impl Harness {
         Ok(vary.set(0, [input.flows - 1, is_v6], 0)?)
     }
 
-    fn call_tc(&mut self, program: &ProgramFd) -> Result<()> {
-        let map = self.ebpf.map_mut("TC_TARGET").context("no map TC_TARGET")?;
-        Ok(ProgramArray::try_from(map)?.set(0, program, 0)?)
+    fn call(&mut self, layer: Layer, program: &ProgramFd) -> Result<()> {
+        let [.., target] = layer.names();
+        let map = self.ebpf.map_mut(target).with_context(|| format!("no map {target}"))?;
+        ProgramArray::try_from(map)?.set(0, program, 0).with_context(|| format!("{target}"))
     }
 
-    fn call_xdp(&mut self, name: &str) -> Result<()> {
-        let program: &Xdp = self.program(name)?.try_into()?;
-        let program = program.fd()?.try_clone()?;
-        let map = self.ebpf.map_mut("XDP_TARGET").context("no map XDP_TARGET")?;
-        Ok(ProgramArray::try_from(map)?.set(0, &program, 0)?)
+    fn time(&self, layer: Layer, name: &str, input: &Input) -> Result<(f64, Output)> {
+        match layer {
+            Layer::Tc => fastest(self.tc(name)?, input, layer),
+            Layer::Xdp => fastest(self.xdp(name)?, input, layer),
+        }
     }
 
-    fn tc(&self, name: &str, input: &Input) -> Result<(f64, Output)> {
-        let program: &SchedClassifier = self.program(name)?.try_into()?;
-        fastest(program, input, &input.context())
+    fn tc(&self, name: &str) -> Result<&SchedClassifier> {
+        let program = self.ebpf.program(name).with_context(|| format!("no program {name}"))?;
+        Ok(program.try_into()?)
     }
 
-    fn xdp(&self, name: &str, input: &Input) -> Result<(f64, Output)> {
-        let program: &Xdp = self.program(name)?.try_into()?;
-        fastest(program, input, &[])
-    }
-
-    fn program(&self, name: &str) -> Result<&aya::programs::Program> {
-        self.ebpf.program(name).with_context(|| format!("no program {name}"))
+    fn xdp(&self, name: &str) -> Result<&Xdp> {
+        let program = self.ebpf.program(name).with_context(|| format!("no program {name}"))?;
+        Ok(program.try_into()?)
     }
 }
 
 /// Runs a TC program once, without the harness.
 pub(crate) fn once(program: &SchedClassifier, input: &Input) -> Result<Output> {
-    Ok(run(program, input, (&input.context(), 1))?.1)
+    Ok(run(program, input, (&input.context(Layer::Tc), 1))?.1)
 }
 
-type Options<'a> = TestRunOptions<'a>;
+/// A program that is run on frames.
+trait Runs: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = TestRunResult> {}
 
-fn fastest<P>(program: &P, input: &Input, context: &[u8]) -> Result<(f64, Output)>
-where
-    P: for<'a> TestRun<Opts<'a> = Options<'a>, Result = aya::programs::TestRunResult>,
-{
-    let mut best = run(program, input, (context, PASSES))?;
+impl Runs for SchedClassifier {}
+impl Runs for Xdp {}
+
+fn fastest<P: Runs>(program: &P, input: &Input, layer: Layer) -> Result<(f64, Output)> {
+    let how = (&input.context(layer)[..], input.passes());
+    let mut best = run(program, input, how)?;
     for _ in 1..CALLS {
-        let next = run(program, input, (context, PASSES))?;
+        let next = run(program, input, how)?;
         if next.0 < best.0 {
             best = next;
         }
@@ -169,10 +264,11 @@ where
     Ok(best)
 }
 
-fn run<P>(program: &P, input: &Input, (context, passes): (&[u8], u32)) -> Result<(f64, Output)>
-where
-    P: for<'a> TestRun<Opts<'a> = Options<'a>, Result = aya::programs::TestRunResult>,
-{
+fn run<P: Runs>(
+    program: &P,
+    input: &Input,
+    (context, passes): (&[u8], u32),
+) -> Result<(f64, Output)> {
     let mut frame = [0; LENGTH];
     let mut options = TestRunOptions::new();
     options.data_in = Some(&input.frame);

@@ -1,12 +1,16 @@
-//! First figures: what a packet, a connection, a change and the agent itself cost.
+//! What a packet, a connection, a change and the agent itself cost.
 //!
 //! Prints one table of ratios against the project's goals; `docs/performance.md` says how each
 //! figure is measured. All of it runs in namespaces, with agents of its own.
 
 mod agent;
+mod cases;
 mod cluster;
+mod crowd;
 mod frame;
 mod harness;
+mod lab;
+mod live;
 mod packets;
 mod report;
 mod sockets;
@@ -42,7 +46,7 @@ struct Cli {
 enum Part {
     /// The agent: start, memory, size
     Agent,
-    /// Packets through the TC programs
+    /// Packets through the programs of XDP and TC
     Packet,
     /// System calls on sockets
     Socket,
@@ -98,7 +102,7 @@ fn measure(parts: &[Part], report: &mut Report) -> Result<()> {
 }
 
 fn topology() -> Result<Topology> {
-    Topology::builder()
+    let topology = Topology::builder()
         .node(NodeSpec::new("node1"))
         .node(NodeSpec::new("node2"))
         .pod(PodSpec::routed("web1", "node1"))
@@ -106,5 +110,7 @@ fn topology() -> Result<Topology> {
         .pod(PodSpec::routed("web2", "node2"))
         .pod(PodSpec::routed("shell2", "node2"))
         .client("client")
-        .build()
+        .build()?;
+    topology.ready_for_xdp()?;
+    Ok(topology)
 }
