@@ -19,6 +19,20 @@ use lb_common::{
 
 use super::{TableError, map::Map, mapped::Mapped};
 
+/// What packets of known flows are served from.
+pub struct FlowCache(ControlMap);
+
+impl FlowCache {
+    pub(super) fn open(folder: &Path) -> Result<Self, TableError> {
+        ControlMap::open(folder).map(Self)
+    }
+
+    /// Ends all that is cached: each flow's next packet asks again, also where to go.
+    pub fn renew(&self) {
+        self.0.renew();
+    }
+}
+
 /// The one element of `CONTROL`, mapped.
 pub(super) struct ControlMap(Mapped<Control>);
 

@@ -12,7 +12,7 @@ use lb_common::abi::{Device, maps};
 
 use super::{
     TableError, cgroup, clsact,
-    control::ControlMap,
+    control::{ControlMap, FlowCache},
     load::{kernel_at_least, load, load_program},
     map::Map,
     options::{KernelOptions, TcAttach},
@@ -133,6 +133,15 @@ impl Kernel {
     /// If a map has another shape.
     pub fn tables(&self) -> Result<KernelTables, TableError> {
         KernelTables::open(&self.pins.maps)
+    }
+
+    /// The cache of known flows.
+    ///
+    /// # Errors
+    ///
+    /// If its map has another shape.
+    pub fn flow_cache(&self) -> Result<FlowCache, TableError> {
+        FlowCache::open(&self.pins.maps)
     }
 
     /// Maps that an earlier agent made with another size; they keep it.

@@ -35,6 +35,7 @@ use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind, Region, maps};
 use crate::model::Family;
 
 pub use crate::desired::FrontendAddress;
+pub use control::FlowCache;
 pub use drain::Drain;
 pub use kernel::{Kernel, KernelError};
 pub use load::object;

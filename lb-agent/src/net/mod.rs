@@ -15,6 +15,7 @@ mod bound;
 mod classify;
 mod dump;
 mod follow;
+mod hops;
 mod local;
 mod nodeport;
 pub mod sockets;
@@ -22,6 +23,7 @@ pub mod sockets;
 pub use bound::bound_ports;
 pub use classify::{AddressFacts, LinkFacts, Reach, RouteFacts, classify};
 pub use follow::{DeviceSettings, Following, follow};
+pub use hops::{HopWatch, watch_hops};
 pub use local::name_pods;
 pub use nodeport::nodeports;
 
