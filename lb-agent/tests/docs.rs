@@ -65,8 +65,10 @@ fn drop_reasons() -> String {
         (
             CounterKind::Reject,
             "Refused",
-            "The client is told at once: TCP reset, or ICMP port unreachable.",
+            "The client is told at once, by a TCP reset or an error of ICMP. Errors about packets that\n\
+             cannot be forwarded are at most so many a second.",
         ),
+        (CounterKind::Answer, "Answered", "In place of what is behind the address."),
         (
             CounterKind::Pass,
             "Passed on",

@@ -7,6 +7,7 @@
 //! | [`flow`] | a 5-tuple as it stands on the wire, and its hash |
 //! | [`conntrack`] | what a packet makes of the state of its flow; how long a silent flow is kept |
 //! | [`checksum`], [`crc32c`] | RFC 1624 arithmetic; the same for the checksum of SCTP |
+//! | [`limit`] | how many answers of its own a node makes |
 //! | [`maglev`] | the table of slots (feature `alloc`) |
 //!
 //! Not for: anything that talks to a kernel, from either side.
@@ -23,5 +24,6 @@ pub mod conntrack;
 pub mod crc32c;
 pub mod filter;
 pub mod flow;
+pub mod limit;
 #[cfg(feature = "alloc")]
 pub mod maglev;

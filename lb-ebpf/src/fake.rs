@@ -1,5 +1,7 @@
 //! A node without a kernel: packets as byte buffers, tables in memory, routes by heart.
 
+mod judge;
+
 use std::{
     cell::{Cell, RefCell, UnsafeCell},
     collections::{HashMap, HashSet},
@@ -9,29 +11,24 @@ use std::{
 
 use lb_common::{
     abi::{
-        Abi, Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, Counter, CounterKind,
-        CtEntry, CtKey, Frontend, FrontendKey, FrontendKind, Ipv4, Ipv6, L4Proto, NextHop, Region,
-        Source, SourceRange,
+        Abi, Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, Counter, CtEntry, CtKey,
+        Fragment, FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind, Ipv4, Ipv6,
+        L4Proto, NextHop, Region, Source, SourceRange,
     },
     cache::{FACTORS, Factors, Stamp},
     checksum::Difference,
     conntrack::{TICK_SHIFT, Timeouts},
-    filter,
+    filter, limit,
 };
 
 use crate::{
     cases::{
-        BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Host, Outcome, Prefix,
-        SERVICE, SNAT_RANGE,
+        BackendSpec, Bench, Device, Fate, FrontendSpec, Hook, Host, Outcome, Prefix, SERVICE,
+        SNAT_RANGE,
     },
     packet::{ETHERNET_HEADER, L4Checksum, Packet},
-    parse::{self, Headers, Next, NoFlow},
-    path::{
-        Direction, Found, Look, Origin, PathResult, Verdict, act, ask,
-        icmp::{Icmp, icmp},
-        look,
-        refuse::refuse,
-    },
+    parse,
+    path::{answer::Answers, fragment::Fragments},
     tables::{Backends, CtRef, Ends, Ref, Tables},
 };
 
@@ -84,6 +81,8 @@ impl Packet for Buffer {
             .ok_or(Counter::RewriteFailed)
     }
 
+    fn pull(&mut self, _headers: u32) {}
+
     fn fits(&self, mtu: u16) -> bool {
         self.0.len() <= usize::from(mtu) + ETHERNET_HEADER
     }
@@ -123,6 +122,8 @@ struct FakeTables<A> {
     sources: HashMap<u32, Vec<SourceRange<A>>>,
     conntrack: RefCell<HashMap<Vec<u8>, Entry<CtEntry<A>>>>,
     scratch: Entry<CtEntry<A>>,
+    fragments: RefCell<HashMap<Vec<u8>, Fragment<A>>>,
+    next_answer: Cell<u64>,
     filter: HashSet<u32>,
     flows: RefCell<HashMap<Vec<u8>, CachedFlow<A>>>,
     epoch: u32,
@@ -145,6 +146,8 @@ impl<A: FromIp> FakeTables<A> {
             sources: HashMap::new(),
             conntrack: RefCell::default(),
             scratch: Box::new(UnsafeCell::new(CtEntry::zeroed())),
+            fragments: RefCell::default(),
+            next_answer: Cell::default(),
             filter: HashSet::new(),
             flows: RefCell::default(),
             epoch: 0,
@@ -358,6 +361,30 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
     }
 }
 
+impl<A: FromIp> Fragments<A> for FakeTables<A> {
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment<A>> {
+        self.fragments.borrow().get(key.as_bytes()).copied()
+    }
+
+    fn keep_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment<A>) {
+        self.fragments.borrow_mut().insert(key.as_bytes().to_vec(), *fragment);
+    }
+
+    fn has_frontends(&self, address: A) -> bool {
+        self.frontends.iter().any(|(key, frontend)| {
+            let key = FrontendKey::<A>::from_bytes(key).expect("a key");
+            key.address == address && !frontend.flags.has(FrontendFlags::HOST_ONLY)
+        })
+    }
+}
+
+impl<A: FromIp> Answers<A> for FakeTables<A> {
+    fn may_answer(&self) -> bool {
+        let next = limit::admit(self.next_answer.get(), self.nanoseconds.get());
+        next.inspect(|next| self.next_answer.set(*next)).is_some()
+    }
+}
+
 /// The first bits of some bytes, as a trie of prefixes compares them.
 fn bits(bytes: &[u8], count: u32) -> Vec<bool> {
     let bits = bytes.iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1 == 1));
@@ -427,88 +454,10 @@ impl Bench for FakeBench {
     fn judge(&mut self, hook: Hook, bytes: &[u8], _expected: Fate) -> Outcome {
         let mut packet = Buffer(bytes.to_vec());
         let (fate, counter) = match parse::ethertype(&packet) {
-            Ipv4::ETHERTYPE => judge_by(&mut self.v4, hook, &mut packet),
-            Ipv6::ETHERTYPE => judge_by(&mut self.v6, hook, &mut packet),
+            Ipv4::ETHERTYPE => judge::judge_by(&mut self.v4, hook, &mut packet),
+            Ipv6::ETHERTYPE => judge::judge_by(&mut self.v6, hook, &mut packet),
             _ => (Fate::Next, None),
         };
         Outcome { fate, bytes: packet.0, counted: Vec::from_iter(counter) }
-    }
-}
-
-/// What the programs at TC do, without the kernel.
-fn judge_by<A: FromIp + Icmp>(
-    tables: &mut FakeTables<A>,
-    hook: Hook,
-    packet: &mut Buffer,
-) -> (Fate, Option<Counter>) {
-    let (Hook::Egress(device) | Hook::HostEgress(device) | Hook::Ingress(device)) = hook;
-    tables.device = device;
-    let is_ingress = matches!(hook, Hook::Ingress(_));
-    let direction = if is_ingress { Direction::Ingress } else { Direction::Egress };
-    let mut decision = CachedFlow::zeroed();
-    let verdict = match A::parse(packet, Path { hook, tables, decision: &mut decision }) {
-        Ok(Judged::Refused(counter)) => return (Fate::Sent(device), Some(counter)),
-        Ok(Judged::By(verdict)) => verdict,
-        Err(NoFlow::Fragment) => Err(Counter::Fragment),
-        Err(NoFlow::Truncated) => Err(Counter::Truncated),
-        Err(NoFlow::Other) => icmp(packet, tables, direction),
-    };
-    let by = |index| Device::ALL.into_iter().find(|device| *device as u32 == index);
-    let sent = |index| by(index).map_or(Fate::Dropped, Fate::Sent);
-    match verdict {
-        Ok(Verdict::Continue | Verdict::Pass) => (Fate::Next, None),
-        Ok(Verdict::Deliver(index)) => {
-            packet.0[..6].copy_from_slice(&DEVICE_MAC);
-            (sent(index), None)
-        }
-        Ok(Verdict::Route) => (sent(tables.routed.get()), None),
-        Ok(Verdict::Send) => {
-            packet.0[..12].copy_from_slice(decision.hop.macs.as_bytes());
-            (sent(decision.hop.device), None)
-        }
-        Err(counter) if counter.kind() == CounterKind::Pass => (Fate::Next, Some(counter)),
-        Err(counter) => (Fate::Dropped, Some(counter)),
-    }
-}
-
-/// What the steps make of a packet.
-enum Judged {
-    By(PathResult),
-    Refused(Counter),
-}
-
-/// The steps that a hook takes.
-struct Path<'a, A> {
-    hook: Hook,
-    tables: &'a FakeTables<A>,
-    decision: &'a mut CachedFlow<A>,
-}
-
-impl<A: FromIp> Next<A, Buffer> for Path<'_, A> {
-    type Output = Judged;
-
-    fn run(self, packet: &mut Buffer, headers: &Headers<A>) -> Judged {
-        let origin = match self.hook {
-            Hook::Egress(_) => Origin::Forwarded,
-            Hook::HostEgress(_) => Origin::Host,
-            Hook::Ingress(_) => Origin::Incoming,
-        };
-        let Self { tables, decision, .. } = self;
-        let found = match look(headers, tables, origin, decision) {
-            Look::Act => {
-                return Judged::By(act(packet, headers, tables, decision, Verdict::Send));
-            }
-            Look::Ask => ask(headers, tables, origin, decision),
-            Look::Leave => Ok(Found::Nothing),
-        };
-        Judged::By(match found {
-            Ok(Found::Answer(counter)) => match refuse(packet, headers) {
-                Ok(()) => return Judged::Refused(counter),
-                Err(counter) => Err(counter),
-            },
-            Ok(Found::Decided) => act(packet, headers, tables, decision, Verdict::Route),
-            Ok(Found::Nothing) => Ok(Verdict::Pass),
-            Err(counter) => Err(counter),
-        })
     }
 }

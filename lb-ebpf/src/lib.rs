@@ -15,6 +15,7 @@
 pub mod affinity;
 #[cfg(any(test, feature = "cases"))]
 pub mod cases;
+mod extension;
 #[cfg(test)]
 mod fake;
 pub mod packet;

@@ -1,5 +1,8 @@
 //! Every map, and the only unsafe access to one.
 
+pub mod answers;
+pub mod fragments;
+
 use core::{marker::PhantomData, ptr::NonNull};
 
 use aya_ebpf::{

@@ -38,6 +38,9 @@ pub trait Packet {
     /// [`Counter::RewriteFailed`] beyond the end.
     fn repair_l4_checksum(&mut self, checksum: L4Checksum) -> Result<(), Counter>;
 
+    /// Makes the first bytes readable, as many of these as there are.
+    fn pull(&mut self, headers: u32);
+
     /// May it be sent by a device that takes so many bytes from the IP header on?
     fn fits(&self, mtu: u16) -> bool;
 

@@ -5,7 +5,10 @@ use lb_common::{
     conntrack::TcpFlags,
 };
 
-use crate::packet::{ETHERNET_HEADER, Packet};
+use crate::{
+    extension::Chain,
+    packet::{ETHERNET_HEADER, Packet},
+};
 
 /// Where the IP header begins.
 pub const L3: usize = ETHERNET_HEADER;
@@ -13,9 +16,11 @@ const ETHERTYPE_OFFSET: usize = 12;
 const TCP_FLAGS_OFFSET: usize = 13;
 /// The type of the first chunk, behind the common header (RFC 9260, 3).
 const SCTP_CHUNK_OFFSET: usize = 12;
-/// More fragments, or a fragment offset (RFC 791, 3.1).
-const IPV4_FRAGMENT: u16 = 0x3fff;
-const IPV6_FRAGMENT: u8 = 44;
+const IPV4_ID: usize = L3 + 4;
+const IPV4_FRAGMENT: usize = L3 + 6;
+/// The offset in fragments of eight bytes (RFC 791, 3.1).
+const FRAGMENT_OFFSET: u16 = 0x1fff;
+const MORE_FRAGMENTS: u16 = 0x2000;
 
 /// What the paths need to know of a packet.
 #[derive(Clone, Copy, Debug)]
@@ -24,6 +29,8 @@ pub struct Headers<A> {
     pub flow: CtKey<A>,
     /// Offset of the transport header: a byte, whose bounds the verifier knows wherever it is read.
     l4: u8,
+    /// Offset of the identification in a packet's first fragment; zero if it is a whole packet.
+    id: u8,
     /// TCP flags, or what an SCTP chunk says in their words; none for UDP.
     pub flags: TcpFlags,
     /// Time to live or hop limit.
@@ -37,6 +44,12 @@ impl<A> Headers<A> {
         usize::from(self.l4)
     }
 
+    /// Is this the first fragment of a packet, whose rest follows?
+    #[inline(always)]
+    pub fn has_rest(&self) -> bool {
+        self.id != 0
+    }
+
     /// May the packet be the first of its flow? A TCP segment other than a SYN never is, nor an SCTP
     /// packet other than an INIT.
     #[inline(always)]
@@ -48,7 +61,7 @@ impl<A> Headers<A> {
 /// Why a packet is not one of a flow.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum NoFlow {
-    /// A fragment: without ports, or with more to follow that have none.
+    /// A later fragment, which has no ports.
     Fragment,
     /// Another protocol.
     Other,
@@ -83,22 +96,38 @@ pub trait Header: Address {
     ///
     /// Why there is no flow to go on with.
     fn parse<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Result<N::Output, NoFlow>;
+
+    /// What a fragment belongs to: identification in network order, and protocol. `None` if the
+    /// packet is whole.
+    fn fragment(packet: &mut impl Packet) -> Option<(u32, L4Proto)>;
 }
 
 impl Header for Ipv4 {
     #[inline(always)]
     fn parse<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Result<N::Output, NoFlow> {
         let first = packet.read::<u8>(L3).ok_or(NoFlow::Truncated)?;
-        let fragment = packet.read::<u16>(L3 + 6).ok_or(NoFlow::Truncated)?;
+        let fragment = packet.read::<u16>(IPV4_FRAGMENT).ok_or(NoFlow::Truncated)?;
+        let fragment = u16::from_be(fragment);
         let [ttl, protocol] = packet.read::<[u8; 2]>(L3 + 8).ok_or(NoFlow::Truncated)?;
-        let l3_length = usize::from(first & 0x0f) * 4;
-        if l3_length < Self::HEADER {
+        // Version and length of a header without options; one with another version is no longer one.
+        let options = first.wrapping_sub(0x45);
+        if options > 10 {
             return Err(NoFlow::Truncated);
         }
-        if u16::from_be(fragment) & IPV4_FRAGMENT != 0 {
+        let l3_length = Self::HEADER + usize::from(options) * 4;
+        if fragment & FRAGMENT_OFFSET != 0 {
             return Err(NoFlow::Fragment);
         }
-        transport(packet, L3 + l3_length, (L4Proto(protocol), ttl), next)
+        let id = if fragment & MORE_FRAGMENTS == 0 { 0 } else { IPV4_ID };
+        transport(packet, [L3 + l3_length, id], (L4Proto(protocol), ttl), next)
+    }
+
+    #[inline(always)]
+    fn fragment(packet: &mut impl Packet) -> Option<(u32, L4Proto)> {
+        let [id, fragment] = packet.read::<[u16; 2]>(IPV4_ID)?;
+        let [_, protocol] = packet.read::<[u8; 2]>(L3 + 8)?;
+        let is_whole = u16::from_be(fragment) & (FRAGMENT_OFFSET | MORE_FRAGMENTS) == 0;
+        (!is_whole).then_some((u32::from(id), L4Proto(protocol)))
     }
 }
 
@@ -106,17 +135,30 @@ impl Header for Ipv6 {
     #[inline(always)]
     fn parse<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Result<N::Output, NoFlow> {
         let [protocol, ttl] = packet.read::<[u8; 2]>(L3 + 6).ok_or(NoFlow::Truncated)?;
-        if protocol == IPV6_FRAGMENT {
+        let mut chain = Chain::none(protocol);
+        if chain.goes_on() {
+            chain.walk(packet)?;
+        }
+        if chain.is_later {
             return Err(NoFlow::Fragment);
         }
-        transport(packet, L3 + Self::HEADER, (L4Proto(protocol), ttl), next)
+        transport(packet, [chain.l4, chain.id], (L4Proto(chain.protocol), ttl), next)
+    }
+
+    #[inline(always)]
+    fn fragment(packet: &mut impl Packet) -> Option<(u32, L4Proto)> {
+        let [protocol, _] = packet.read::<[u8; 2]>(L3 + 6)?;
+        let mut chain = Chain::none(protocol);
+        chain.walk(packet).ok()?;
+        let id = packet.read::<u32>(chain.id)?;
+        (chain.id != 0).then_some((id, L4Proto(chain.protocol)))
     }
 }
 
 #[inline(always)]
 fn transport<A: Address, P: Packet, N: Next<A, P>>(
     packet: &mut P,
-    l4: usize,
+    [l4, id]: [usize; 2],
     (protocol, ttl): (L4Proto, u8),
     next: N,
 ) -> Result<N::Output, NoFlow> {
@@ -134,7 +176,7 @@ fn transport<A: Address, P: Packet, N: Next<A, P>>(
         flags = TcpFlags::of_chunk(chunk);
     }
     let flow = CtKey { src, dst, src_port, dst_port, protocol, pad: [0; 3] };
-    #[allow(clippy::cast_possible_truncation, reason = "at most 14 + 60")]
-    let l4 = l4 as u8;
-    Ok(next.run(packet, &Headers { flow, l4, flags, ttl }))
+    #[allow(clippy::cast_possible_truncation, reason = "IPv4's at most 14 + 60, IPv6's 190 + 8")]
+    let (l4, id) = (l4 as u8, id as u8);
+    Ok(next.run(packet, &Headers { flow, l4, id, flags, ttl }))
 }

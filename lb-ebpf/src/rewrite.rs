@@ -46,6 +46,23 @@ pub fn rewrite<A: Address>(
     packet.repair_l4_checksum(L4Checksum { offset, protocol, addresses, ports })
 }
 
+/// Gives a later fragment the ends of its packet: the checksum over them is in the first one.
+///
+/// # Errors
+///
+/// [`Counter::RewriteFailed`] if the kernel refuses.
+#[inline(always)]
+pub fn rewrite_rest<A: Address>(
+    packet: &mut impl Packet,
+    old: [A; 2],
+    new: [A; 2],
+) -> Result<(), Counter> {
+    if A::HEADER == IPV4_HEADER {
+        change_checksum(packet, L3 + IPV4_CHECKSUM, addresses(old, new))?;
+    }
+    packet.write_addresses(L3 + A::SOURCE_OFFSET, new)
+}
+
 /// Writes the addresses of an IP header alone, and returns what that changes in a checksum over
 /// them.
 ///
@@ -131,6 +148,9 @@ fn mend_crc<A: Address>(
         port_word([headers.flow.src_port, headers.flow.dst_port]) ^ port_word([src_port, dst_port]);
     if checksum == 0 || change == 0 {
         return Ok(());
+    }
+    if headers.has_rest() {
+        return Err(Counter::SctpFragment);
     }
     let length = l4_length(packet, headers)?;
     packet.write(offset, &(checksum ^ crc32c::change(change, length)))

@@ -10,13 +10,14 @@ use std::{
 use lb_common::{
     abi::{BackendFlags, Counter, L4Proto},
     conntrack::Timeouts,
+    limit,
 };
 use proptest::prelude::*;
 
 use crate::{
     cases::{
         self, Bench, Device, Fate, Hook, Host, Kind, Net, SNAT_RANGE,
-        frame::{Frame, Transport},
+        frame::{Frame, Transport, fragments},
     },
     fake::FakeBench,
 };
@@ -128,7 +129,8 @@ fn error(net: &Net<'_>, kind: [u8; 2], quote: Vec<u8>) -> Frame {
 proptest! {
     #[test]
     fn an_error_about_no_flow_is_left_alone(
-        kind in kinds(), icmp in 0..14_u8, code: u8, mut quote in proptest::collection::vec(any::<u8>(), 0..80),
+        // An echo request is answered.
+        kind in kinds(), icmp in (0..14_u8).prop_filter("no echo request", |icmp| *icmp != 8), code: u8, mut quote in proptest::collection::vec(any::<u8>(), 0..80),
     ) {
         let mut bench = FakeBench::new();
         let mut net = Net::new(&mut bench, kind);
@@ -381,5 +383,48 @@ fn s10_affinity_is_renewed_by_connections_that_begin_and_not_by_packets_of_one()
             net.expect(Hook::Ingress(Device::Uplink), &net.later(client, vip), Fate::Next, to_a);
         }
         assert!(!keeps_pod_a(&mut bench, kind, 5), "{kind:?}: renewed by packets");
+    }
+}
+
+#[test]
+fn so_many_pings_are_answered_at_a_time_and_no_more() {
+    for kind in Kind::ALL {
+        let mut bench = FakeBench::new();
+        let mut net = Net::new(&mut bench, kind);
+        let (id, client, vip) = (net.backend(Host::PodA), net.client(), net.vip(1));
+        net.frontend(vip, &[id]);
+        let transport =
+            Transport::Icmp { kind: [if kind.is_v4 { 8 } else { 128 }, 0], rest: [0; 4] };
+        let ends = [client, vip].map(|end| SocketAddr::new(end.ip(), 0));
+        let bytes = Frame { transport, ..net.first(ends[0], ends[1]) }.encode();
+        for expected in [limit::BURST, 10] {
+            let mut ask = || bench.judge(Hook::Ingress(Device::Uplink), &bytes, Fate::Next).counted;
+            let answered = (0..1000).take_while(|_| ask() == [Counter::Ping]).count();
+            assert_eq!(answered as u64, expected);
+            assert_eq!(ask(), [Counter::PingUnanswered]);
+            bench.pass_nanoseconds(1_000_000_000 / limit::PER_SECOND * 10);
+        }
+    }
+}
+
+/// Identifications come round again: an old entry tells nothing of a new packet.
+#[test]
+fn what_became_of_a_first_fragment_is_forgotten_in_time() {
+    for kind in Kind::ALL.into_iter().filter(|kind| kind.protocol != L4Proto::SCTP) {
+        let mut bench = FakeBench::new();
+        let mut net = Net::new(&mut bench, kind);
+        let (id, client, vip) = (net.backend(Host::PodA), net.client(), net.vip(1));
+        net.frontend(vip, &[id]);
+        let large = Frame { payload: vec![1; 1000], ..net.later(client, vip) };
+        let pieces = fragments(&large, 1, 600);
+        for (seconds, counted) in [(28, &[][..]), (1, &[Counter::FragmentOutOfOrder])] {
+            let hook = Hook::Ingress(Device::Uplink);
+            if counted.is_empty() {
+                assert_eq!(bench.judge(hook, &pieces[0], Fate::Next).counted, []);
+            }
+            bench.pass_time(seconds);
+            let outcome = bench.judge(hook, &pieces[1], Fate::Next);
+            assert_eq!(outcome.counted, counted, "{kind:?} after {seconds}");
+        }
     }
 }

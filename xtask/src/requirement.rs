@@ -11,7 +11,7 @@ pub(crate) const LINKER_VERSION: &str = "0.13.0";
 pub(crate) const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
 /// Programs that tests, demo and bench run, with the Debian package of each.
-const PROGRAMS: [(&str, &str); 11] = [
+const PROGRAMS: [(&str, &str); 12] = [
     ("curl", "curl"),
     ("dig", "bind9-dnsutils"),
     ("dnsmasq", "dnsmasq-base"),
@@ -22,6 +22,7 @@ const PROGRAMS: [(&str, &str); 11] = [
     ("nft", "nftables"),
     ("nginx", "nginx-light"),
     ("openssl", "openssl"),
+    ("ping", "iputils-ping"),
     ("tcpdump", "tcpdump"),
 ];
 

@@ -14,6 +14,7 @@ mod load;
 mod map;
 mod mapped;
 mod options;
+mod pings;
 mod pins;
 mod reader;
 mod sizes;
@@ -22,6 +23,7 @@ mod sources;
 mod stale;
 mod sys;
 mod tables;
+mod xdp;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,12 +41,13 @@ pub use control::FlowCache;
 pub use drain::Drain;
 pub use kernel::{Kernel, KernelError};
 pub use load::object;
-pub use options::{KernelOptions, MidFlow, SocketLb, TcAttach};
+pub use options::{KernelOptions, MidFlow, SocketLb, TcAttach, XdpMode};
 pub use pins::{CleanupError, PinsError, check_version, cleanup};
 pub use reader::{MapFill, Reader};
 pub use sizes::{SizeKept, pinned_conntrack};
 pub use stale::StaleFinder;
 pub use tables::KernelTables;
+pub use xdp::XdpHook;
 
 /// The setting that gives a map more room; empty where its size is fixed.
 fn size_flag(map: &str) -> Option<&'static str> {

@@ -14,7 +14,13 @@ use lb_common::{
 
 use super::{
     BackendEntry, BackendId, FrontendAddress, FrontendEntry, PerformError, ServiceId, Snapshot,
-    Step, TableError, Tables, control::ControlMap, map::Map, slots::Slots, sources::Sources, sys,
+    Step, TableError, Tables,
+    control::ControlMap,
+    map::Map,
+    pings::{self, Pings},
+    slots::Slots,
+    sources::Sources,
+    sys,
 };
 use crate::model::{Family, Protocol};
 
@@ -32,12 +38,17 @@ impl<A: Address + Into<IpAddr>> FamilyMaps<A> {
         self.frontends.put_all(entries)
     }
 
-    fn read_frontends(&self, snapshot: &mut Snapshot) -> Result<(), TableError> {
+    fn read_frontends(&self, snapshot: &mut Snapshot, pings: &mut Pings) -> Result<(), TableError> {
         for (key, frontend) in self.frontends.entries()? {
-            let Some(protocol) = protocol(key.protocol) else { continue };
             let (ip, port) = (key.address.into(), key.port.get());
+            let Some(protocol) = protocol(key.protocol) else {
+                pings.found(ip);
+                continue;
+            };
             let address = FrontendAddress { ip, port, protocol };
-            snapshot.frontends.insert(address, from_frontend(&frontend));
+            let entry = from_frontend(&frontend);
+            pings.put(&address, &entry);
+            snapshot.frontends.insert(address, entry);
         }
         Ok(())
     }
@@ -75,6 +86,7 @@ pub struct KernelTables {
     v6: FamilyMaps<Ipv6>,
     slots: Slots,
     sources: Sources,
+    pings: Pings,
     control: ControlMap,
 }
 
@@ -96,6 +108,7 @@ impl KernelTables {
             },
             slots: Slots::open(folder)?,
             sources: Sources::open(folder)?,
+            pings: Pings::default(),
             control: ControlMap::open(folder)?,
         })
     }
@@ -130,6 +143,16 @@ impl KernelTables {
                 Ok(())
             }
         }
+    }
+
+    /// Has the addresses of frontends answer to pings, after steps that were performed.
+    fn answer_pings(&mut self, done: &[Step]) {
+        let (v4, v6) = (&self.v4, &self.v6);
+        self.pings.follow(done);
+        self.pings.sync(|ip, is_answered| match ip {
+            IpAddr::V4(ip) => pings::write::<Ipv4>(&v4.frontends, ip.into(), is_answered),
+            IpAddr::V6(ip) => pings::write::<Ipv6>(&v6.frontends, ip.into(), is_answered),
+        });
     }
 
     fn perform_one(&mut self, step: &Step) -> Result<(), TableError> {
@@ -196,21 +219,23 @@ impl KernelTables {
 impl Tables for KernelTables {
     fn perform(&mut self, steps: &[Step]) -> Result<(), PerformError> {
         let mut done = 0;
-        for run in steps.chunk_by(is_same_run) {
-            let performed = self.perform_run(run);
+        let result = steps.chunk_by(is_same_run).try_for_each(|run| {
+            let result = self.perform_run(run);
             // Also of what was written before something failed.
             self.control.renew();
-            performed.map_err(|(in_run, source)| PerformError { done: done + in_run, source })?;
-            done += run.len();
-        }
-        Ok(())
+            done += result.as_ref().map_or_else(|(in_run, _)| *in_run, |()| run.len());
+            result.map_err(|(_, source)| source)
+        });
+        self.answer_pings(&steps[..done]);
+        result.map_err(|source| PerformError { done, source })
     }
 
     fn snapshot(&mut self) -> Result<Snapshot, TableError> {
         let source_ranges = self.sources.of_services()?;
         let mut snapshot = Snapshot { source_ranges, ..Snapshot::default() };
-        self.v4.read_frontends(&mut snapshot)?;
-        self.v6.read_frontends(&mut snapshot)?;
+        self.pings.clear();
+        self.v4.read_frontends(&mut snapshot, &mut self.pings)?;
+        self.v6.read_frontends(&mut snapshot, &mut self.pings)?;
         self.v4.read_backends(&mut snapshot, Family::V4)?;
         self.v6.read_backends(&mut snapshot, Family::V6)?;
         let named = snapshot.frontends.values().flat_map(|entry| [entry.internal, entry.external]);

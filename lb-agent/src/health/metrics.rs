@@ -230,6 +230,7 @@ impl Metrics {
 
 fn kind_name(kind: CounterKind) -> &'static str {
     match kind {
+        CounterKind::Answer => "answer",
         CounterKind::Drop => "drop",
         CounterKind::Pass => "pass",
         CounterKind::Reject => "reject",

@@ -17,8 +17,14 @@ pub trait Address: Abi + Copy + Debug + Eq {
     const HEADER: usize;
     /// Offset of the source address in the header; the destination follows it.
     const SOURCE_OFFSET: usize;
+    /// Protocol number of its ICMP.
+    const ICMP: L4Proto;
     /// Offset of the time to live or hop limit in the header.
     const TTL_OFFSET: usize;
+
+    /// May this be the source of a packet that asks for an answer? Not an address of many, of the
+    /// host itself, or of nobody.
+    fn is_one_host(&self) -> bool;
 
     /// Folds the address into one word that depends on every bit.
     fn fold(&self) -> u32;
@@ -65,9 +71,17 @@ fn sum_word(word: u32) -> u32 {
 impl Address for Ipv4 {
     const ETHERTYPE: u16 = 0x0800;
     const HEADER: usize = 20;
+    const ICMP: L4Proto = L4Proto::ICMP;
     const SOURCE_OFFSET: usize = 12;
     const PAIR_WORDS: usize = 1;
     const TTL_OFFSET: usize = 8;
+
+    /// RFC 6890: neither 0.0.0.0/8, nor 127.0.0.0/8, nor 224.0.0.0 and above.
+    #[inline(always)]
+    fn is_one_host(&self) -> bool {
+        let first = u32::from_be(self.0) >> 24;
+        first != 0 && first != 127 && first < 224
+    }
 
     #[inline(always)]
     fn fold(&self) -> u32 {
@@ -93,9 +107,18 @@ impl Address for Ipv4 {
 impl Address for Ipv6 {
     const ETHERTYPE: u16 = 0x86dd;
     const HEADER: usize = 40;
+    const ICMP: L4Proto = L4Proto::ICMPV6;
     const SOURCE_OFFSET: usize = 8;
     const PAIR_WORDS: usize = 4;
     const TTL_OFFSET: usize = 7;
+
+    /// RFC 4291, 2.4: neither `::`, nor `::1`, nor `ff00::/8`.
+    #[inline(always)]
+    fn is_one_host(&self) -> bool {
+        let Self([a, b, c, d]) = *self;
+        let is_low = a | b | c == 0 && u32::from_be(d) <= 1;
+        !is_low && u32::from_be(a) >> 24 != 0xff
+    }
 
     #[inline(always)]
     fn fold(&self) -> u32 {

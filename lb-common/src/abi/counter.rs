@@ -3,6 +3,8 @@
 /// Is the packet gone, refused, or passed on as it was?
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum CounterKind {
+    /// Answered in place of what is behind the address.
+    Answer,
     /// Dropped without an answer.
     Drop,
     /// Passed on untouched, though it may have been meant for a Service.
@@ -48,8 +50,12 @@ macro_rules! counters {
 }
 
 counters! {
+    /// A ping to an address that Services have.
+    Ping = Answer "ping",
     /// A slot named a backend that is not there.
     DanglingSlot = Drop "dangling_slot",
+    /// A later fragment for a Service came before the first one, which alone holds the ports.
+    FragmentOutOfOrder = Drop "fragment_out_of_order",
     /// An ICMP redirect of the node quoted a translated flow.
     IcmpRedirect = Drop "icmp_redirect",
     /// The traffic policy is Local and this node has no usable endpoint (S5).
@@ -58,20 +64,24 @@ counters! {
     NoRoute = Drop "no_route",
     /// The device towards the backend has no address that could be the source.
     NoSourceAddress = Drop "no_source_address",
+    /// A ping to such an address from no single host, from this node's own address, or one too many.
+    PingUnanswered = Drop "ping_unanswered",
     /// The kernel did not let the packet be rewritten.
     RewriteFailed = Drop "rewrite_failed",
+    /// An SCTP packet in fragments: its checksum needs the length of all of them.
+    SctpFragment = Drop "sctp_fragment",
     /// No port of the SNAT range was free towards the backend.
     SnatPortsExhausted = Drop "snat_ports_exhausted",
     /// The Service's `loadBalancerSourceRanges` do not name the client (S9).
     SourceNotAllowed = Drop "source_not_allowed",
-    /// The time to live ended where this node forwards in place of the stack.
-    TtlExpired = Drop "ttl_expired",
     /// The backend of a connection was removed, and `--reset-tcp-on-removal` is set.
     BackendRemoved = Reject "backend_removed",
     /// A Service has no usable endpoint anywhere (S5).
     NoEndpoint = Reject "no_endpoint",
-    /// A fragment, which holds no ports or would leave the rest of its packet behind.
-    Fragment = Pass "fragment",
+    /// A packet does not fit the device towards its backend or back to its client.
+    PacketTooBig = Reject "packet_too_big",
+    /// The time to live ended where this node forwards in place of the stack.
+    TtlExpired = Reject "ttl_expired",
     /// A packet of a connection that began before this agent, left to the stack by `--migrate`.
     Migrating = Pass "migrating",
     /// Headers that end before the ports.

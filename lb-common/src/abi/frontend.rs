@@ -27,6 +27,13 @@ impl<A: Address> FrontendKey<A> {
     pub const fn new(address: A, port: BePort, protocol: L4Proto) -> Self {
         Self { address, port, protocol, pad: 0 }
     }
+
+    /// The key of an address that answers to pings: there while it has any other frontend.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ping(address: A) -> Self {
+        Self::new(address, BePort::new(0), A::ICMP)
+    }
 }
 
 abi! {

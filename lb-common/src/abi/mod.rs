@@ -13,6 +13,7 @@ mod conntrack;
 mod control;
 mod counter;
 mod device;
+mod fragment;
 mod frontend;
 mod layout;
 mod socket;
@@ -25,7 +26,8 @@ pub use cached::{CachedFlow, NextHop};
 pub use conntrack::{CtAction, CtEntry, CtKey, Swept};
 pub use control::Control;
 pub use counter::{Counter, CounterKind};
-pub use device::{Device, DeviceRole};
+pub use device::{Device, DeviceFlags, DeviceRole};
+pub use fragment::{Fragment, FragmentAction, FragmentKey};
 pub use frontend::{Frontend, FrontendFlags, FrontendKey, FrontendKind, Region};
 pub use layout::Abi;
 pub use socket::{SOCKET_PAIRS, SocketPair, SocketPeers, StaleSocket};
@@ -46,7 +48,7 @@ pub type Chunk = [u32; SLOTS_PER_CHUNK as usize];
 /// Names of the maps.
 pub mod maps {
     /// All that are pinned: `FLOWS` is not, since nothing is lost with it.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 17] = [
         AFFINITY_V4,
         AFFINITY_V6,
         BACKENDS_V4,
@@ -56,6 +58,8 @@ pub mod maps {
         CONTROL,
         COUNTERS,
         DEVICES,
+        FRAGMENTS_V4,
+        FRAGMENTS_V6,
         FRONTENDS_V4,
         FRONTENDS_V6,
         SLOTS,
@@ -87,6 +91,10 @@ pub mod maps {
     pub const FLOWS_V4: &str = "FLOWS_V4";
     /// Array: place of a flow ([`cache`](crate::cache)) → [`CachedFlow`](super::CachedFlow), IPv6.
     pub const FLOWS_V6: &str = "FLOWS_V6";
+    /// LRU hash: [`FragmentKey`](super::FragmentKey) → [`Fragment`](super::Fragment), IPv4.
+    pub const FRAGMENTS_V4: &str = "FRAGMENTS_V4";
+    /// LRU hash: [`FragmentKey`](super::FragmentKey) → [`Fragment`](super::Fragment), IPv6.
+    pub const FRAGMENTS_V6: &str = "FRAGMENTS_V6";
     /// Per-CPU array, not pinned: `u64` entries of conntrack made and removed, for IPv4, then IPv6.
     pub const TURNOVER: &str = "TURNOVER";
     /// Hash: [`FrontendKey`](super::FrontendKey) → [`Frontend`](super::Frontend), IPv4.

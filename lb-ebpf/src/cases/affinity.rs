@@ -108,7 +108,7 @@ pub fn s10_nothing_is_remembered_of_a_refusal_or_a_drop(net: &mut Net<'_>) {
     net.expect_refusal(IN, &net.first(client, vip));
     lead(net, 1, remote);
     let dying = Frame { ttl: 1, ..net.first(client, vip) };
-    net.expect_drop(IN, &dying, Counter::TtlExpired);
+    net.expect_answer(IN, &dying, Counter::TtlExpired);
     lead(net, 1, b);
     begin(net, (Host::Client, 1001), 1, Host::PodB);
 }

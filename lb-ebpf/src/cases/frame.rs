@@ -202,6 +202,36 @@ impl Frame {
     }
 }
 
+/// A packet as fragments with at most `size` bytes behind the IP header and, for IPv6, the fragment
+/// header (RFC 791, 3.2; RFC 8200, 4.5).
+pub fn fragments(frame: &Frame, id: u16, size: usize) -> Vec<Vec<u8>> {
+    let (bytes, size) = (frame.encode(), size / 8 * 8);
+    let (header, l4) = bytes.split_at(ETHERNET + frame.ip_header_length());
+    let pieces: Vec<_> = l4.chunks(size).collect();
+    let piece = |(index, piece): (usize, &&[u8])| {
+        let (offset, has_more) = (index * size / 8, index + 1 < pieces.len());
+        let mut header = header.to_vec();
+        if frame.src.is_ipv4() {
+            let flags = if has_more { 0x2000 } else { 0 };
+            let length = be(header.len() - ETHERNET + piece.len());
+            header[16..18].copy_from_slice(&length);
+            header[18..20].copy_from_slice(&id.to_be_bytes());
+            header[20..22].copy_from_slice(&be(flags | offset));
+            header[24..26].fill(0);
+            let sum = checksum(&[&header[ETHERNET..]]).to_be_bytes();
+            header[24..26].copy_from_slice(&sum);
+        } else {
+            let protocol = std::mem::replace(&mut header[20], 44);
+            header[18..20].copy_from_slice(&be(8 + piece.len()));
+            header.extend([protocol, 0]);
+            header.extend(be(offset << 3 | usize::from(has_more)));
+            header.extend(u32::from(id).to_be_bytes());
+        }
+        [header, piece.to_vec()].concat()
+    };
+    pieces.iter().enumerate().map(piece).collect()
+}
+
 fn decode_v4(packet: &[u8]) -> Result<Frame, Malformed> {
     let [first] = array(packet, 0)?;
     if first >> 4 != 4 || first & 0xf < 5 {

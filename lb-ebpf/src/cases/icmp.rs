@@ -6,7 +6,7 @@ use lb_common::abi::Counter;
 
 use super::{
     Device, Fate, Hook, Host, Net,
-    frame::{Frame, Transport},
+    frame::{Frame, Transport, fragments},
     net::RST,
     snat::source_of,
 };
@@ -199,7 +199,7 @@ pub fn other_errors_are_left_alone(net: &mut Net<'_>) {
         let payload = to_pod.payload[..length].to_vec();
         net.expect_untouched(IN, &Frame { payload, ..to_pod.clone() }.encode(), &[]);
     }
-    for other in [0, 5, 8, 128, 129, 135, 136, 255] {
+    for other in [0, 5, 129, 135, 136, 255] {
         let transport = Transport::Icmp { kind: [other, 0], rest: REST };
         net.expect_untouched(IN, &Frame { transport, ..to_pod.clone() }.encode(), &[]);
     }
@@ -222,4 +222,27 @@ pub fn errors_of_a_closed_connection_are_left_alone(net: &mut Net<'_>) {
     net.expect(IN, &net.segment(client, vip, RST), Fate::Next, [client, pod]);
     let error = error(&net.later(client, pod), pod, kinds(net)[0], LEAST);
     net.expect_untouched(OUT, &error.encode(), &[]);
+}
+
+/// Path MTU discovery of a sender of large datagrams: what does not fit is a fragment.
+pub fn errors_about_a_first_fragment(net: &mut Net<'_>) {
+    let id = net.backend(Host::PodA);
+    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
+    net.frontend(vip, &[id]);
+    net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod]);
+    let [sent, known] = [vip, pod].map(|src| {
+        let large = Frame { payload: vec![7; 1000], ..net.later(src, client) };
+        fragments(&large, 5, 600)
+    });
+    let kind = if net.kind.is_v4 { [3, 4] } else { [2, 0] };
+    let header = if net.kind.is_v4 { 20 } else { 48 };
+    let [to_pod, expected] = [(&sent, vip), (&known, pod)].map(|(pieces, src)| {
+        // Without the transport checksum, which stays.
+        let payload = pieces[0][IP..][..header + 6].to_vec();
+        Frame { payload, ..error(&net.later(src, client), client, kind, LEAST) }
+    });
+    assert_eq!(net.pass(IN, &to_pod, Fate::Next), expected);
+    // Of a later one, nobody knows whose it is.
+    let payload = sent[1][IP..][..header + 8].to_vec();
+    net.expect_untouched(IN, &Frame { payload, ..to_pod }.encode(), &[]);
 }

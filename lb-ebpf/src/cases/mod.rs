@@ -10,9 +10,13 @@
 #![allow(clippy::missing_panics_doc, reason = "a case fails by panicking")]
 
 pub mod affinity;
+pub mod answers;
+pub mod extensions;
 pub mod flows;
+pub mod fragments;
 pub mod frame;
 pub mod icmp;
+pub mod malformed;
 mod net;
 pub mod refusals;
 pub mod snat;
@@ -38,6 +42,14 @@ macro_rules! each_case {
             affinity::s10_all_addresses_of_a_service_port_share_the_choice,
             affinity::s10_nothing_is_remembered_of_a_refusal_or_a_drop,
             affinity::s10_the_list_is_the_one_that_the_client_chooses_from,
+            answers::a_time_to_live_that_ends_here_is_told,
+            answers::other_messages_are_left_alone,
+            answers::pings_of_no_single_host_are_dropped,
+            answers::pings_to_addresses_of_services_are_answered,
+            extensions::chains_that_are_cut_off_are_counted,
+            extensions::headers_before_the_ports_stay,
+            extensions::other_chains_are_left_alone,
+            extensions::without_endpoints_they_are_dropped,
             flows::a_closed_connection_lets_its_port_begin_another,
             flows::a_connection_does_not_begin_with_a_removed_backend,
             flows::a_connection_past_the_service_from_a_used_port_is_left_alone,
@@ -52,12 +64,21 @@ macro_rules! each_case {
             flows::padding_of_a_frame_is_not_part_of_the_packet,
             flows::sctp_without_a_checksum_stays_without,
             flows::udp_without_a_checksum_stays_without,
+            fragments::a_later_fragment_that_comes_first_is_dropped_and_counted,
+            fragments::a_refused_packet_takes_its_rest_along,
+            fragments::packets_of_others_pass_whole,
+            fragments::packets_to_a_local_backend_and_back,
+            fragments::packets_to_a_remote_backend_and_back,
+            fragments::packets_of_a_host_process_and_back,
+            fragments::sctp_in_fragments_is_dropped_and_counted,
+            icmp::errors_about_a_first_fragment,
             icmp::errors_of_a_closed_connection_are_left_alone,
             icmp::errors_of_a_flow_to_a_local_backend,
             icmp::errors_of_a_flow_under_snat,
             icmp::errors_of_a_host_process_s_flow,
             icmp::errors_with_options,
             icmp::other_errors_are_left_alone,
+            malformed::nothing_but_ends_is_changed,
             refusals::a_reset_is_not_answered,
             refusals::a_segment_of_no_connection_is_refused,
             refusals::nothing_is_remembered_of_a_refusal,
@@ -67,7 +88,7 @@ macro_rules! each_case {
             snat::a_half_closed_connection_keeps_its_replies,
             snat::a_pod_reaches_itself_through_its_service,
             snat::a_remote_backend_answers_through_this_node,
-            snat::a_time_to_live_that_ends_here_is_counted,
+            snat::packets_to_a_remote_backend_are_whole,
             snat::ports_run_out_and_are_never_shared,
             snat::two_frontends_with_one_backend_keep_a_client_s_flows_apart,
             snat::two_frontends_with_one_backend_keep_a_process_s_flows_apart,
@@ -77,7 +98,6 @@ macro_rules! each_case {
             sources::s9_only_allowed_sources_are_let_in,
             untouched::a_frontend_for_the_host_is_no_matter_of_packets,
             untouched::a_slot_without_a_backend_is_counted,
-            untouched::fragments_are_counted,
             untouched::other_protocols,
             untouched::packets_of_no_service,
             untouched::redirects_that_quote_a_translated_flow_are_dropped,

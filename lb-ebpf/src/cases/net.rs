@@ -144,6 +144,11 @@ impl<'a> Net<'a> {
         }
     }
 
+    /// Passes bytes, and expects nothing of them yet.
+    pub fn judge(&mut self, hook: Hook, bytes: &[u8], fate: Fate) -> Outcome {
+        self.bench.judge(hook, bytes, fate)
+    }
+
     /// Passes a packet and expects its fate, no counter, and a correct frame.
     #[track_caller]
     pub fn pass(&mut self, hook: Hook, frame: &Frame, fate: Fate) -> Frame {
@@ -232,10 +237,16 @@ impl<'a> Net<'a> {
     /// Passes a packet and expects its refusal, sent back to where it came from.
     #[track_caller]
     pub fn expect_refusal(&mut self, hook: Hook, frame: &Frame) -> Frame {
+        self.expect_answer(hook, frame, Counter::NoEndpoint)
+    }
+
+    /// Passes a packet and expects it counted and answered to where it came from.
+    #[track_caller]
+    pub fn expect_answer(&mut self, hook: Hook, frame: &Frame, counter: Counter) -> Frame {
         let (Hook::Egress(device) | Hook::HostEgress(device) | Hook::Ingress(device)) = hook;
         let fate = Fate::Sent(device);
         let outcome = self.bench.judge(hook, &frame.encode(), fate);
-        assert_eq!((outcome.fate, &outcome.counted[..]), (fate, &[Counter::NoEndpoint][..]));
+        assert_eq!((outcome.fate, &outcome.counted[..]), (fate, &[counter][..]));
         decode(&outcome)
     }
 

@@ -48,25 +48,6 @@ pub fn other_protocols(net: &mut Net<'_>) {
     }
 }
 
-/// They hold no ports, or would leave the rest of their packet behind.
-pub fn fragments_are_counted(net: &mut Net<'_>) {
-    serve(net);
-    let frame = net.first(net.client(), net.vip(1)).encode();
-    for hook in HOOKS {
-        if net.kind.is_v4 {
-            for field in [[0x20, 0], [0x00, 0xb9], [0x20, 0xb9]] {
-                let mut bytes = frame.clone();
-                bytes[IP + 6..IP + 8].copy_from_slice(&field);
-                net.expect_untouched(hook, &bytes, &[Counter::Fragment]);
-            }
-        } else {
-            let mut bytes = frame.clone();
-            bytes[IP + 6] = 44;
-            net.expect_untouched(hook, &bytes, &[Counter::Fragment]);
-        }
-    }
-}
-
 /// Headers that end before their ports, or that say that they do.
 pub fn truncated_headers_are_counted(net: &mut Net<'_>) {
     serve(net);

@@ -3,7 +3,7 @@
 use aya_ebpf::{
     EbpfContext,
     bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
-    helpers::{bpf_skb_change_tail, bpf_skb_store_bytes},
+    helpers::{bpf_skb_change_tail, bpf_skb_store_bytes, bpf_skb_vlan_pop},
     programs::TcContext,
 };
 use lb_common::{
@@ -15,7 +15,11 @@ use lb_ebpf::{
     path::Origin,
 };
 
+use super::tables::Context;
 use crate::globals::MARK;
+
+/// Bits of a VLAN tag that name the VLAN.
+const VLAN: u32 = 0xfff;
 
 /// A socket buffer.
 pub(super) struct Skb(TcContext);
@@ -61,6 +65,26 @@ impl Skb {
         unsafe { (*self.0.skb.skb).tc_index = mark }
     }
 
+    /// Does it still belong to a VLAN?
+    ///
+    /// The kernel has taken the outermost tag out of the bytes before a packet comes here, and the device
+    /// of the VLAN takes it from the packet. A tag of VLAN zero tells of a priority alone (IEEE 802.1Q,
+    /// 9.6): it is removed.
+    #[inline(always)]
+    pub(super) fn is_tagged(&mut self) -> bool {
+        // SAFETY: the context is valid for as long as the program runs.
+        let (is_tagged, tag) =
+            unsafe { ((*self.0.skb.skb).vlan_present, (*self.0.skb.skb).vlan_tci) };
+        if is_tagged == 0 {
+            return false;
+        }
+        // SAFETY: the context is valid for as long as the program runs.
+        let is_removed = tag & VLAN == 0 && unsafe { bpf_skb_vlan_pop(self.0.skb.skb) } == 0;
+        // Another tag may have been behind it.
+        // SAFETY: the context is valid for as long as the program runs.
+        !is_removed || unsafe { (*self.0.skb.skb).vlan_present } != 0
+    }
+
     /// Where a packet at egress comes from: a device, or a socket of this node.
     #[inline(always)]
     pub(super) fn origin(&self) -> Origin {
@@ -68,18 +92,6 @@ impl Skb {
         match unsafe { (*self.0.skb.skb).ingress_ifindex } {
             0 => Origin::Host,
             _ => Origin::Forwarded,
-        }
-    }
-
-    /// Makes the first bytes, as many as headers may take, readable in place, where a driver left them
-    /// in fragments.
-    #[inline(always)]
-    pub(super) fn pull(&self, headers: u32) {
-        let linear = self.0.data_end() - self.0.data();
-        let wanted = headers.min(self.0.len());
-        if linear < wanted as usize {
-            // What cannot be pulled is found truncated.
-            let _ = self.0.pull_data(wanted);
         }
     }
 
@@ -109,6 +121,14 @@ impl Skb {
         self.0
             .l4_csum_replace(offset, 0, u64::from(change.get()), u64::from(flags))
             .map_err(|_| Counter::RewriteFailed)
+    }
+}
+
+impl Context for TcContext {
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        // SAFETY: the context is valid for as long as the program runs.
+        unsafe { (*self.skb.skb).ifindex }
     }
 }
 
@@ -147,6 +167,17 @@ impl Packet for Skb {
         let udp = if checksum.protocol == L4Proto::UDP { BPF_F_MARK_MANGLED_0 } else { 0 };
         self.change_l4(checksum.offset, checksum.addresses, udp | BPF_F_PSEUDO_HDR)?;
         self.change_l4(checksum.offset, checksum.ports, udp)
+    }
+
+    /// Where a driver left them in parts of its own.
+    #[inline(always)]
+    fn pull(&mut self, headers: u32) {
+        let linear = self.0.data_end() - self.0.data();
+        let wanted = headers.min(self.0.len());
+        if linear < wanted as usize {
+            // What cannot be pulled is found truncated.
+            let _ = self.0.pull_data(wanted);
+        }
     }
 
     #[inline(always)]

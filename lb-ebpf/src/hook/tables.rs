@@ -1,34 +1,43 @@
-//! The maps as [`Tables`], for the packet that a TC program looks at.
+//! The maps as [`Tables`], for the packet that a program looks at.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::EbpfContext;
 use lb_common::abi::{
-    Address, Affinity, AffinityKey, Backend, CachedFlow, Control, CtKey, DeviceRole, Frontend,
-    FrontendKey, NextHop, Region, Source,
+    Address, Affinity, AffinityKey, Backend, CachedFlow, Control, CtKey, DeviceRole, Fragment,
+    FragmentKey, Frontend, FrontendKey, NextHop, Region, Source,
 };
-use lb_ebpf::tables::{Backends, CtRef, Ends, Ref, Tables};
+use lb_ebpf::{
+    path::{answer::Answers, fragment::Fragments},
+    tables::{Backends, CtRef, Ends, Ref, Tables},
+};
 
 use super::route::{self, Routing};
 use crate::{
     globals::{CT_UDP_STREAM, MIGRATE, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
-    maps::{self, BpfBackends, Maps},
+    maps::{self, BpfBackends, Maps, fragments::FragmentMaps},
 };
 
+/// A program's context, as far as some questions need it.
+pub trait Context: EbpfContext {
+    /// Interface index of the device that the packet comes in by or leaves by.
+    fn device(&self) -> u32;
+}
+
 /// The maps, and the context that some questions need.
-pub(super) struct BpfTables<A> {
-    ctx: TcContext,
+pub(super) struct BpfTables<A, C> {
+    ctx: C,
     control: &'static Control,
     backends: BpfBackends<A>,
 }
 
-impl<A> BpfTables<A> {
+impl<A, C> BpfTables<A, C> {
     /// `None` cannot happen: `CONTROL` has its one element.
     #[inline(always)]
-    pub(super) fn new(ctx: TcContext) -> Option<Self> {
+    pub(super) fn new(ctx: C) -> Option<Self> {
         Some(Self { ctx, control: maps::control()?, backends: BpfBackends::new() })
     }
 }
 
-impl<A: Address + Maps> Backends<A> for BpfTables<A> {
+impl<A: Address + Maps, C> Backends<A> for BpfTables<A, C> {
     #[inline(always)]
     fn backend(&self, id: u32) -> Option<Backend<A>> {
         self.backends.backend(id)
@@ -50,7 +59,7 @@ impl<A: Address + Maps> Backends<A> for BpfTables<A> {
     }
 }
 
-impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
+impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     #[inline(always)]
     fn ends(&self, flow: &CtKey<A>) -> Ends {
         maps::ends(self.control, flow)
@@ -112,8 +121,7 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
 
     #[inline(always)]
     fn device(&self) -> u32 {
-        // SAFETY: the context is valid for as long as the program runs.
-        unsafe { (*self.ctx.skb.skb).ifindex }
+        self.ctx.device()
     }
 
     #[inline(always)]
@@ -154,5 +162,29 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     #[inline(always)]
     fn snat_range(&self) -> (u32, u32) {
         (SNAT_FIRST.load(), SNAT_COUNT.load())
+    }
+}
+
+impl<A: Address + FragmentMaps + Routing, C: Context> Fragments<A> for BpfTables<A, C> {
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment<A>> {
+        A::fragment(key)
+    }
+
+    #[inline(always)]
+    fn keep_fragment(&self, key: &FragmentKey<A>, fragment: &Fragment<A>) {
+        A::keep_fragment(key, fragment);
+    }
+
+    #[inline(always)]
+    fn has_frontends(&self, address: A) -> bool {
+        A::frontend(&FrontendKey::ping(address)).is_some()
+    }
+}
+
+impl<A: Address + FragmentMaps + Routing, C: Context> Answers<A> for BpfTables<A, C> {
+    #[inline(always)]
+    fn may_answer(&self) -> bool {
+        maps::answers::may_answer()
     }
 }

@@ -5,12 +5,15 @@ use aya_ebpf::{
     helpers::bpf_redirect,
     programs::TcContext,
 };
-use lb_common::abi::{Abi as _, Address, CachedFlow, Counter, CounterKind, Ipv4, Ipv6, NextHop};
+use lb_common::abi::{
+    Abi as _, Address, CachedFlow, Counter, CounterKind, CtAction, FragmentAction, Ipv4, Ipv6,
+    NextHop,
+};
 use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next, NoFlow},
     path::{
-        self, Direction, Found, Origin, PathResult, Verdict,
+        self, Direction, Found, Origin, PathResult, Verdict, answer, fragment,
         icmp::{self, Icmp},
         refuse,
     },
@@ -23,11 +26,13 @@ use super::{
 };
 use crate::{
     globals::MARK,
-    maps::{self, Maps},
+    maps::{self, Maps, fragments::FragmentMaps},
 };
 
 /// Neither accepts nor drops: the next program, ours or a CNI's, decides (`TCX_NEXT`).
 const NEXT: i32 = -1;
+const SHOT: i32 = TC_ACT_SHOT as i32;
+const TC_ACT_REDIRECT: i32 = 7;
 /// What a step answers with if another one is to follow; a verdict of TC otherwise.
 mod step {
     /// Ask conntrack and frontends.
@@ -36,6 +41,14 @@ mod step {
     pub(super) const DECIDED: i32 = -4;
     /// No packet of a flow; perhaps of ICMP.
     pub(super) const OTHER: i32 = -5;
+    /// A later fragment, which has no ports.
+    pub(super) const LATER: i32 = -6;
+    /// The same as [`ASK`], and note what becomes of this first fragment.
+    pub(super) const ASK_AND_NOTE: i32 = -7;
+    /// It does not fit the next device.
+    pub(super) const TOO_BIG: i32 = -8;
+    /// Its time to live has ended.
+    pub(super) const TTL_EXPIRED: i32 = -9;
     /// Refuse: less the number of a counter.
     pub(super) const REFUSE: i32 = -16;
 }
@@ -43,16 +56,16 @@ mod step {
 const HEADERS: u32 = 14 + 40 + 20;
 /// The same of ICMP, as far as the quoted ports: an IPv6 redirect with a link-layer address is the
 /// longest, longer than an error with two IPv4 headers that are full of options.
-const QUOTED_HEADERS: u32 = 14 + 40 + 40 + 16 + 40 + 4;
+const QUOTED_HEADERS: u32 = 14 + 40 + 40 + 16 + 40 + 8 + 4;
 
 /// The program at ingress.
 #[inline(always)]
 pub fn ingress(ctx: TcContext) -> i32 {
-    let skb = Skb::new(ctx);
-    if skb.is_marked() {
+    let mut skb = Skb::new(ctx);
+    if skb.is_marked() || skb.is_tagged() {
         return NEXT;
     }
-    run(&skb, Origin::Incoming)
+    run(&mut skb, Origin::Incoming)
 }
 
 /// The program at egress.
@@ -64,12 +77,15 @@ pub fn egress(ctx: TcContext) -> i32 {
         skb.set_mark(0);
         return NEXT;
     }
+    if skb.is_tagged() {
+        return NEXT;
+    }
     let origin = skb.origin();
-    run(&skb, origin)
+    run(&mut skb, origin)
 }
 
 #[inline(always)]
-fn run(skb: &Skb, origin: Origin) -> i32 {
+fn run(skb: &mut Skb, origin: Origin) -> i32 {
     skb.pull(HEADERS);
     match parse::ethertype(skb) {
         Ipv4::ETHERTYPE => steps::<Ipv4>(skb, origin as u32),
@@ -82,12 +98,29 @@ fn run(skb: &Skb, origin: Origin) -> i32 {
 #[inline(always)]
 fn steps<A: Steps>(skb: &Skb, origin: u32) -> i32 {
     let ctx = skb.as_ptr();
-    let mut code = A::look(ctx, origin);
-    if code == step::ASK {
+    let looked = A::look(ctx, origin);
+    let mut code = looked;
+    if code == step::ASK || code == step::ASK_AND_NOTE {
         code = A::ask(ctx, origin);
     }
+    let is_refused = code <= step::REFUSE;
+    if code == step::DECIDED || is_refused {
+        code = A::act(ctx, origin, code);
+    }
+    if looked == step::ASK_AND_NOTE {
+        A::note(ctx, origin, if is_refused { SHOT } else { code });
+    }
     match code {
-        step::DECIDED | ..=step::REFUSE => A::act(ctx, origin, code),
+        step::LATER => A::later(ctx, origin),
+        step::OTHER => other::<A>(ctx, origin),
+        step::TOO_BIG | step::TTL_EXPIRED => A::tell(ctx, origin, code),
+        verdict => verdict,
+    }
+}
+
+#[inline(always)]
+fn other<A: Steps>(ctx: *mut __sk_buff, origin: u32) -> i32 {
+    match A::ping(ctx, origin) {
         step::OTHER => A::icmp(ctx, origin),
         verdict => verdict,
     }
@@ -104,59 +137,54 @@ trait Steps {
     fn act(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
     /// Goes on with a packet that is not one of a flow, if it is one of ICMP.
     fn icmp(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Does with a later fragment what was done with the first one.
+    fn later(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Notes what became of a first fragment, which the program ends with `code` for.
+    fn note(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
+    /// Answers a ping to an address of Services.
+    fn ping(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Tells the sender of a packet why it ends here.
+    fn tell(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
 }
 
 macro_rules! steps {
-    ($family:ty, $look:ident, $ask:ident, $act:ident, $icmp:ident) => {
-        #[unsafe(no_mangle)]
+    ($family:ty: $($name:ident = $function:ident($($argument:ident: $type:ty),*),)+) => {
+        $(#[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $look(ctx: *mut __sk_buff, origin: u32) -> i32 {
-            look::<$family>(Skb::new(TcContext::new(ctx)), origin)
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $ask(ctx: *mut __sk_buff, origin: u32) -> i32 {
-            ask::<$family>(TcContext::new(ctx), origin)
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $act(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32 {
-            act::<$family>(Skb::new(TcContext::new(ctx)), origin, code)
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $icmp(ctx: *mut __sk_buff, origin: u32) -> i32 {
-            icmp::<$family>(Skb::new(TcContext::new(ctx)), origin)
-        }
+        extern "C" fn $function(ctx: *mut __sk_buff $(, $argument: $type)*) -> i32 {
+            $name::<$family>(Skb::new(TcContext::new(ctx)) $(, $argument)*)
+        })+
 
         impl Steps for $family {
-            #[inline(always)]
-            fn look(ctx: *mut __sk_buff, origin: u32) -> i32 {
-                $look(ctx, origin)
-            }
-
-            #[inline(always)]
-            fn ask(ctx: *mut __sk_buff, origin: u32) -> i32 {
-                $ask(ctx, origin)
-            }
-
-            #[inline(always)]
-            fn act(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32 {
-                $act(ctx, origin, code)
-            }
-
-            #[inline(always)]
-            fn icmp(ctx: *mut __sk_buff, origin: u32) -> i32 {
-                $icmp(ctx, origin)
-            }
+            $(#[inline(always)]
+            fn $name(ctx: *mut __sk_buff $(, $argument: $type)*) -> i32 {
+                $function(ctx $(, $argument)*)
+            })+
         }
     };
 }
-steps!(Ipv4, lb_tc_look4, lb_tc_ask4, lb_tc_act4, lb_tc_icmp4);
-steps!(Ipv6, lb_tc_look6, lb_tc_ask6, lb_tc_act6, lb_tc_icmp6);
+steps! {
+    Ipv4:
+    look = lb_tc_look4(origin: u32),
+    ask = lb_tc_ask4(origin: u32),
+    act = lb_tc_act4(origin: u32, code: i32),
+    icmp = lb_tc_icmp4(origin: u32),
+    later = lb_tc_later4(origin: u32),
+    note = lb_tc_note4(origin: u32, code: i32),
+    ping = lb_tc_ping4(origin: u32),
+    tell = lb_tc_tell4(origin: u32, code: i32),
+}
+steps! {
+    Ipv6:
+    look = lb_tc_look6(origin: u32),
+    ask = lb_tc_ask6(origin: u32),
+    act = lb_tc_act6(origin: u32, code: i32),
+    icmp = lb_tc_icmp6(origin: u32),
+    later = lb_tc_later6(origin: u32),
+    note = lb_tc_note6(origin: u32, code: i32),
+    ping = lb_tc_ping6(origin: u32),
+    tell = lb_tc_tell6(origin: u32, code: i32),
+}
 
 /// An origin by its number.
 #[inline(always)]
@@ -187,23 +215,30 @@ impl<A: Address + Maps + Routing> Next<A, Skb> for Look {
         match path::look(headers, &tables, origin, &mut decision) {
             path::Look::Act => {
                 let verdict = path::act(skb, headers, &tables, &decision, Verdict::Send);
-                perform(skb, verdict, (&decision.hop, || None, origin.direction()))
+                match perform(skb, verdict, (&decision.hop, || None, origin.direction())) {
+                    // Once more, with all that is needed to tell the sender.
+                    step::TOO_BIG | step::TTL_EXPIRED => keep(headers),
+                    code => code,
+                }
             }
-            path::Look::Ask => {
-                // They would take a sixth of the stack.
-                let Some(kept) = A::headers() else { return NEXT };
-                *kept = *headers;
-                step::ASK
-            }
+            path::Look::Ask => keep(headers),
             path::Look::Leave => NEXT,
         }
     }
 }
 
+/// Keeps the headers for the steps that follow: they would take a sixth of the stack.
 #[inline(always)]
-fn ask<A: Address + Maps + Routing>(ctx: TcContext, from: u32) -> i32 {
+fn keep<A: Maps + Copy>(headers: &Headers<A>) -> i32 {
+    let Some(kept) = A::headers() else { return NEXT };
+    *kept = *headers;
+    if headers.has_rest() { step::ASK_AND_NOTE } else { step::ASK }
+}
+
+#[inline(always)]
+fn ask<A: Address + Maps + Routing>(skb: Skb, from: u32) -> i32 {
     let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
-    let Some(tables) = BpfTables::new(ctx) else { return NEXT };
+    let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
     match path::ask(headers, &tables, origin(from), decision) {
         Ok(Found::Answer(counter)) => step::REFUSE - counter as i32,
         Ok(Found::Decided) => step::DECIDED,
@@ -235,9 +270,65 @@ fn icmp<A: Icmp + Maps + Routing>(mut skb: Skb, from: u32) -> i32 {
     }
     skb.pull(QUOTED_HEADERS);
     let direction = origin(from).direction();
-    let Some(tables) = BpfTables::<A>::new(skb.context()) else { return NEXT };
+    let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
     let verdict = icmp::icmp(&mut skb, &tables, direction);
-    perform(&mut skb, verdict, (&NextHop::of(0), route::redirect::<A>, direction))
+    last(perform(&mut skb, verdict, (&NextHop::of(0), route::redirect::<A>, direction)))
+}
+
+#[inline(always)]
+fn later<A: Header + FragmentMaps + Routing>(mut skb: Skb, from: u32) -> i32 {
+    let origin = origin(from);
+    let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
+    let verdict = match fragment::later(&mut skb, &tables, origin) {
+        Ok(verdict) => Ok(verdict),
+        Err(Some(counter)) => Err(counter),
+        Err(None) => return SHOT,
+    };
+    let hop = NextHop::of(0);
+    last(perform(&mut skb, verdict, (&hop, route::redirect::<A>, origin.direction())))
+}
+
+#[inline(always)]
+fn note<A: Header + FragmentMaps + Routing>(mut skb: Skb, from: u32, code: i32) -> i32 {
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
+    let rest = match code {
+        NEXT => (FragmentAction::CONTINUE, 0),
+        TC_ACT_REDIRECT if decision.action == CtAction::REPLY_TO_HOST => {
+            (FragmentAction::DELIVER, decision.hop.device)
+        }
+        TC_ACT_REDIRECT => (FragmentAction::REDIRECT, 0),
+        _ => (FragmentAction::DROP, 0),
+    };
+    let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
+    fragment::remember(&mut skb, &tables, headers, origin(from).direction(), rest);
+    NEXT
+}
+
+#[inline(always)]
+fn ping<A: Icmp + FragmentMaps + Routing>(mut skb: Skb, from: u32) -> i32 {
+    let origin = origin(from);
+    let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
+    match answer::ping(&mut skb, &tables, origin) {
+        Ok(true) => {
+            maps::count(Counter::Ping);
+            send_back(&mut skb, origin.direction())
+        }
+        Ok(false) => step::OTHER,
+        Err(counter) => end(counter),
+    }
+}
+
+#[inline(always)]
+fn tell<A: Icmp + FragmentMaps + Routing>(mut skb: Skb, from: u32, code: i32) -> i32 {
+    let verdict = last(code);
+    let direction = origin(from).direction();
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return verdict };
+    let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return verdict };
+    let narrow = (code == step::TOO_BIG).then_some(decision.hop.mtu);
+    match answer::tell(&mut skb, &tables, headers, (narrow, direction)) {
+        Ok(true) => send_back(&mut skb, direction),
+        _ => verdict,
+    }
 }
 
 /// Leaves a packet alone that is not one of a flow, and counts it if it could have been; goes on
@@ -245,7 +336,7 @@ fn icmp<A: Icmp + Maps + Routing>(mut skb: Skb, from: u32) -> i32 {
 #[inline(always)]
 fn pass(reason: NoFlow) -> i32 {
     match reason {
-        NoFlow::Fragment => end(Counter::Fragment),
+        NoFlow::Fragment => step::LATER,
         NoFlow::Other => step::OTHER,
         NoFlow::Truncated => end(Counter::Truncated),
     }
@@ -269,21 +360,37 @@ fn perform(
         Ok(Verdict::Pass) => NEXT,
         Ok(Verdict::Route) => {
             skb.set_mark(MARK.load());
-            route().unwrap_or(TC_ACT_SHOT as i32)
+            route().unwrap_or(SHOT)
         }
         Ok(Verdict::Send) => send(skb, hop),
         Err(counter) => end(counter),
     }
 }
 
-/// Counts a packet under a reason, and does with it what the reason says.
+/// Counts a packet under a reason, and does with it what the reason says; leaves that to the last step
+/// where the sender can be told.
 #[inline(always)]
 fn end(counter: Counter) -> i32 {
-    maps::count(counter);
+    match counter {
+        Counter::PacketTooBig => return step::TOO_BIG,
+        Counter::TtlExpired => return step::TTL_EXPIRED,
+        _ => maps::count(counter),
+    }
     match counter.kind() {
         CounterKind::Pass => NEXT,
-        CounterKind::Drop | CounterKind::Reject => TC_ACT_SHOT as i32,
+        CounterKind::Answer | CounterKind::Drop | CounterKind::Reject => SHOT,
     }
+}
+
+/// Makes what a step answers a verdict: no other step follows.
+#[inline(always)]
+fn last(code: i32) -> i32 {
+    match code {
+        step::TOO_BIG => maps::count(Counter::PacketTooBig),
+        step::TTL_EXPIRED => maps::count(Counter::TtlExpired),
+        verdict => return verdict,
+    }
+    SHOT
 }
 
 /// Sends the packet to a next hop.

@@ -20,7 +20,7 @@ pub fn act<A: Address>(
 ) -> PathResult {
     let action = decision.action;
     if action.redirects() && !packet.fits(decision.hop.mtu) {
-        return Err(Counter::NoRoute);
+        return Err(Counter::PacketTooBig);
     }
     if action.costs_hop() {
         rewrite::decrement_ttl::<A>(packet, headers.ttl)?;

@@ -37,11 +37,24 @@ const IPV6_ERRORS: [u8; 4] = [1, 2, 3, 4];
 const IPV6_REDIRECT: u8 = 137;
 /// ICMPv6 header, target and destination (RFC 4861, 4.5).
 const IPV6_REDIRECT_LENGTH: usize = 40;
+/// RFC 8200, 4.5.
+const IPV6_FRAGMENT: L4Proto = L4Proto(44);
+const IPV6_FRAGMENT_HEADER: usize = 8;
+const IPV6_FRAGMENT_OFFSET: u16 = 0xfff8;
 const TARGET_LINK_LAYER_OPTION: [u8; 2] = [2, 1];
 const OPTION_HEADER: usize = 8;
 
 /// A family's ICMP.
 pub trait Icmp: Header {
+    /// Type of an echo request.
+    const ECHO_REQUEST: u8;
+    /// Type of its reply.
+    const ECHO_REPLY: u8;
+    /// Type and code of an error about a time to live that ended on the way.
+    const TIME_EXCEEDED: [u8; 2];
+    /// Type and code of an error about a packet that does not fit a link.
+    const TOO_BIG: [u8; 2];
+
     /// Offset of the ICMP header; `None` if the packet has none.
     fn header(packet: &impl Packet) -> Option<usize>;
     /// Offset of the IP header that an error or a redirect quotes; `None` if it is neither.
@@ -52,7 +65,13 @@ pub trait Icmp: Header {
     fn is_redirect(kind: u8) -> bool;
 }
 
+/// RFC 792.
 impl Icmp for Ipv4 {
+    const ECHO_REQUEST: u8 = 8;
+    const ECHO_REPLY: u8 = 0;
+    const TIME_EXCEEDED: [u8; 2] = [11, 0];
+    const TOO_BIG: [u8; 2] = [3, 4];
+
     #[inline(always)]
     fn header(packet: &impl Packet) -> Option<usize> {
         let (protocol, icmp) = Self::quoted(packet, L3)?;
@@ -81,11 +100,17 @@ impl Icmp for Ipv4 {
     }
 }
 
+/// RFC 4443.
 impl Icmp for Ipv6 {
+    const ECHO_REQUEST: u8 = 128;
+    const ECHO_REPLY: u8 = 129;
+    const TIME_EXCEEDED: [u8; 2] = [3, 0];
+    const TOO_BIG: [u8; 2] = [2, 0];
+
     #[inline(always)]
     fn header(packet: &impl Packet) -> Option<usize> {
-        let (protocol, icmp) = Self::quoted(packet, L3)?;
-        (protocol == L4Proto::ICMPV6).then_some(icmp)
+        let protocol = packet.read(L3 + 6).map(L4Proto)?;
+        (protocol == L4Proto::ICMPV6).then_some(L3 + Self::HEADER)
     }
 
     #[inline(always)]
@@ -105,7 +130,13 @@ impl Icmp for Ipv6 {
     #[inline(always)]
     fn quoted(packet: &impl Packet, quote: usize) -> Option<(L4Proto, usize)> {
         let protocol = packet.read(quote + 6).map(L4Proto)?;
-        Some((protocol, quote + Self::HEADER))
+        let next = quote + Self::HEADER;
+        if protocol != IPV6_FRAGMENT {
+            return Some((protocol, next));
+        }
+        let [protocol, _, high, low] = packet.read::<[u8; 4]>(next)?;
+        let is_first = u16::from_be_bytes([high, low]) & IPV6_FRAGMENT_OFFSET == 0;
+        is_first.then_some((L4Proto(protocol), next + IPV6_FRAGMENT_HEADER))
     }
 
     #[inline(always)]

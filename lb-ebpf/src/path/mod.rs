@@ -12,7 +12,9 @@
 //! are functions of their own in the kernel, which the verifier reads one by one.
 
 mod act;
+pub mod answer;
 pub mod first;
+pub mod fragment;
 pub mod icmp;
 mod known;
 pub mod refuse;
@@ -107,6 +109,10 @@ pub fn look<A: Address>(
     origin: Origin,
     decision: &mut CachedFlow<A>,
 ) -> Look {
+    if headers.has_rest() {
+        // What becomes of it must be noted for the rest.
+        return Look::Ask;
+    }
     let ends = tables.ends(&headers.flow);
     if !ends.to_frontend && !ends.from_backend {
         return Look::Leave;

@@ -100,17 +100,66 @@ fn unreachable<A: Address, const N: usize>(
         sum = quote_tag::<A>(packet, length)?;
         length += TAG_QUOTE;
     }
+    let message = Message { protocol, type_and_code, rest: 0, length, sum };
+    error::<A, N>(packet, &headers.flow.reversed(), &message)
+}
+
+/// What an error says, and of how much.
+struct Message {
+    protocol: L4Proto,
+    type_and_code: [u8; 2],
+    /// What stands before the quote, in host order.
+    rest: u32,
+    /// Length with the quote, in bytes.
+    length: usize,
+    /// The sum over what is quoted already.
+    sum: u32,
+}
+
+/// Makes the packet an error that quotes `N` words of it, addressed as `flow` is.
+#[inline(always)]
+fn error<A: Address, const N: usize>(
+    packet: &mut impl Packet,
+    flow: &CtKey<A>,
+    message: &Message,
+) -> Result<(), Counter> {
     let quote = packet.read::<[u32; N]>(L3).ok_or(Counter::RewriteFailed)?;
-    let flow = headers.flow.reversed();
-    begin::<A>(packet, &flow, protocol, length)?;
+    begin::<A>(packet, flow, message.protocol, message.length)?;
     let l4 = L3 + A::HEADER;
-    let first = u16::from_be_bytes(type_and_code).to_be();
-    packet.write(l4, &[first, 0, 0, 0])?;
+    let (first, rest) = (u16::from_be_bytes(message.type_and_code).to_be(), message.rest.to_be());
+    packet.write(l4, &[first, 0])?;
+    packet.write(l4 + 4, &rest)?;
     packet.write(l4 + ICMP_HEADER, &quote)?;
-    if protocol == L4Proto::ICMPV6 {
-        sum += pseudo_header(&flow, protocol, length);
+    let mut sum = message.sum + u32::from(first) + words(&[rest]) + words(&quote);
+    if message.protocol == L4Proto::ICMPV6 {
+        sum += pseudo_header(flow, message.protocol, message.length);
     }
-    packet.write(l4 + 2, &!fold(sum + u32::from(first) + words(&quote)))
+    packet.write(l4 + 2, &!fold(sum))
+}
+
+/// Makes `packet` an error of ICMP about itself, addressed as `ends` are, with a type and code and
+/// what stands before the quote.
+///
+/// # Errors
+///
+/// [`Counter::RewriteFailed`] if the kernel refuses, or the IP header does not fit the fixed quote.
+#[inline(always)]
+pub fn tell<A: Address>(
+    packet: &mut impl Packet,
+    headers: &Headers<A>,
+    ends: &CtKey<A>,
+    (protocol, type_and_code, rest): (L4Proto, [u8; 2], u32),
+) -> Result<(), Counter> {
+    if headers.l4() != L3 + A::HEADER {
+        return Err(Counter::RewriteFailed);
+    }
+    let quote = A::HEADER + QUOTED_PAYLOAD;
+    let message = Message { protocol, type_and_code, rest, length: ICMP_HEADER + quote, sum: 0 };
+    if A::HEADER == Ipv4::HEADER {
+        error::<A, { IPV4_QUOTE / 4 }>(packet, ends, &message)
+    } else {
+        error::<A, { IPV6_QUOTE / 4 }>(packet, ends, &message)
+    }
 }
 
 /// Copies what an INIT holds behind the usual quote, up to the tag that it offers: its sender knows

@@ -8,14 +8,15 @@ use std::time::Duration;
 use anyhow::Context;
 use lb_test::address::OUTSIDE;
 use lb_test::manifests::{Service, cluster_ips};
-use lb_test::{Family, Host, SocketLb, programs, try_eventually};
+use lb_test::{Family, Host, SocketLb, eventually, programs, try_eventually};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 
 use crate::ask::assert_refused;
-use crate::{BACKENDS, Cluster, on_both_paths};
+use crate::{BACKENDS, Cluster, WEB, cluster_sockets, on_both_paths};
 
 on_both_paths! {
-    unreachable => a_closed_port_of_a_backend_refuses_by_the_socket_path, a_closed_port_of_a_backend_refuses_by_the_packet_path;
+    pings => addresses_of_services_answer_pings_by_the_socket_path, addresses_of_services_answer_pings_by_the_packet_path;
+    unreachable => a_closed_port_of_a_backend_refuses_by_the_socket_path, a_closed_port_of_a_backend_refuses_by_the_packet_path, a_closed_port_of_a_backend_refuses_with_xdp;
 }
 
 /// The MTU of the narrow link: large enough for IPv6.
@@ -73,6 +74,34 @@ fn clients_learn_of_a_narrow_link_towards_a_pod() {
     }
 }
 
+/// A datagram that does not fit the device towards its backend, where this node forwards in place of its
+/// stack: the client is told, and sends fragments from then on.
+#[test]
+fn clients_learn_of_a_narrow_device_of_this_node() {
+    lb_test::require_topology!();
+    let service = Service::new("web-1", 1).select("web-1").udp(80, 5353).object();
+    let cluster = Cluster::start(SocketLb::Off, &[service]);
+    let cluster = cluster.with_agents(&["node1"], &["--masquerade-all"]);
+    cluster.route_services();
+    let (node, pod) = (cluster.node("node1"), cluster.pod("web-1"));
+    node.run("ip", &["link", "set", &pod.device(), "mtu", NARROW]).unwrap();
+    pod.run("ip", &["link", "set", "eth0", "mtu", NARROW]).unwrap();
+    for vip in cluster_sockets(1, 80) {
+        for from in [cluster.outside(), cluster.pod("shell"), node] {
+            let told = cluster.counted("packet_too_big");
+            let to = vip.to_string();
+            let arguments = ["udp", &to, "--size", "1400", "--timeout", "500"];
+            eventually(Duration::from_secs(5), "an answer", || {
+                let lines = programs::probe(from, &arguments)?;
+                anyhow::ensure!(lines[0]["source"] == to, "{}: {lines:?}", from.name());
+                Ok(())
+            });
+            assert_eq!(cluster.counted("packet_too_big"), told + 1, "{}", from.name());
+            assert_narrow(from, vip.ip());
+        }
+    }
+}
+
 #[track_caller]
 fn transfers(from: &Host, to: SocketAddr, options: &[&str]) {
     let arguments = [&["-n", "4M"], options].concat();
@@ -87,6 +116,46 @@ fn transfers(from: &Host, to: SocketAddr, options: &[&str]) {
 fn assert_narrow(host: &Host, peer: IpAddr) {
     let route = host.run("ip", &["route", "get", &peer.to_string()]).unwrap();
     assert!(route.contains(&format!("mtu {NARROW}")), "{} to {peer}: {route}", host.name());
+}
+
+/// An address of Services answers as a host does, also one without endpoints; an address of the node
+/// is the node's own.
+fn pings(path: SocketLb) {
+    let services = [
+        Service::new("web", 1).select(WEB).tcp(80, 8080).node_port(30080).object(),
+        Service::new("nobody", 2).select("nobody").tcp(80, 8080).object(),
+    ];
+    let cluster = Cluster::start(path, &services);
+    cluster.route_services();
+    let asked = cluster.counted("ping");
+    for family in Family::BOTH {
+        for number in [1, 2] {
+            let vip = cluster_ips(number).family(family).to_string();
+            for from in cluster.inside().into_iter().chain([cluster.outside()]) {
+                for size in ["0", "56", "1400"] {
+                    ping(from, &["-s", size, &vip]);
+                }
+            }
+        }
+    }
+    // Families, Services, askers, sizes, and twice each.
+    let answered = asked + 2 * 2 * 5 * 3 * 2;
+    assert_eq!(cluster.counted("ping"), answered);
+    for family in Family::BOTH {
+        ping(cluster.outside(), &[&cluster.node("node1").ip(family).to_string()]);
+        let gone = cluster_ips(9).family(family).to_string();
+        let arguments = ["-c", "1", "-W", "0.2", &gone];
+        cluster.pod("shell").run("ping", &arguments).expect_err("nobody has this address");
+    }
+    assert_eq!(cluster.counted("ping"), answered, "the node answers for itself");
+}
+
+/// Two pings, both answered.
+#[track_caller]
+fn ping(from: &Host, arguments: &[&str]) {
+    let fixed = ["-n", "-c", "2", "-i", "0.01", "-W", "2"];
+    let answer = from.run("ping", &[&fixed[..], arguments].concat()).unwrap();
+    assert!(answer.contains("2 received, 0% packet loss"), "{}: {answer}", from.name());
 }
 
 /// A Service whose backends listen at another port: a datagram is refused as by the pod itself.
@@ -109,8 +178,8 @@ fn unreachable(path: SocketLb) {
     }
 }
 
-/// Each hop that a packet's time to live ends at is seen, and all are asked about the Service's
-/// address. Under SNAT, the way behind this node has the Service's address.
+/// Each hop that a packet's time to live ends at is seen, this node too, and all are asked about the
+/// Service's address. Under SNAT, the way behind this node has the Service's address.
 #[test]
 fn traceroute_shows_the_way_to_a_service() {
     lb_test::require_topology!();
@@ -126,7 +195,7 @@ fn traceroute_shows_the_way_to_a_service() {
         let way = |to, ttl| client.enter(|| hop(to, ttl)).unwrap();
         let fabric = OUTSIDE.family(family);
         assert_eq!([1, 2].map(|ttl| way(near, ttl)), [fabric, node.ip(family)]);
-        assert_eq!([1, 3].map(|ttl| way(far, ttl)), [fabric, far.ip()]);
+        assert_eq!([1, 2, 3].map(|ttl| way(far, ttl)), [fabric, node.ip(family), far.ip()]);
     }
 }
 

@@ -3,24 +3,21 @@
 //! What an end gets is looked at as the frame that arrived, with its CRC taken anew.
 
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::os::fd::AsRawFd;
 
 use lb_ebpf::cases::frame::{Frame, Transport};
 use lb_test::manifests::{Service, cluster_ips};
 use lb_test::{Family, Host, SocketLb};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recv, sendto,
-    setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, sendto, socket,
 };
-use nix::sys::time::TimeVal;
 
+use crate::wire::{receive, tap};
 use crate::{BACKENDS, Cluster};
 
 const INIT: u8 = 1;
 const INIT_ACK: u8 = 2;
 const TAG: u32 = 0x0bad_cafe;
-const PATIENCE: Duration = Duration::from_secs(5);
 const TARGET_PORT: u16 = 38412;
 const PORT: u16 = 36412;
 /// Past the 20 bytes that a refusal of an INIT quotes.
@@ -123,28 +120,4 @@ fn send(from: &Host, packet: &Frame) {
         sendto(raw.as_raw_fd(), &bytes, &to, MsgFlags::empty()).unwrap()
     });
     assert_eq!(sent.unwrap(), bytes.len());
-}
-
-/// Hears every frame of a host from here on.
-fn tap(host: &Host) -> OwnedFd {
-    host.enter(|| {
-        let kind = (AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC);
-        let tap = socket(kind.0, kind.1, kind.2, SockProtocol::EthAll).unwrap();
-        setsockopt(&tap, sockopt::ReceiveTimeout, &TimeVal::new(1, 0)).unwrap();
-        tap
-    })
-    .unwrap()
-}
-
-fn receive(tap: &OwnedFd, is_it: impl Fn(&Frame) -> bool) -> Option<Frame> {
-    let end = Instant::now() + PATIENCE;
-    let mut bytes = [0; 2048];
-    while Instant::now() < end {
-        let Ok(length) = recv(tap.as_raw_fd(), &mut bytes, MsgFlags::empty()) else { continue };
-        let frame = Frame::decode(&bytes[..length]).ok().filter(&is_it);
-        if frame.is_some() {
-            return frame;
-        }
-    }
-    None
 }

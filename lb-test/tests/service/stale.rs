@@ -177,7 +177,7 @@ fn ended(path: SocketLb) {
         wait_for_failure(stream, before, "");
     }
     eventually(SOON, "no flows", || {
-        let flows = flows(&cluster);
+        let flows = cluster.flows();
         ensure!(flows == [0, 0], "{flows:?}");
         Ok(())
     });
@@ -210,16 +210,6 @@ fn moves(path: SocketLb) {
     }
 }
 
-/// Entries that node1 remembers for IPv4 and IPv6.
-fn flows(cluster: &Cluster) -> [u64; 2] {
-    let status = cluster.agents[0].status().unwrap();
-    let maps = status["maps"].as_array().unwrap();
-    ["CONNTRACK_V4", "CONNTRACK_V6"].map(|name| {
-        let map = maps.iter().find(|map| map["name"] == name).unwrap();
-        map["entries"].as_u64().unwrap()
-    })
-}
-
 /// S11: nothing more is sent, and the entries go all the same; those of connections stay (S12).
 #[test]
 fn s11_flows_of_a_removed_backend_are_forgotten() {
@@ -243,15 +233,15 @@ fn s11_flows_of_a_removed_backend_are_forgotten() {
             });
             connections.push(connection(cluster.outside(), node.socket(family, 30081)));
         }
-        let [v4, v6] = flows(&cluster);
+        let [v4, v6] = cluster.flows();
         assert!(v4 >= 4 && v6 >= 4, "two for each flow: {v4}, {v6}");
         cluster.put_pods(&[]);
         eventually(SOON, "flows of connections alone", || {
-            let flows = flows(&cluster);
+            let flows = cluster.flows();
             ensure!(flows[0] < v4 && flows[1] < v6, "{flows:?} of {v4}, {v6}");
             Ok(())
         });
-        assert!(flows(&cluster).iter().all(|flows| *flows >= 2), "{:?}", flows(&cluster));
+        assert!(cluster.flows().iter().all(|flows| *flows >= 2), "{:?}", cluster.flows());
     }
     let address = std::net::Ipv4Addr::LOCALHOST.into();
     let metrics = cluster.agents[0].page(address, 10249, "/metrics").unwrap();

@@ -10,12 +10,13 @@ use lb_test::{Family, Host, Process, SocketLb, eventually, try_eventually};
 use serde_json::Value;
 
 use crate::ask::probe;
-use crate::{Cluster, WEB, cluster_sockets, on_both_paths};
+use crate::{BACKENDS, Cluster, WEB, cluster_sockets, on_both_paths};
 
 on_both_paths! {
-    dns => dns_answers_by_the_socket_path, dns_answers_by_the_packet_path;
+    dns => dns_answers_by_the_socket_path, dns_answers_by_the_packet_path, dns_answers_with_xdp;
     several => one_socket_asks_several_services_by_the_socket_path, one_socket_asks_several_services_by_the_packet_path;
-    moves => datagrams_leave_a_removed_backend_by_the_socket_path, datagrams_leave_a_removed_backend_by_the_packet_path;
+    large => large_datagrams_go_by_the_socket_path, large_datagrams_go_by_the_packet_path;
+    moves => datagrams_leave_a_removed_backend_by_the_socket_path, datagrams_leave_a_removed_backend_by_the_packet_path, datagrams_leave_a_removed_backend_with_xdp;
 }
 
 fn dns(path: SocketLb) {
@@ -31,11 +32,8 @@ fn dns(path: SocketLb) {
         let vip = cluster_ips(10).socket(family, 53);
         for from in cluster.inside() {
             assert_resolves(from, vip);
-            // Larger than a packet: the packet path leaves fragments alone.
-            if cluster.has_socket_path(from) {
-                let to = cluster_ips(11).socket(family, 53);
-                assert_eq!(large_question(from, to).unwrap(), text);
-            }
+            let to = cluster_ips(11).socket(family, 53);
+            assert_eq!(large_question(from, to).unwrap(), text);
         }
         assert_resolves(cluster.pod("shell"), cluster.node("node2").socket(family, 30053));
         assert_resolves(cluster.outside(), cluster.node("node1").socket(family, 30053));
@@ -179,17 +177,39 @@ fn complete(log: &str) -> &str {
     log.rfind('\n').map_or("", |end| &log[..end])
 }
 
-/// A datagram of several packets is whole again when the backend gets it.
-#[test]
-fn large_datagrams_go_by_the_socket_path() {
-    lb_test::require_topology!();
-    let service = Service::new("web", 1).select(WEB).udp(80, 5353);
-    let cluster = Cluster::start(SocketLb::All, &[service.object()]);
-    for from in [cluster.pod("shell"), cluster.pod("side")] {
-        for to in cluster_sockets(1, 80) {
-            let lines = probe(from, &["udp", &to.to_string(), "--size", "2000", "--count", "5"]);
-            assert!(lines.iter().all(|line| line["source"] == to.to_string()), "{lines:?}");
-            assert!(lines[0]["payload"].as_str().unwrap().len() > 2000);
+/// A datagram in fragments is whole again when the backend gets it, and its answer when the client
+/// does: backends near and far, routed and bridged.
+fn large(path: SocketLb) {
+    let service = |(number, name): (u8, &str)| {
+        let service = Service::new(name, number).select(name).udp(80, 5353);
+        service.node_port(30000 + u16::from(number)).object()
+    };
+    let services: Vec<_> = (1..).zip(BACKENDS).map(service).collect();
+    let cluster = Cluster::start(path, &services);
+    cluster.route_services();
+    for (number, name) in (1..).zip(BACKENDS) {
+        for to in cluster_sockets(number, 80) {
+            for from in cluster.inside().into_iter().chain([cluster.outside()]) {
+                assert_echoes(from, to, name);
+            }
+        }
+        let port = 30000 + u16::from(number);
+        for to in Family::BOTH.map(|family| cluster.node("node1").socket(family, port)) {
+            assert_echoes(cluster.outside(), to, name);
+        }
+    }
+    assert_eq!(cluster.counted("fragment_out_of_order"), 0);
+}
+
+#[track_caller]
+fn assert_echoes(from: &Host, to: SocketAddr, name: &str) {
+    for size in ["2000", "8000"] {
+        let lines = probe(from, &["udp", &to.to_string(), "--size", size, "--count", "3"]);
+        for line in &lines {
+            assert_eq!(line["source"], to.to_string(), "{} to {name}: {line}", from.name());
+            let payload = line["payload"].as_str().unwrap();
+            assert!(payload.starts_with(name), "{}: {payload}", from.name());
+            assert!(payload.len() > size.parse().unwrap(), "{}: {payload}", from.name());
         }
     }
 }

@@ -106,6 +106,7 @@ impl Pipeline {
             socket_lb: SocketLb::Off,
             bind_protection: false,
             tc_attach: TcAttach::Auto,
+            xdp: true,
             snat_ports: (61000, 65535),
             mid_flow: MidFlow::Balanced,
             reset_tcp: false,
