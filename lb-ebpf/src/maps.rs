@@ -2,6 +2,7 @@
 
 pub mod answers;
 pub mod fragments;
+pub mod rebuild;
 
 use core::{marker::PhantomData, ptr::NonNull};
 

@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use aya::{Ebpf, EbpfError, programs::ProgramError};
@@ -13,6 +14,7 @@ use lb_common::abi::{Device, maps};
 use super::{
     TableError, cgroup, clsact,
     control::{ControlMap, FlowCache},
+    filter::Writes,
     load::{kernel_at_least, load, load_program},
     map::Map,
     options::{KernelOptions, TcAttach},
@@ -105,6 +107,7 @@ pub struct Kernel {
     clsact: Option<Ebpf>,
     devices: Map<u32, Device>,
     control: ControlMap,
+    writes: Arc<Writes>,
     stale: Option<Result<StaleFinder, KernelError>>,
     sizes_kept: Vec<SizeKept>,
 }
@@ -126,12 +129,14 @@ impl Kernel {
         }
         let devices = Map::open(&pins.maps, maps::DEVICES)?;
         let control = ControlMap::open(&pins.maps)?;
-        let stale = Some(stale::load(&mut ebpf, &pins));
+        let writes = Arc::default();
+        let stale = Some(stale::load(&mut ebpf, &pins, &writes));
         let uses_clsact = options.tc_attach == TcAttach::Clsact || !has_tcx();
         let (xdp, clsact) = Xdp::new(ebpf, options.xdp, uses_clsact, &pins)?;
         let sizes_kept = sizes::kept(options, &pins)
             .map_err(|source| KernelError::Pin { path: pins.maps.clone(), source })?;
-        let kernel = Self { pins, programs, xdp, clsact, devices, control, stale, sizes_kept };
+        let kernel =
+            Self { pins, programs, xdp, clsact, devices, control, writes, stale, sizes_kept };
         cgroup::attach(&kernel.programs, &kernel.pins, options)?;
         Ok(kernel)
     }
@@ -142,7 +147,7 @@ impl Kernel {
     ///
     /// If a map has another shape.
     pub fn tables(&self) -> Result<KernelTables, TableError> {
-        KernelTables::open(&self.pins.maps)
+        Ok(KernelTables::open(&self.pins.maps)?.shared_with(&self.writes))
     }
 
     /// The cache of known flows.

@@ -9,6 +9,7 @@ mod control;
 mod drain;
 pub mod fake;
 pub mod faulty;
+mod filter;
 mod kernel;
 mod load;
 mod map;
