@@ -60,8 +60,9 @@ impl<A: Address> Ends<A> {
         })?;
         self.backends.for_each(|_, backend| {
             if backend.is_live() {
-                let bits = backend_bits(&backend.address, backend.port);
-                bits.into_iter().for_each(|bit| control.set(bit));
+                for bit in backend_bits(&backend.address, backend.port) {
+                    control.set(bit);
+                }
             }
         })
     }

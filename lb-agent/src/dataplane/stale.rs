@@ -76,9 +76,8 @@ fn filter_maker(
     pins: &Pins,
     writes: &Arc<Writes>,
 ) -> Result<FilterMaker, KernelError> {
-    let living = match ebpf.map(maps::LIVING) {
-        Some(aya::maps::Map::Array(living)) => living,
-        _ => unreachable!("invariant: the object holds each map"),
+    let Some(aya::maps::Map::Array(living)) = ebpf.map(maps::LIVING) else {
+        unreachable!("invariant: the object holds each map")
     };
     Ok(FilterMaker::open(&pins.maps, living.fd().as_fd(), Arc::clone(writes))?)
 }

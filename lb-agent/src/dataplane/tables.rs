@@ -135,7 +135,9 @@ impl KernelTables {
         let writes = Arc::clone(&self.writes);
         let bits: Vec<u32> = run.iter().flat_map(bits).collect();
         let _writing = (!bits.is_empty()).then(|| writes.begin());
-        bits.into_iter().for_each(|bit| self.control.set(bit));
+        for bit in bits {
+            self.control.set(bit);
+        }
         match &run[0] {
             Step::PutBackend(..) => self.put_backends(run),
             Step::PutFrontend(..) => self.put_frontends(run),

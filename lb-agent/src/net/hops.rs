@@ -282,11 +282,11 @@ mod tests {
     fn a_link_counts_when_it_changes_but_not_for_its_bridge() {
         let mut known = Known::default();
         let (up, none) = (LinkFlags::Up | LinkFlags::Running, LinkFlags::empty());
-        let mut note = |flags, family| known.note(link(flags, family));
-        assert_eq!(note(up, AddressFamily::Unspec), Change::Nothing, "it is new");
-        assert_eq!(note(up | LinkFlags::Promisc, AddressFamily::Unspec), Change::Nothing);
-        assert_eq!(note(none, AddressFamily::Bridge), Change::Nothing);
-        assert_eq!(note(none, AddressFamily::Unspec), Change::Link);
+        let mut told = |flags, family| known.note(link(flags, family));
+        assert_eq!(told(up, AddressFamily::Unspec), Change::Nothing, "it is new");
+        assert_eq!(told(up | LinkFlags::Promisc, AddressFamily::Unspec), Change::Nothing);
+        assert_eq!(told(none, AddressFamily::Bridge), Change::Nothing);
+        assert_eq!(told(none, AddressFamily::Unspec), Change::Link);
         assert_eq!(known.note(NetlinkPayload::Overrun(Vec::new())), Change::Anything);
     }
 

@@ -9,10 +9,15 @@
 #[allow(dead_code, reason = "this program asks a part of the questions")]
 mod ask;
 mod hops;
+mod layer3;
 mod stream;
+mod tun;
 
+use std::time::Duration;
+
+use anyhow::ensure;
 use lb_test::manifests::{Condition, Service, list, pod};
-use lb_test::{Agent, AgentOptions, Process, SocketLb, Topology, programs};
+use lb_test::{Agent, AgentOptions, Process, SocketLb, Topology, eventually, programs};
 
 /// The group of all pods that serve.
 const WEB: &str = "web";
@@ -23,6 +28,20 @@ const NODE_PORT: u16 = 30080;
 struct Running {
     agents: Vec<Agent>,
     _servers: Vec<Process>,
+}
+
+impl Running {
+    /// Waits until all agents know a Service.
+    #[track_caller]
+    fn wait_for_service(&self, name: &str) {
+        for agent in &self.agents {
+            eventually(Duration::from_secs(5), &format!("Service {name}"), || {
+                let services = agent.services()?.to_string();
+                ensure!(services.contains(&format!("default/{name}:")), "{services}");
+                Ok(())
+            });
+        }
+    }
 }
 
 /// Starts HTTP at 8080 and UDP echo at 5353 in these pods, makes them the backends of one Service with
