@@ -20,7 +20,8 @@ pub struct SizeKept {
 }
 
 /// Entries that each map is to have room for.
-pub(super) const fn sizes(options: &KernelOptions) -> [(&'static str, u32); 8] {
+pub(super) const fn sizes(options: &KernelOptions) -> [(&'static str, u32); 10] {
+    let half_open = half_open(options.conntrack_max);
     [
         (maps::AFFINITY_V4, options.affinity_max),
         (maps::AFFINITY_V6, options.affinity_max),
@@ -30,7 +31,15 @@ pub(super) const fn sizes(options: &KernelOptions) -> [(&'static str, u32); 8] {
         (maps::CONNTRACK_V6, options.conntrack_max),
         (maps::FRONTENDS_V4, options.max_frontends),
         (maps::FRONTENDS_V6, options.max_frontends),
+        (maps::HALF_OPEN_V4, half_open),
+        (maps::HALF_OPEN_V6, half_open),
     ]
+}
+
+/// Room for flows that are not proven yet: a quarter of that for those that are.
+const fn half_open(conntrack_max: u32) -> u32 {
+    let quarter = conntrack_max / 4;
+    if quarter < 1 << 14 { 1 << 14 } else { quarter }
 }
 
 /// Maps that are pinned with another size than the one asked for.

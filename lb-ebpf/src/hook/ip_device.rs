@@ -13,7 +13,7 @@ use lb_common::abi::{Address, BePort, CtKey, Ipv4, Ipv6, L4Proto};
 use lb_ebpf::packet::{ETHERNET_HEADER, Packet};
 
 use super::{skb::Skb, tc};
-use crate::{globals::MARK, maps};
+use crate::{globals::MARK, maps::cache};
 
 /// Headers that are read before there is another one: IPv4 with all options, ports.
 const HEADERS: u32 = 60 + 4;
@@ -111,6 +111,6 @@ fn is_of_an_end<A: Address>(skb: &Skb, protocol: L4Proto, l4: usize) -> Option<b
     let [src, dst] = skb.read::<[A; 2]>(A::SOURCE_OFFSET)?;
     let [src_port, dst_port] = skb.read::<[BePort; 2]>(l4)?;
     let flow = CtKey { src, dst, src_port, dst_port, protocol, pad: [0; 3] };
-    let ends = maps::ends(maps::control()?, &flow);
+    let ends = cache::ends(cache::control()?, &flow);
     Some(ends.to_frontend || ends.from_backend)
 }

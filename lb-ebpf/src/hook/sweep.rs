@@ -14,7 +14,7 @@ use lb_common::{
 use super::stale::{Meta, NEXT, serves, write};
 use crate::{
     globals::{CT_TCP_CLOSE_WAIT, CT_TCP_ESTABLISHED, CT_UDP, CT_UDP_STREAM},
-    maps::{self, Maps, rebuild},
+    maps::{Maps, cache, rebuild},
 };
 
 /// `struct bpf_iter__bpf_map_elem`: one entry of a conntrack map.
@@ -57,7 +57,7 @@ pub fn flow<A: Address + Maps>(visit: &FlowVisit<A>) -> i32 {
             swept.expired += 1;
         }
         Fate::Lives => {
-            if let Some(control) = maps::control() {
+            if let Some(control) = cache::control() {
                 rebuild::note_ends(control, &flow, entry);
             }
         }

@@ -13,7 +13,7 @@ use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next, NoFlow},
     path::{
-        self, Direction, Found, Origin, PathResult, Verdict, answer, fragment,
+        self, Direction, Found, Origin, PathResult, SNAT_TRIES, Verdict, answer, fragment,
         icmp::{self, Icmp},
         refuse,
     },
@@ -35,7 +35,11 @@ const SHOT: i32 = TC_ACT_SHOT as i32;
 const TC_ACT_REDIRECT: i32 = 7;
 /// What a step answers with if another one is to follow; a verdict of TC otherwise.
 mod step {
-    /// Ask conntrack and frontends.
+    /// Ask the frontends.
+    pub(super) const BEGIN: i32 = -2;
+    /// Find a free source port.
+    pub(super) const CLAIM: i32 = -10;
+    /// Ask conntrack.
     pub(super) const ASK: i32 = -3;
     /// There is a decision made for this packet: act.
     pub(super) const DECIDED: i32 = -4;
@@ -103,6 +107,18 @@ fn steps<A: Steps>(skb: &Skb, origin: u32) -> i32 {
     if code == step::ASK || code == step::ASK_AND_NOTE {
         code = A::ask(ctx, origin);
     }
+    if code == step::BEGIN {
+        code = A::begin(ctx, origin);
+    }
+    for number in 0..SNAT_TRIES {
+        if code != step::CLAIM {
+            break;
+        }
+        code = A::claim(ctx, number);
+    }
+    if code == step::CLAIM {
+        code = end(Counter::SnatPortsExhausted);
+    }
     let is_refused = code <= step::REFUSE;
     if code == step::DECIDED || is_refused {
         code = A::act(ctx, origin, code);
@@ -131,8 +147,12 @@ fn other<A: Steps>(ctx: *mut __sk_buff, origin: u32) -> i32 {
 trait Steps {
     /// Reads headers, filter and cache; acts on what is cached.
     fn look(ctx: *mut __sk_buff, origin: u32) -> i32;
-    /// Asks conntrack and frontends.
+    /// Asks conntrack.
     fn ask(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Asks the frontends.
+    fn begin(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Tries one source port.
+    fn claim(ctx: *mut __sk_buff, number: u32) -> i32;
     /// Translates, sends, refuses, as was just decided.
     fn act(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
     /// Goes on with a packet that is not one of a flow, if it is one of ICMP.
@@ -167,6 +187,8 @@ steps! {
     Ipv4:
     look = lb_tc_look4(origin: u32),
     ask = lb_tc_ask4(origin: u32),
+    begin = lb_tc_begin4(origin: u32),
+    claim = lb_tc_claim4(number: u32),
     act = lb_tc_act4(origin: u32, code: i32),
     icmp = lb_tc_icmp4(origin: u32),
     later = lb_tc_later4(origin: u32),
@@ -178,6 +200,8 @@ steps! {
     Ipv6:
     look = lb_tc_look6(origin: u32),
     ask = lb_tc_ask6(origin: u32),
+    begin = lb_tc_begin6(origin: u32),
+    claim = lb_tc_claim6(number: u32),
     act = lb_tc_act6(origin: u32, code: i32),
     icmp = lb_tc_icmp6(origin: u32),
     later = lb_tc_later6(origin: u32),
@@ -239,9 +263,31 @@ fn keep<A: Maps + Copy>(headers: &Headers<A>) -> i32 {
 fn ask<A: Address + Maps + Routing>(skb: Skb, from: u32) -> i32 {
     let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
     let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
-    match path::ask(headers, &tables, origin(from), decision) {
+    next(path::ask(headers, &tables, origin(from), decision))
+}
+
+#[inline(always)]
+fn begin<A: Address + Maps + Routing>(skb: Skb, from: u32) -> i32 {
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
+    let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
+    next(path::begin(headers, &tables, origin(from), decision))
+}
+
+#[inline(always)]
+fn claim<A: Address + Maps + Routing>(skb: Skb, number: u32) -> i32 {
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
+    let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
+    next(path::claim(headers, &tables, decision, number))
+}
+
+/// The step that follows from what was found.
+#[inline(always)]
+fn next(found: Result<Found, Counter>) -> i32 {
+    match found {
         Ok(Found::Answer(counter)) => step::REFUSE - counter as i32,
         Ok(Found::Decided) => step::DECIDED,
+        Ok(Found::Claim) => step::CLAIM,
+        Ok(Found::New) => step::BEGIN,
         Ok(Found::Nothing) => NEXT,
         Err(counter) => end(counter),
     }
