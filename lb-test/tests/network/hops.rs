@@ -17,7 +17,7 @@ const SHORT: Duration = Duration::from_millis(200);
 
 /// Two nodes with a second cable between them, a pod on node2, a client, and node1's route to that
 /// pod by the first cable.
-fn two_cables() -> Topology {
+pub(crate) fn two_cables() -> Topology {
     let topology = Topology::builder()
         .node(NodeSpec::new("node1"))
         .node(NodeSpec::new("node2"))
@@ -119,7 +119,7 @@ fn fill_table(node1: &Host) {
 }
 
 /// Packets that a host has sent by its second cable.
-fn sent_by_second(host: &Host) -> u64 {
+pub(crate) fn sent_by_second(host: &Host) -> u64 {
     let shown = host.run("ip", &["-s", "-j", "link", "show", "eth1"]).unwrap();
     let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
     shown[0]["stats64"]["tx"]["packets"].as_u64().unwrap()

@@ -10,8 +10,10 @@
 mod ask;
 mod hops;
 mod layer3;
+mod mesh;
 mod stream;
 mod tun;
+mod uplinks;
 
 use std::time::Duration;
 
@@ -55,14 +57,18 @@ fn start(topology: &Topology, pods: &[&str], nodes: &[&str]) -> Running {
     let service = Service::new("web", 1).select(WEB).tcp(80, 8080).node_port(NODE_PORT);
     let mut objects = vec![service.udp(80, 5353).node_port(NODE_PORT).object()];
     for name in pods {
-        objects.push(pod(name, topology.pod(name), &[WEB], Condition::Ready));
+        objects.push(pod(name, topology.pod(name), &[WEB, name], Condition::Ready));
     }
     topology.apply("objects.yaml", &list(&objects)).unwrap();
     let agents = nodes.iter().map(|node| {
         let options = AgentOptions::manifests(topology.manifests()).socket_lb(SocketLb::Off);
-        Agent::start_synced(topology.node(node), options).unwrap()
+        Agent::start(topology.node(node), options).unwrap()
     });
-    Running { agents: agents.collect(), _servers: servers }
+    let mut agents: Vec<_> = agents.collect();
+    for agent in &mut agents {
+        agent.wait_synced(Duration::from_secs(20)).unwrap();
+    }
+    Running { agents, _servers: servers }
 }
 
 /// Runs `ip` with each line's words on a host.
