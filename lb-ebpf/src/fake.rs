@@ -113,6 +113,9 @@ impl FromIp for Ipv6 {
 /// An entry that stays where it is.
 type Entry<T> = Box<UnsafeCell<T>>;
 
+/// A table of flows.
+type Flows<A> = RefCell<HashMap<Vec<u8>, Entry<CtEntry<A>>>>;
+
 /// The tables of one family, and the device that the packet is at.
 struct FakeTables<A> {
     backends: HashMap<u32, Backend<A>>,
@@ -120,14 +123,15 @@ struct FakeTables<A> {
     regions: HashMap<u32, Vec<u32>>,
     affinity: RefCell<HashMap<AffinityKey, Entry<Affinity>>>,
     sources: HashMap<u32, Vec<SourceRange<A>>>,
-    conntrack: RefCell<HashMap<Vec<u8>, Entry<CtEntry<A>>>>,
+    conntrack: Flows<A>,
+    half_open: Flows<A>,
     scratch: Entry<CtEntry<A>>,
     fragments: RefCell<HashMap<Vec<u8>, Fragment<A>>>,
     next_answer: Cell<u64>,
     filter: HashSet<u32>,
     flows: RefCell<HashMap<Vec<u8>, CachedFlow<A>>>,
     /// Flows that may still be remembered before they are proven.
-    half_open: Cell<u32>,
+    rememberable: Cell<u32>,
     epoch: u32,
     /// Where the last question to the routing table led.
     routed: Cell<u32>,
@@ -147,12 +151,13 @@ impl<A: FromIp> FakeTables<A> {
             affinity: RefCell::default(),
             sources: HashMap::new(),
             conntrack: RefCell::default(),
+            half_open: RefCell::default(),
             scratch: Box::new(UnsafeCell::new(CtEntry::zeroed())),
             fragments: RefCell::default(),
             next_answer: Cell::default(),
             filter: HashSet::new(),
             flows: RefCell::default(),
-            half_open: Cell::new(u32::MAX),
+            rememberable: Cell::new(u32::MAX),
             epoch: 0,
             routed: Cell::new(0),
             device: Device::Uplink,
@@ -204,18 +209,29 @@ impl<A: FromIp> FakeTables<A> {
 }
 
 impl<A: FromIp> FakeTables<A> {
-    fn proven(&self) -> usize {
+    /// Entries of flows that are kept apart, and of those that are proven.
+    fn remembered(&self) -> [usize; 2] {
+        [&self.half_open, &self.conntrack].map(|table| table.borrow().len())
+    }
+
+    /// Flows with an entry in both tables, one of which hides the other.
+    fn remembered_twice(&self) -> usize {
         let conntrack = self.conntrack.borrow();
-        let states = conntrack.values().map(|entry| reference(entry).seen().0);
-        states.filter(|state| !state.is_half_open()).count()
+        self.half_open.borrow().keys().filter(|flow| conntrack.contains_key(*flow)).count()
+    }
+
+    /// The table that an entry belongs in.
+    fn table(&self, entry: CtRef<A>) -> &Flows<A> {
+        if entry.seen().0.is_half_open() { &self.half_open } else { &self.conntrack }
     }
 
     fn evict_from(&mut self, src: SocketAddr) {
         let is_from =
             |key: &CtKey<A>| (key.src.into(), key.src_port.get()) == (src.ip(), src.port());
-        self.conntrack
-            .get_mut()
-            .retain(|key, _| !CtKey::from_bytes(key).is_some_and(|key| is_from(&key)));
+        for table in [&mut self.conntrack, &mut self.half_open] {
+            let flows = table.get_mut();
+            flows.retain(|key, _| !CtKey::from_bytes(key).is_some_and(|key| is_from(&key)));
+        }
     }
 }
 
@@ -295,28 +311,29 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
     }
 
     fn may_remember(&self) -> bool {
-        let left = self.half_open.get();
-        self.half_open.set(left.saturating_sub(1));
+        let left = self.rememberable.get();
+        self.rememberable.set(left.saturating_sub(1));
         left > 0
     }
 
-    fn forget_half_open(&self, _flow: &CtKey<A>) {
-        // One table for both: what is proven is written over what was not.
+    fn forget_half_open(&self, flow: &CtKey<A>) {
+        self.half_open.borrow_mut().remove(flow.as_bytes());
     }
 
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>> {
-        self.conntrack.borrow().get(flow.as_bytes()).map(reference)
+        let find = |table: &Flows<A>| table.borrow().get(flow.as_bytes()).map(reference);
+        find(&self.conntrack).or_else(|| find(&self.half_open))
     }
 
     fn track(&self, flow: &CtKey<A>, entry: CtRef<A>) {
         self.uncache(flow);
-        let mut conntrack = self.conntrack.borrow_mut();
-        let place = conntrack.entry(flow.as_bytes().to_vec());
+        let mut flows = self.table(entry).borrow_mut();
+        let place = flows.entry(flow.as_bytes().to_vec());
         reference(place.or_insert_with(|| Box::new(UnsafeCell::new(entry.get())))).set(entry.get());
     }
 
     fn claim(&self, flow: &CtKey<A>, entry: CtRef<A>) -> bool {
-        let is_free = self.conntrack(flow).is_none();
+        let is_free = !self.table(entry).borrow().contains_key(flow.as_bytes());
         if is_free {
             self.track(flow, entry);
         }
@@ -326,6 +343,7 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
     fn forget(&self, flow: &CtKey<A>) {
         self.uncache(flow);
         self.conntrack.borrow_mut().remove(flow.as_bytes());
+        self.forget_half_open(flow);
     }
 
     fn scratch(&self) -> Option<CtRef<A>> {
@@ -445,19 +463,35 @@ impl FakeBench {
         (self.v4.migrates, self.v6.migrates) = (true, true);
     }
 
+    /// Takes all frontends away, as `cleanup --drain` does.
+    pub(crate) fn take_frontends(&mut self) {
+        self.v4.frontends.clear();
+        self.v6.frontends.clear();
+    }
+
     /// Remembers no flow before it is proven.
     pub(crate) fn remember_none(&mut self) {
-        (self.v4.half_open, self.v6.half_open) = (Cell::new(0), Cell::new(0));
+        self.remember_at_most(0);
+    }
+
+    /// Remembers so many more flows before they are proven.
+    pub(crate) fn remember_at_most(&mut self, count: u32) {
+        (self.v4.rememberable, self.v6.rememberable) = (Cell::new(count), Cell::new(count));
     }
 
     /// Entries of flows.
     pub(crate) fn remembered(&self) -> usize {
-        self.v4.conntrack.borrow().len() + self.v6.conntrack.borrow().len()
+        self.v4.remembered().iter().chain(&self.v6.remembered()).sum()
     }
 
     /// Entries of flows that are proven.
     pub(crate) fn proven(&self) -> usize {
-        self.v4.proven() + self.v6.proven()
+        self.v4.remembered()[1] + self.v6.remembered()[1]
+    }
+
+    /// Flows with an entry among those that are proven and one among those that are not.
+    pub(crate) fn remembered_twice(&self) -> usize {
+        self.v4.remembered_twice() + self.v6.remembered_twice()
     }
 
     /// Has connections to removed backends reset.

@@ -18,7 +18,7 @@ use crate::{
 
 /// Ports that are tried before SNAT gives up.
 const SNAT_TRIES: u32 = 8;
-/// Ticks for which a flow that is not answered keeps its port.
+/// Ticks for which a flow that nobody goes on with keeps its port.
 const OPENING: u32 = 3;
 /// Distance between two ports that are tried, in a range that is larger.
 const SNAT_STEP: u32 = 61;
@@ -131,17 +131,22 @@ fn claim_port<A: Address>(
         #[allow(clippy::cast_possible_truncation, reason = "the agent checks the range")]
         let src_port = BePort::new((first + offset) as u16);
         let reply_flow = CtKey { src_port, ..*ends }.reversed();
-        let old = tables.conntrack(&reply_flow);
-        if let Some(old) = old {
-            if old.leads_to(&headers.flow) && !headers.flags.opens() {
+        let mut is_open = true;
+        if let Some(old) = tables.conntrack(&reply_flow) {
+            let is_own = old.leads_to(&headers.flow);
+            if is_own && !headers.flags.opens() {
                 let (state, _) = old.seen();
+                // It is used again, and nobody else's to take.
+                old.touch(state, tables.now());
                 return Ok((src_port, state));
             }
-            if old.leads_to(&headers.flow) || is_free(headers, tables, old) {
+            is_open = is_own || is_free(headers, tables, old);
+            if is_open {
                 tables.forget(&reply_flow);
             }
         }
-        if tables.claim(&reply_flow, back) {
+        // A claim alone does not tell: the port's owner may be in the other table.
+        if is_open && tables.claim(&reply_flow, back) {
             return Ok((src_port, fresh));
         }
         offset += step;
@@ -153,12 +158,16 @@ fn claim_port<A: Address>(
 }
 
 /// May the reply entry `back` be written anew: has its flow ended, or never really begun?
+///
+/// Answered or not: a backend answers a SYN from an address that is made up, too. A datagram and its
+/// answer are a whole flow, which more answers may follow.
 #[inline(always)]
 fn is_free<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, back: CtRef<A>) -> bool {
     let (state, last_seen) = back.seen();
-    let is_unanswered = state.is_half_open() && !state.has(CtState::ANSWERED);
+    let is_whole = !headers.flow.protocol.has_connections() && state.has(CtState::ANSWERED);
+    let is_opening = state.is_half_open() && !is_whole;
     state.is_closed()
-        || is_unanswered && silence(last_seen, tables.now()) > OPENING
+        || is_opening && silence(last_seen, tables.now()) > OPENING
         || is_silent(headers, tables, &back.get())
 }
 
