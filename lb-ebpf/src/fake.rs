@@ -132,6 +132,8 @@ struct FakeTables<A> {
     flows: RefCell<HashMap<Vec<u8>, CachedFlow<A>>>,
     /// Flows that may still be remembered before they are proven.
     rememberable: Cell<u32>,
+    /// First packets whose flows were not remembered.
+    unremembered: Cell<u32>,
     epoch: u32,
     /// Where the last question to the routing table led.
     routed: Cell<u32>,
@@ -158,6 +160,7 @@ impl<A: FromIp> FakeTables<A> {
             filter: HashSet::new(),
             flows: RefCell::default(),
             rememberable: Cell::new(u32::MAX),
+            unremembered: Cell::default(),
             epoch: 0,
             routed: Cell::new(0),
             device: Device::Uplink,
@@ -314,6 +317,10 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         let left = self.rememberable.get();
         self.rememberable.set(left.saturating_sub(1));
         left > 0
+    }
+
+    fn count_unremembered(&self) {
+        self.unremembered.set(self.unremembered.get() + 1);
     }
 
     fn forget_half_open(&self, flow: &CtKey<A>) {
@@ -487,6 +494,11 @@ impl FakeBench {
     /// Entries of flows that are proven.
     pub(crate) fn proven(&self) -> usize {
         self.v4.remembered()[1] + self.v6.remembered()[1]
+    }
+
+    /// First packets whose flows were not remembered.
+    pub(crate) fn unremembered(&self) -> u32 {
+        self.v4.unremembered.get() + self.v6.unremembered.get()
     }
 
     /// Flows with an entry among those that are proven and one among those that are not.

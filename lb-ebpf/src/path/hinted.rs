@@ -21,6 +21,7 @@ pub(super) fn keep<A: Address>(
     choice: &Choice<A>,
     decision: &mut CachedFlow<A>,
 ) {
+    tables.count_unremembered();
     let hinted = Hinted {
         service: choice.backend.service,
         backend: choice.id,

@@ -14,7 +14,7 @@ use lb_test::{Family, Process, SocketLb, programs, require_topology};
 use serde_json::Value;
 
 use crate::generator::{Generator, Kind};
-use crate::{Cluster, with_xdp};
+use crate::{Cluster, WITH_XDP, with_xdp};
 
 /// Connections of a client that asks again and again.
 const KEPT: u64 = 50;
@@ -185,9 +185,25 @@ fn floods(
          {failures} failed"
     );
     assert!(measured.frames > 1000, "{measured:?}");
-    // A flood may take all ports that SNAT has; else only a queue that is full fails one.
-    assert!(target.is_remote || failures * 20 <= new, "{to} {kind:?}: {failures} of {new}");
+    // A flood may take all ports that SNAT has, and fills the queue of a veth with XDP, which is short,
+    // wherever it goes; else nearly all come about.
+    let may_fail = target.is_remote || WITH_XDP.get();
+    assert!(may_fail || failures * 20 <= new, "{to} {kind:?}: {failures} of {new}");
     (mbits, new)
+}
+
+/// Flows that no port was left for, and those that were not remembered.
+fn counted(cluster: &Cluster) -> [u64; 2] {
+    ["snat_ports_exhausted", "not_remembered"].map(|reason| cluster.counted(reason))
+}
+
+/// Entries of flows that are not proven, as operators see them.
+fn half_open(cluster: &Cluster, family: Family) -> u64 {
+    let status = cluster.agents[0].status().unwrap();
+    let name = if family == Family::V4 { maps::HALF_OPEN_V4 } else { maps::HALF_OPEN_V6 };
+    let maps = status["maps"].as_array().unwrap();
+    let map = maps.iter().find(|map| map["name"] == name).unwrap();
+    map["entries"].as_u64().unwrap()
 }
 
 /// Floods a target in each way while a client works with it, and in turn with `past` the pod itself:
@@ -199,7 +215,7 @@ fn withstands(cluster: &Cluster, (target, family): (Target, Family), kinds: &[Ki
     let phases = kinds.len() as u64 * if past { 2 } else { 1 };
     let work = Work::begin(cluster, target, (family, 1 + 2 * phases));
     let known = flows(cluster);
-    let exhausted = cluster.counted("snat_ports_exhausted");
+    let mut before = counted(cluster).into_iter();
     let (mut new, mut mbits) = (0, [0.0; 2]);
     for (kind, by_service) in kinds.iter().flat_map(|kind| [(*kind, false), (*kind, true)]) {
         if by_service || past {
@@ -214,8 +230,9 @@ fn withstands(cluster: &Cluster, (target, family): (Target, Family), kinds: &[Ki
     }
     let more = after.len().saturating_sub(known.len()) as u64;
     assert!(more <= 2 * new + 20, "{what}: {more} more entries after {new} connections");
-    let exhausted = cluster.counted("snat_ports_exhausted") - exhausted;
-    assert_eq!(exhausted > 0, target.is_remote, "{what}: {exhausted}");
+    let [exhausted, unremembered] = counted(cluster).map(|after| after > before.next().unwrap());
+    assert_eq!((exhausted, unremembered), (target.is_remote, !target.is_remote), "{what}");
+    assert!(half_open(cluster, family) > 1000, "{what}");
     println!("{what}: {mbits:.0?} Mbit/s past it and by it in all; {more} more entries");
     assert!(!past || mbits[1] > 0.6 * mbits[0], "{what}: {mbits:?}");
     work.end(&what);

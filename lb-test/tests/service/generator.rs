@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use lb_ebpf::cases::frame::{Frame, Transport};
 use lb_test::{Family, Host, Topology};
 use nix::net::if_::if_nametoindex;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, bind, socket};
+use nix::unistd::Pid;
 
 use crate::wire::mac;
 
@@ -72,8 +74,9 @@ impl Generator {
         Self { raw: raw.unwrap(), fabric: fabric.clone(), macs, random: 0x9e37_79b9_7f4a_7c15 }
     }
 
-    /// Floods an address until told to end; how many frames were sent.
+    /// Floods an address from this thread, on one CPU, until told to end; how many frames were sent.
     pub(crate) fn flood(&mut self, kind: Kind, to: SocketAddr, end: &AtomicBool) -> u64 {
+        stay_on_one_cpu();
         let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
         let mut frames = vec![self.template(kind, to, family); BATCH];
         let template = frames[0].clone();
@@ -130,6 +133,16 @@ impl Drop for Generator {
             let _ = self.fabric.run("ip", &["route", "del", "blackhole", network]);
         }
     }
+}
+
+/// What the kernel does with a frame it then does on the same one.
+fn stay_on_one_cpu() {
+    let this = Pid::from_raw(0);
+    let all = sched_getaffinity(this).unwrap();
+    let last = (0..CpuSet::count()).rfind(|cpu| all.is_set(*cpu).unwrap()).unwrap();
+    let mut one = CpuSet::new();
+    one.set(last).unwrap();
+    sched_setaffinity(this, &one).unwrap();
 }
 
 fn link_address(at: &libc::sockaddr_ll) -> nix::sys::socket::LinkAddr {
