@@ -1,5 +1,6 @@
 //! A node without a kernel: packets as byte buffers, tables in memory, routes by heart.
 
+mod buffer;
 mod judge;
 
 use std::{
@@ -11,22 +12,22 @@ use std::{
 
 use lb_common::{
     abi::{
-        Abi, Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, Counter, CtEntry, CtKey,
-        Fragment, FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind, Ipv4, Ipv6,
-        L4Proto, NextHop, Region, Source, SourceRange,
+        Abi, Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, CtEntry, CtKey, Fragment,
+        FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind, Ipv4, Ipv6, L4Proto,
+        NextHop, Region, Source, SourceRange,
     },
     cache::{FACTORS, Factors, Hint, Stamp},
-    checksum::Difference,
     conntrack::{TICK_SHIFT, Timeouts},
     filter, limit,
 };
+
+use buffer::Buffer;
 
 use crate::{
     cases::{
         BackendSpec, Bench, Device, Fate, FrontendSpec, Hook, Host, Outcome, Prefix, SERVICE,
         SNAT_RANGE,
     },
-    packet::{ETHERNET_HEADER, L4Checksum, Packet},
     parse,
     path::{answer::Answers, fragment::Fragments},
     tables::{Backends, CtRef, Ends, Ref, Tables},
@@ -38,60 +39,6 @@ const ODD: Factors = [0x9e37_79b9_7f4a_7c15; FACTORS];
 const MTU: u16 = 1500;
 /// Link-layer addresses of the next hop: frames' own, so that what is sent by them looks the same.
 const MACS: [u16; 6] = [2, 0, 0x0100, 2, 0, 0x0200];
-
-/// A frame that can be rewritten.
-struct Buffer(Vec<u8>);
-
-impl Buffer {
-    fn change_checksum(&mut self, checksum: &L4Checksum, change: Difference) -> Option<()> {
-        let old = self.read::<u16>(checksum.offset)?;
-        let is_udp = checksum.protocol == L4Proto::UDP;
-        if is_udp && old == 0 {
-            return Some(());
-        }
-        let new = change.apply(old);
-        let new = if is_udp && new == 0 { 0xffff } else { new };
-        self.write(checksum.offset, &new).ok()
-    }
-}
-
-impl Packet for Buffer {
-    fn read<T: Abi>(&self, offset: usize) -> Option<T> {
-        T::from_bytes(self.0.get(offset..offset + size_of::<T>())?)
-    }
-
-    fn write<T: Abi>(&mut self, offset: usize, value: &T) -> Result<(), Counter> {
-        let place = self.0.get_mut(offset..offset + size_of::<T>());
-        place.ok_or(Counter::RewriteFailed)?.copy_from_slice(value.as_bytes());
-        Ok(())
-    }
-
-    fn write_addresses<A: Address>(
-        &mut self,
-        offset: usize,
-        source_and_destination: [A; 2],
-    ) -> Result<(), Counter> {
-        self.write(offset, &source_and_destination)
-    }
-
-    fn repair_l4_checksum(&mut self, checksum: L4Checksum) -> Result<(), Counter> {
-        [checksum.addresses, checksum.ports]
-            .into_iter()
-            .try_for_each(|change| self.change_checksum(&checksum, change))
-            .ok_or(Counter::RewriteFailed)
-    }
-
-    fn pull(&mut self, _headers: u32) {}
-
-    fn fits(&self, mtu: u16) -> bool {
-        self.0.len() <= usize::from(mtu) + ETHERNET_HEADER
-    }
-
-    fn resize(&mut self, length: usize) -> Result<(), Counter> {
-        self.0.resize(length, 0);
-        Ok(())
-    }
-}
 
 /// An address of a family that the specifications of cases hold.
 trait FromIp: Address + Into<IpAddr> {

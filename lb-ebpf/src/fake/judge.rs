@@ -7,7 +7,8 @@ use crate::{
     cases::{DEVICE_MAC, Device, Fate, Hook},
     parse::{Headers, Next, NoFlow},
     path::{
-        Found, Look, Origin, PathResult, Verdict, act, answer, ask, begin, fragment,
+        Found, Look, Origin, PathResult, SNAT_TRIES, Verdict, act, answer, ask, begin, claim,
+        fragment,
         icmp::{Icmp, icmp},
         look,
         refuse::refuse,
@@ -109,7 +110,10 @@ fn judge_flow<A: FromIp>(
             return Judged::By(act(packet, headers, tables, decision, Verdict::Send));
         }
         Look::Ask => match ask(headers, tables, origin, decision) {
-            Ok(Found::New) => begin(headers, tables, origin, decision),
+            Ok(Found::New) => {
+                let begun = begin(headers, tables, origin, decision);
+                claimed(begun, |number| claim(headers, tables, decision, number))
+            }
             found => found,
         },
         Look::Leave => Ok(Found::Nothing),
@@ -120,7 +124,7 @@ fn judge_flow<A: FromIp>(
             Err(counter) => Err(counter),
         },
         Ok(Found::Decided) => act(packet, headers, tables, decision, Verdict::Route),
-        Ok(Found::New | Found::Nothing) => Ok(Verdict::Pass),
+        Ok(Found::Claim | Found::New | Found::Nothing) => Ok(Verdict::Pass),
         Err(counter) => Err(counter),
     })
 }
@@ -135,4 +139,16 @@ fn rest<A>(judged: &Judged, decision: &CachedFlow<A>) -> (FragmentAction, u32) {
         Judged::By(Ok(_)) => (FragmentAction::REDIRECT, 0),
         Judged::By(Err(_)) | Judged::Refused(_) => (FragmentAction::DROP, 0),
     }
+}
+
+/// Tries ports until one is free, where a decision lacks one.
+fn claimed(
+    begun: Result<Found, Counter>,
+    mut claim: impl FnMut(u32) -> Result<Found, Counter>,
+) -> Result<Found, Counter> {
+    if begun != Ok(Found::Claim) {
+        return begun;
+    }
+    let mut tries = (0..SNAT_TRIES).map(&mut claim);
+    tries.find(|found| *found != Ok(Found::Claim)).unwrap_or(Err(Counter::SnatPortsExhausted))
 }

@@ -13,7 +13,7 @@ use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next, NoFlow},
     path::{
-        self, Direction, Found, Origin, PathResult, Verdict, answer, fragment,
+        self, Direction, Found, Origin, PathResult, SNAT_TRIES, Verdict, answer, fragment,
         icmp::{self, Icmp},
         refuse,
     },
@@ -37,6 +37,8 @@ const TC_ACT_REDIRECT: i32 = 7;
 mod step {
     /// Ask the frontends.
     pub(super) const BEGIN: i32 = -2;
+    /// Find a free source port.
+    pub(super) const CLAIM: i32 = -10;
     /// Ask conntrack.
     pub(super) const ASK: i32 = -3;
     /// There is a decision made for this packet: act.
@@ -108,6 +110,15 @@ fn steps<A: Steps>(skb: &Skb, origin: u32) -> i32 {
     if code == step::BEGIN {
         code = A::begin(ctx, origin);
     }
+    for number in 0..SNAT_TRIES {
+        if code != step::CLAIM {
+            break;
+        }
+        code = A::claim(ctx, number);
+    }
+    if code == step::CLAIM {
+        code = end(Counter::SnatPortsExhausted);
+    }
     let is_refused = code <= step::REFUSE;
     if code == step::DECIDED || is_refused {
         code = A::act(ctx, origin, code);
@@ -140,6 +151,8 @@ trait Steps {
     fn ask(ctx: *mut __sk_buff, origin: u32) -> i32;
     /// Asks the frontends.
     fn begin(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Tries one source port.
+    fn claim(ctx: *mut __sk_buff, number: u32) -> i32;
     /// Translates, sends, refuses, as was just decided.
     fn act(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
     /// Goes on with a packet that is not one of a flow, if it is one of ICMP.
@@ -175,6 +188,7 @@ steps! {
     look = lb_tc_look4(origin: u32),
     ask = lb_tc_ask4(origin: u32),
     begin = lb_tc_begin4(origin: u32),
+    claim = lb_tc_claim4(number: u32),
     act = lb_tc_act4(origin: u32, code: i32),
     icmp = lb_tc_icmp4(origin: u32),
     later = lb_tc_later4(origin: u32),
@@ -187,6 +201,7 @@ steps! {
     look = lb_tc_look6(origin: u32),
     ask = lb_tc_ask6(origin: u32),
     begin = lb_tc_begin6(origin: u32),
+    claim = lb_tc_claim6(number: u32),
     act = lb_tc_act6(origin: u32, code: i32),
     icmp = lb_tc_icmp6(origin: u32),
     later = lb_tc_later6(origin: u32),
@@ -258,12 +273,20 @@ fn begin<A: Address + Maps + Routing>(skb: Skb, from: u32) -> i32 {
     next(path::begin(headers, &tables, origin(from), decision))
 }
 
+#[inline(always)]
+fn claim<A: Address + Maps + Routing>(skb: Skb, number: u32) -> i32 {
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
+    let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
+    next(path::claim(headers, &tables, decision, number))
+}
+
 /// The step that follows from what was found.
 #[inline(always)]
 fn next(found: Result<Found, Counter>) -> i32 {
     match found {
         Ok(Found::Answer(counter)) => step::REFUSE - counter as i32,
         Ok(Found::Decided) => step::DECIDED,
+        Ok(Found::Claim) => step::CLAIM,
         Ok(Found::New) => step::BEGIN,
         Ok(Found::Nothing) => NEXT,
         Err(counter) => end(counter),

@@ -66,20 +66,24 @@ pub(super) fn first<A: Address>(
         return without_backend(flags, is_outside);
     }
     let choice = choose(headers, tables, frontend, is_outside)?;
-    if must_masquerade(headers, tables, &choice, (client, flags)) {
-        if client != Client::Host && headers.ttl <= 1 {
-            return Err(Counter::TtlExpired);
-        }
+    let must_masquerade = must_masquerade(headers, tables, &choice, (client, flags));
+    if must_masquerade && client != Client::Host && headers.ttl <= 1 {
+        return Err(Counter::TtlExpired);
+    }
+    if must_masquerade {
         track::snat(headers, tables, &choice, client, decision)?;
     } else {
         track::dnat(headers, tables, &choice, client, decision)?;
     }
-    if decision.action.redirects() {
-        decision.hop = tables.route(decision.src, decision.dst).ok_or(Counter::NoRoute)?;
-    }
     if frontend.affinity_timeout != 0 && headers.begins() {
         let given = (choice.id, choice.backend.generation);
         affinity::remember(tables, &affinity_key(headers, frontend), given);
+    }
+    if must_masquerade {
+        return Ok(Found::Claim);
+    }
+    if decision.action.redirects() {
+        decision.hop = tables.route(decision.src, decision.dst).ok_or(Counter::NoRoute)?;
     }
     Ok(Found::Decided)
 }

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! A *decision* says what becomes of the packets of a flow: their new ends, and where they go. [`ask`]
-//! or [`begin`] writes one, the cache keeps it for those that follow, and [`act`](fn@act) carries it out.
+//! or [`begin`] writes one (with [`claim`] for its source port), the cache keeps it for those that follow, and [`act`](fn@act) carries it out.
 //! All are functions of their own in the kernel, which the verifier reads one by one.
 
 mod act;
@@ -24,6 +24,7 @@ mod track;
 use lb_common::abi::{Address, CachedFlow, Counter, CtAction, L4Proto};
 
 pub use act::act;
+pub use track::{SNAT_TRIES, claim};
 
 use crate::{parse::Headers, tables::Tables};
 
@@ -96,6 +97,8 @@ pub enum Look {
 pub enum Found {
     /// It is to be refused.
     Answer(Counter),
+    /// There is a decision that lacks a source port.
+    Claim,
     /// There is a decision, made for this packet.
     Decided,
     /// Nobody knows its flow, and it may be for a frontend.

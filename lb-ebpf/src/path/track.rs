@@ -7,6 +7,7 @@ use lb_common::{
 };
 
 use super::{
+    Found,
     first::{Choice, Client},
     hinted,
     known::is_silent,
@@ -17,7 +18,7 @@ use crate::{
 };
 
 /// Ports that are tried before SNAT gives up.
-const SNAT_TRIES: u32 = 8;
+pub const SNAT_TRIES: u32 = 8;
 /// Ticks for which a flow that nobody goes on with keeps its port.
 const OPENING: u32 = 3;
 /// Distance between two ports that are tried, in a range that is larger.
@@ -56,12 +57,12 @@ pub(super) fn dnat<A: Address>(
     Ok(())
 }
 
-/// Claims a source port and remembers a translation of both ends. A host process keeps its address,
-/// which is this node's already.
+/// Decides on a translation of both ends, but for the source port: that is for [`claim`]. A host process
+/// keeps its address, which is this node's already.
 ///
 /// # Errors
 ///
-/// Without a route, a source address, or a free port.
+/// Without a route or a source address.
 #[inline(always)]
 pub(super) fn snat<A: Address>(
     headers: &Headers<A>,
@@ -80,19 +81,80 @@ pub(super) fn snat<A: Address>(
         (forward, reply, device) = (CtAction::FORWARD_SNAT, CtAction::REPLY_SNAT, 0);
     }
     let seen = (tables.now(), first_state(headers));
-    let scratch = tables.scratch().ok_or(Counter::RewriteFailed)?;
-    scratch.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, seen) });
-    let state;
-    (ends.src_port, state) = claim_port(headers, tables, &ends, scratch)?;
+    let back = tables.scratch().ok_or(Counter::RewriteFailed)?;
+    back.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, seen) });
     decision.set(&headers.flow, &ends, forward);
-    let is_proven = !state.is_half_open() || state.is_proven_by(headers.flags);
-    if client == Client::Host || is_proven || tables.may_remember() {
-        let state = if is_proven { state.proven() } else { state };
-        scratch.set(entry(&ends, choice, forward, (seen.0, state)));
-        tables.track(&headers.flow, scratch);
-    }
-    // Its answers' entry follows with the next packet, which finds this one.
     Ok(())
+}
+
+/// Tries one source port for what [`snat`] has decided: no living flow towards the backend may use it.
+/// [`Found::Claim`] if one does.
+///
+/// Looks before it claims: an insert into a full LRU map frees an innocent entry even if it fails.
+///
+/// # Errors
+///
+/// [`Counter::NoRoute`] if there is no way to the backend.
+#[inline(always)]
+pub fn claim<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    decision: &mut CachedFlow<A>,
+    number: u32,
+) -> Result<Found, Counter> {
+    let ends = CtKey { src_port: port(headers, tables, number), ..decision.becomes() };
+    let reply_flow = ends.reversed();
+    let back = tables.scratch().ok_or(Counter::RewriteFailed)?;
+    let (mut state, _) = back.seen();
+    let mut is_there = false;
+    if let Some(old) = tables.conntrack(&reply_flow) {
+        let is_own = old.leads_to(&headers.flow);
+        if !is_own && !is_free(headers, tables, old) {
+            return Ok(Found::Claim);
+        }
+        is_there = is_own && !headers.flags.opens();
+        if is_there {
+            (state, _) = old.seen();
+            back.touch(state, tables.now());
+        } else {
+            // What is written next may be kept apart from it, and would be hidden by it.
+            tables.forget(&reply_flow);
+        }
+    }
+    if !is_there && !tables.claim(&reply_flow, back) {
+        return Ok(Found::Claim);
+    }
+    decision.set(&headers.flow, &ends, decision.action);
+    let is_proven = !state.is_half_open() || state.is_proven_by(headers.flags);
+    if is_proven {
+        back.set_proven();
+    }
+    if is_there {
+        // It is used again, by the backend as it is now, and nobody else's to take.
+        tables.track(&reply_flow, back);
+    }
+    if is_proven {
+        tables.forget_half_open(&reply_flow);
+    }
+    if decision.action == CtAction::FORWARD_FROM_HOST || is_proven || tables.may_remember() {
+        // Else it follows with the packet that proves the flow.
+        back.set_opposite(back, &reply_flow, (decision.action, 0));
+        tables.track(&headers.flow, back);
+    }
+    decision.hop = tables.route(decision.src, decision.dst).ok_or(Counter::NoRoute)?;
+    Ok(Found::Decided)
+}
+
+/// The source port of a flow's try of this number: they follow from the flow.
+#[inline(always)]
+fn port<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, number: u32) -> BePort {
+    let (first, count) = tables.snat_range();
+    let step = if count > SNAT_STEP { SNAT_STEP } else { 1 };
+    let offset = flow::slot(flow::hash(&headers.flow), count) + number * step;
+    let offset = offset.checked_rem(count).unwrap_or_default();
+    #[allow(clippy::cast_possible_truncation, reason = "the agent checks the range")]
+    let port = (first + offset) as u16;
+    BePort::new(port)
 }
 
 /// Does the reply flow of a plain translation belong to a living flow through another frontend?
@@ -110,51 +172,6 @@ pub(super) fn is_reply_flow_taken<A: Address>(
     // What is written next may be kept apart from it, and would be hidden by it.
     tables.forget(&reply_flow);
     false
-}
-
-/// Finds a port towards the backend that no living flow uses, and writes `back` for its replies, unless
-/// they have an entry of this flow already; tells its state.
-///
-/// Looks before it claims: an insert into a full LRU map frees an innocent entry even if it fails.
-#[inline(always)]
-fn claim_port<A: Address>(
-    headers: &Headers<A>,
-    tables: &impl Tables<A>,
-    ends: &CtKey<A>,
-    back: CtRef<A>,
-) -> Result<(BePort, CtState), Counter> {
-    let (first, count) = tables.snat_range();
-    let step = if count > SNAT_STEP { SNAT_STEP } else { 1 };
-    let mut offset = flow::slot(flow::hash(&headers.flow), count);
-    let (fresh, _) = back.seen();
-    for _ in 0..SNAT_TRIES {
-        #[allow(clippy::cast_possible_truncation, reason = "the agent checks the range")]
-        let src_port = BePort::new((first + offset) as u16);
-        let reply_flow = CtKey { src_port, ..*ends }.reversed();
-        let mut is_open = true;
-        if let Some(old) = tables.conntrack(&reply_flow) {
-            let is_own = old.leads_to(&headers.flow);
-            if is_own && !headers.flags.opens() {
-                let (state, _) = old.seen();
-                // It is used again, and nobody else's to take.
-                old.touch(state, tables.now());
-                return Ok((src_port, state));
-            }
-            is_open = is_own || is_free(headers, tables, old);
-            if is_open {
-                tables.forget(&reply_flow);
-            }
-        }
-        // A claim alone does not tell: the port's owner may be in the other table.
-        if is_open && tables.claim(&reply_flow, back) {
-            return Ok((src_port, fresh));
-        }
-        offset += step;
-        if offset >= count {
-            offset -= count;
-        }
-    }
-    Err(Counter::SnatPortsExhausted)
 }
 
 /// May the reply entry `back` be written anew: has its flow ended, or never really begun?
