@@ -207,13 +207,14 @@ fn half_open(cluster: &Cluster, family: Family) -> u64 {
 }
 
 /// Floods a target in each way while a client works with it, and in turn with `past` the pod itself:
-/// the node then routes the same flood.
+/// the node then routes the same flood. One CPU sends in both, and takes each frame as far as the
+/// backend; what else the machine does meanwhile takes some from either.
 fn withstands(cluster: &Cluster, (target, family): (Target, Family), kinds: &[Kind], past: bool) {
     let what = format!("{} {family:?}", target.name);
     let _server = programs::iperf3_server(cluster.pod(target.name)).unwrap();
     let mut generator = Generator::new(cluster);
     let phases = kinds.len() as u64 * if past { 2 } else { 1 };
-    let work = Work::begin(cluster, target, (family, 1 + 2 * phases));
+    let mut work = Work::begin(cluster, target, (family, 1 + 3 * phases));
     let known = flows(cluster);
     let mut before = counted(cluster).into_iter();
     let (mut new, mut mbits) = (0, [0.0; 2]);
@@ -225,6 +226,7 @@ fn withstands(cluster: &Cluster, (target, family): (Target, Family), kinds: &[Ki
         }
     }
     let after = flows(cluster);
+    assert!(work.asks.ended().unwrap().is_none(), "{what}: the floods took too long");
     for (flow, (ends, _)) in known.iter().filter(|(_, (_, is_open))| *is_open) {
         assert_eq!(after.get(flow).map(|(ends, _)| ends), Some(ends), "{what}: {flow:?}");
     }
@@ -234,7 +236,7 @@ fn withstands(cluster: &Cluster, (target, family): (Target, Family), kinds: &[Ki
     assert_eq!((exhausted, unremembered), (target.is_remote, !target.is_remote), "{what}");
     assert!(half_open(cluster, family) > 1000, "{what}");
     println!("{what}: {mbits:.0?} Mbit/s past it and by it in all; {more} more entries");
-    assert!(!past || mbits[1] > 0.6 * mbits[0], "{what}: {mbits:?}");
+    assert!(!past || mbits[1] > 0.5 * mbits[0], "{what}: {mbits:?}");
     work.end(&what);
     if past {
         gives_ports_back(cluster, target, family);
@@ -287,14 +289,14 @@ fn work_goes_on_beside_a_flood_of_syns() {
 }
 
 #[test]
-#[ignore = "slow: a minute of floods"]
+#[ignore = "slow: two minutes of floods"]
 fn work_goes_on_beside_any_flood() {
     require_topology!();
     all_is_withstood(SocketLb::Off);
 }
 
 #[test]
-#[ignore = "slow: a minute of floods"]
+#[ignore = "slow: two minutes of floods"]
 fn work_goes_on_beside_any_flood_with_xdp() {
     require_topology!();
     with_xdp(all_is_withstood);
