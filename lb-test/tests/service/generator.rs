@@ -161,7 +161,7 @@ fn piece(frame: &[u8]) -> libc::iovec {
 
 /// Writes a source address and port into a template, and mends its checksums.
 fn make_up(frame: &mut [u8], kind: Kind, family: Family, random: u64) {
-    let [low, port, high, ..] = [random, random >> 16, random >> 32].map(|bits| bits as u16);
+    let [low, port, high] = [0, 16, 32].map(|shift| low_word(random >> shift));
     let (address, l4, header_checksum) = match family {
         Family::V4 => (ETHERNET + 14, ETHERNET + 20, Some(ETHERNET + 10)),
         Family::V6 => (ETHERNET + 20, ETHERNET + 40, None),
@@ -187,7 +187,12 @@ fn add(frame: &mut [u8], at: usize, words: u32) {
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    frame[at..at + 2].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+    frame[at..at + 2].copy_from_slice(&(!low_word(sum.into())).to_be_bytes());
+}
+
+#[allow(clippy::cast_possible_truncation, reason = "the low word is what is asked for")]
+const fn low_word(number: u64) -> u16 {
+    number as u16
 }
 
 /// The next number of a row in which none follows from what is seen of it.
