@@ -166,13 +166,13 @@ fn connect(cluster: &Cluster, target: Target, family: Family) -> (u64, u64) {
 }
 
 /// Floods a target in a way, by its Service or past it, while the client works and connects; the
-/// client's Mbit/s, and new connections.
+/// client's Mbit/s, thousands of frames a second, and new connections.
 fn floods(
     cluster: &Cluster,
     generator: &mut Generator,
     (target, family): (Target, Family),
     (kind, by_service): (Kind, bool),
-) -> (u64, u64) {
+) -> (u64, u64, u64) {
     let port = if matches!(kind, Kind::Datagram) { 5353 } else { 8080 };
     let to = if by_service {
         cluster.node("node1").socket(family, target.port)
@@ -191,7 +191,7 @@ fn floods(
     // wherever it goes; else nearly all come about.
     let may_fail = target.is_remote || WITH_XDP.get();
     assert!(may_fail || failures * 20 <= new, "{to} {kind:?}: {failures} of {new}");
-    (mbits, new)
+    (mbits, frames, new)
 }
 
 /// Flows that no port was left for, and those that were not remembered.
@@ -219,12 +219,13 @@ fn withstands(cluster: &Cluster, (target, family): (Target, Family), kinds: &[Ki
     let mut work = Work::begin(cluster, target, (family, 1 + 3 * phases));
     let known = flows(cluster);
     let mut before = counted(cluster).into_iter();
-    let (mut new, mut mbits) = (0, [0; 2]);
+    let (mut new, mut mbits, mut rates) = (0, [0; 2], [0; 2]);
     for (kind, by_service) in kinds.iter().flat_map(|kind| [(*kind, false), (*kind, true)]) {
         if by_service || past {
             let flooded = floods(cluster, &mut generator, (target, family), (kind, by_service));
             mbits[usize::from(by_service)] += flooded.0;
-            new += flooded.1;
+            rates[usize::from(by_service)] = rates[usize::from(by_service)].max(flooded.1);
+            new += flooded.2;
         }
     }
     let after = flows(cluster);
@@ -235,7 +236,10 @@ fn withstands(cluster: &Cluster, (target, family): (Target, Family), kinds: &[Ki
     let more = after.len().saturating_sub(known.len()) as u64;
     assert!(more <= 2 * new + 20, "{what}: {more} more entries after {new} connections");
     let [exhausted, unremembered] = counted(cluster).map(|after| after > before.next().unwrap());
-    assert_eq!((exhausted, unremembered), (target.is_remote, !target.is_remote), "{what}");
+    assert_eq!(exhausted, target.is_remote, "{what}");
+    // A CPU that others want too sends no more than is remembered.
+    let may_remember_all = rates[1] < 40;
+    assert!(may_remember_all || unremembered != target.is_remote, "{what}: {rates:?}");
     assert!(half_open(cluster, family) > 1000, "{what}");
     println!("{what}: {mbits:?} Mbit/s past it and by it in all; {more} more entries");
     assert!(!past || 2 * mbits[1] > mbits[0], "{what}: {mbits:?}");
