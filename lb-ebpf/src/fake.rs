@@ -11,11 +11,12 @@ use std::{
 
 use lb_common::{
     abi::{
-        Abi, Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, Counter, CtEntry, CtKey,
-        Fragment, FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind, Ipv4, Ipv6,
-        L4Proto, NextHop, Region, Source, SourceRange,
+        Abi, Address, Affinity, AffinityKey, Backend, BackendFlags, BePort, CachedFlow, Counter,
+        CtEntry, CtKey, Fragment, FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind,
+        Ipv4, Ipv6, L4Proto, NextHop, Region, Source, SourceRange, Target,
     },
     cache::{FACTORS, Factors, Stamp},
+    carrier::{self, WORDS},
     checksum::Difference,
     conntrack::{TICK_SHIFT, Timeouts},
     filter, limit,
@@ -28,7 +29,7 @@ use crate::{
     },
     packet::{ETHERNET_HEADER, L4Checksum, Packet},
     parse,
-    path::{answer::Answers, fragment::Fragments},
+    path::{answer::Answers, carrier::Targets, fragment::Fragments},
     tables::{Backends, CtRef, Ends, Ref, Tables},
 };
 
@@ -85,6 +86,21 @@ impl Packet for Buffer {
 
     fn fits(&self, mtu: u16) -> bool {
         self.0.len() <= usize::from(mtu) + ETHERNET_HEADER
+    }
+
+    fn put_before<A: Address>(
+        &mut self,
+        headers: &[u32; WORDS],
+        length: usize,
+    ) -> Result<(), Counter> {
+        let headers = headers.as_bytes()[..length].iter().copied();
+        self.0.splice(ETHERNET_HEADER..ETHERNET_HEADER, headers);
+        Ok(())
+    }
+
+    fn remove_before<A: Address>(&mut self, length: usize) -> Result<(), Counter> {
+        self.0.drain(ETHERNET_HEADER..ETHERNET_HEADER + length);
+        Ok(())
     }
 
     fn resize(&mut self, length: usize) -> Result<(), Counter> {
@@ -355,6 +371,10 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         self.resets_removed
     }
 
+    fn carrier_port(&self) -> BePort {
+        BePort::new(carrier::PORT)
+    }
+
     fn snat_range(&self) -> (u32, u32) {
         let (first, count) = self.snat_range;
         (first.into(), count.into())
@@ -375,6 +395,16 @@ impl<A: FromIp> Fragments<A> for FakeTables<A> {
             let key = FrontendKey::<A>::from_bytes(key).expect("a key");
             key.address == address && !frontend.flags.has(FrontendFlags::HOST_ONLY)
         })
+    }
+}
+
+impl<A: FromIp> Targets<A> for FakeTables<A> {
+    fn target(&self, target: &Target<A>) -> Option<u32> {
+        let is_it = |backend: &Backend<A>| {
+            *target == Target::new(backend.address, backend.port, backend.service)
+                && backend.flags.has(BackendFlags::LOCAL)
+        };
+        self.backends.iter().find(|(_, backend)| is_it(backend)).map(|(id, _)| *id)
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod answers;
 pub mod fragments;
+pub mod targets;
 
 use core::{marker::PhantomData, ptr::NonNull};
 

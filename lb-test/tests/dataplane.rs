@@ -29,6 +29,7 @@ fn options(node: &Node, tc_attach: TcAttach) -> KernelOptions {
         bind_protection: true,
         tc_attach,
         snat_ports: (61000, 65535),
+        carrier_port: lb_common::carrier::PORT,
         mid_flow: MidFlow::Balanced,
         reset_tcp: false,
         timeouts: Timeouts::DEFAULT,

@@ -7,7 +7,7 @@ use crate::{
     cases::{DEVICE_MAC, Device, Fate, Hook},
     parse::{Headers, Next, NoFlow},
     path::{
-        Found, Look, Origin, PathResult, Verdict, act, answer, ask, fragment,
+        Found, Look, Origin, PathResult, Verdict, act, answer, ask, carrier, fragment,
         icmp::{Icmp, icmp},
         look,
         refuse::refuse,
@@ -79,6 +79,9 @@ impl<A: FromIp + Icmp> Next<A, Buffer> for Path<'_, A> {
 
     fn run(self, packet: &mut Buffer, headers: &Headers<A>) -> Judged {
         let Self { tables, decision, origin } = self;
+        if carrier::may_be(headers, tables, origin) {
+            return judge_carrier(packet, headers, tables, decision);
+        }
         let judged = judge_flow(packet, headers, tables, (origin, decision));
         if headers.has_rest() {
             let rest = rest(&judged, decision);
@@ -98,6 +101,37 @@ impl<A: FromIp + Icmp> Next<A, Buffer> for Path<'_, A> {
     }
 }
 
+fn judge_carrier<A: FromIp + Icmp>(
+    packet: &mut Buffer,
+    headers: &Headers<A>,
+    tables: &FakeTables<A>,
+    decision: &mut CachedFlow<A>,
+) -> Judged {
+    match carrier::unpack(packet, headers, tables, decision) {
+        Ok(true) => {}
+        Ok(false) => return Judged::By(Ok(Verdict::Pass)),
+        Err(counter) => return Judged::By(Err(counter)),
+    }
+    let judged = A::parse(packet, Accept { tables, decision });
+    judged.unwrap_or(Judged::By(Err(Counter::CarrierRefused)))
+}
+
+/// What is done with a packet that was carried here.
+struct Accept<'a, A> {
+    tables: &'a FakeTables<A>,
+    decision: &'a mut CachedFlow<A>,
+}
+
+impl<A: FromIp> Next<A, Buffer> for Accept<'_, A> {
+    type Output = Judged;
+
+    fn run(self, packet: &mut Buffer, headers: &Headers<A>) -> Judged {
+        let Self { tables, decision } = self;
+        let found = carrier::accept(headers, tables, decision);
+        judge_found(packet, headers, tables, (found, decision))
+    }
+}
+
 fn judge_flow<A: FromIp>(
     packet: &mut Buffer,
     headers: &Headers<A>,
@@ -111,6 +145,15 @@ fn judge_flow<A: FromIp>(
         Look::Ask => ask(headers, tables, origin, decision),
         Look::Leave => Ok(Found::Nothing),
     };
+    judge_found(packet, headers, tables, (found, decision))
+}
+
+fn judge_found<A: FromIp>(
+    packet: &mut Buffer,
+    headers: &Headers<A>,
+    tables: &FakeTables<A>,
+    (found, decision): (Result<Found, Counter>, &CachedFlow<A>),
+) -> Judged {
     Judged::By(match found {
         Ok(Found::Answer(counter)) => match refuse(packet, headers) {
             Ok(()) => return Judged::Refused(counter),

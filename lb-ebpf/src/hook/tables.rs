@@ -2,18 +2,18 @@
 
 use aya_ebpf::programs::TcContext;
 use lb_common::abi::{
-    Address, Affinity, AffinityKey, Backend, CachedFlow, Control, CtKey, DeviceRole, Fragment,
-    FragmentKey, Frontend, FrontendKey, NextHop, Region, Source,
+    Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, Control, CtKey, DeviceRole,
+    Fragment, FragmentKey, Frontend, FrontendKey, NextHop, Region, Source, Target,
 };
 use lb_ebpf::{
-    path::{answer::Answers, fragment::Fragments},
+    path::{answer::Answers, carrier::Targets, fragment::Fragments},
     tables::{Backends, CtRef, Ends, Ref, Tables},
 };
 
 use super::route::{self, Routing};
 use crate::{
-    globals::{CT_UDP_STREAM, MIGRATE, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
-    maps::{self, BpfBackends, Maps, fragments::FragmentMaps},
+    globals::{CARRIER_PORT, CT_UDP_STREAM, MIGRATE, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
+    maps::{self, BpfBackends, Maps, fragments::FragmentMaps, targets::TargetMaps},
 };
 
 /// The maps, and the context that some questions need.
@@ -155,6 +155,11 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     }
 
     #[inline(always)]
+    fn carrier_port(&self) -> BePort {
+        BePort::new(CARRIER_PORT.load() as u16)
+    }
+
+    #[inline(always)]
     fn snat_range(&self) -> (u32, u32) {
         (SNAT_FIRST.load(), SNAT_COUNT.load())
     }
@@ -181,5 +186,12 @@ impl<A: Address + FragmentMaps + Routing> Answers<A> for BpfTables<A> {
     #[inline(always)]
     fn may_answer(&self) -> bool {
         maps::answers::may_answer()
+    }
+}
+
+impl<A: Address + TargetMaps + Routing> Targets<A> for BpfTables<A> {
+    #[inline(always)]
+    fn target(&self, target: &Target<A>) -> Option<u32> {
+        A::target(target)
     }
 }

@@ -13,7 +13,7 @@ use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next, NoFlow},
     path::{
-        self, Direction, Found, Origin, PathResult, Verdict, answer, fragment,
+        self, Direction, Found, Origin, PathResult, Verdict, answer, carrier, fragment,
         icmp::{self, Icmp},
         refuse,
     },
@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     globals::MARK,
-    maps::{self, Maps, fragments::FragmentMaps},
+    maps::{self, Maps, fragments::FragmentMaps, targets::TargetMaps},
 };
 
 /// Neither accepts nor drops: the next program, ours or a CNI's, decides (`TCX_NEXT`).
@@ -49,6 +49,8 @@ mod step {
     pub(super) const TOO_BIG: i32 = -8;
     /// Its time to live has ended.
     pub(super) const TTL_EXPIRED: i32 = -9;
+    /// It may be a carrier.
+    pub(super) const CARRIER: i32 = -10;
     /// Refuse: less the number of a counter.
     pub(super) const REFUSE: i32 = -16;
 }
@@ -100,7 +102,9 @@ fn steps<A: Steps>(skb: &Skb, origin: u32) -> i32 {
     let ctx = skb.as_ptr();
     let looked = A::look(ctx, origin);
     let mut code = looked;
-    if code == step::ASK || code == step::ASK_AND_NOTE {
+    if code == step::CARRIER {
+        code = A::unpack(ctx, origin);
+    } else if code == step::ASK || code == step::ASK_AND_NOTE {
         code = A::ask(ctx, origin);
     }
     let is_refused = code <= step::REFUSE;
@@ -143,6 +147,8 @@ trait Steps {
     fn note(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
     /// Answers a ping to an address of Services.
     fn ping(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Takes a packet out of its carrier and decides on it.
+    fn unpack(ctx: *mut __sk_buff, origin: u32) -> i32;
     /// Tells the sender of a packet why it ends here.
     fn tell(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
 }
@@ -172,6 +178,7 @@ steps! {
     later = lb_tc_later4(origin: u32),
     note = lb_tc_note4(origin: u32, code: i32),
     ping = lb_tc_ping4(origin: u32),
+    unpack = lb_tc_unpack4(origin: u32),
     tell = lb_tc_tell4(origin: u32, code: i32),
 }
 steps! {
@@ -183,6 +190,7 @@ steps! {
     later = lb_tc_later6(origin: u32),
     note = lb_tc_note6(origin: u32, code: i32),
     ping = lb_tc_ping6(origin: u32),
+    unpack = lb_tc_unpack6(origin: u32),
     tell = lb_tc_tell6(origin: u32, code: i32),
 }
 
@@ -211,6 +219,9 @@ impl<A: Address + Maps + Routing> Next<A, Skb> for Look {
     fn run(self, skb: &mut Skb, headers: &Headers<A>) -> i32 {
         let Self(origin) = self;
         let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
+        if carrier::may_be(headers, &tables, origin) {
+            return step::CARRIER;
+        }
         let mut decision = CachedFlow::zeroed();
         match path::look(headers, &tables, origin, &mut decision) {
             path::Look::Act => {
@@ -239,7 +250,13 @@ fn keep<A: Maps + Copy>(headers: &Headers<A>) -> i32 {
 fn ask<A: Address + Maps + Routing>(skb: Skb, from: u32) -> i32 {
     let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
     let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
-    match path::ask(headers, &tables, origin(from), decision) {
+    found(path::ask(headers, &tables, origin(from), decision))
+}
+
+/// What follows from what was found out.
+#[inline(always)]
+fn found(found: Result<Found, Counter>) -> i32 {
+    match found {
         Ok(Found::Answer(counter)) => step::REFUSE - counter as i32,
         Ok(Found::Decided) => step::DECIDED,
         Ok(Found::Nothing) => NEXT,
@@ -315,6 +332,46 @@ fn ping<A: Icmp + FragmentMaps + Routing>(mut skb: Skb, from: u32) -> i32 {
         }
         Ok(false) => step::OTHER,
         Err(counter) => end(counter),
+    }
+}
+
+#[inline(always)]
+fn unpack<A: Header + TargetMaps + Routing>(mut skb: Skb, _from: u32) -> i32 {
+    match A::parse(&mut skb, Unpack) {
+        Ok(Ok(true)) => {}
+        Ok(Err(counter)) => return end(counter),
+        _ => return NEXT,
+    }
+    skb.pull(HEADERS);
+    A::parse(&mut skb, Accept).unwrap_or_else(|_| end(Counter::CarrierRefused))
+}
+
+/// Takes a packet out of its carrier.
+struct Unpack;
+
+impl<A: Address + Maps + Routing> Next<A, Skb> for Unpack {
+    type Output = Result<bool, Counter>;
+
+    #[inline(always)]
+    fn run(self, skb: &mut Skb, headers: &Headers<A>) -> Self::Output {
+        let Some(tables) = BpfTables::new(skb.context()) else { return Ok(false) };
+        let Some(decision) = A::decision() else { return Ok(false) };
+        carrier::unpack(skb, headers, &tables, decision)
+    }
+}
+
+/// Decides on a packet that was carried here.
+struct Accept;
+
+impl<A: Address + TargetMaps + Routing> Next<A, Skb> for Accept {
+    type Output = i32;
+
+    #[inline(always)]
+    fn run(self, skb: &mut Skb, headers: &Headers<A>) -> i32 {
+        let (Some(kept), Some(decision)) = (A::headers(), A::decision()) else { return SHOT };
+        let Some(tables) = BpfTables::new(skb.context()) else { return SHOT };
+        *kept = *headers;
+        found(carrier::accept(headers, &tables, decision))
     }
 }
 

@@ -8,7 +8,7 @@ use lb_common::{
     flow,
 };
 
-use super::{Found, Origin, track};
+use super::{Found, Origin, carrier, track};
 use crate::{affinity, parse::Headers, tables::Tables};
 
 /// Who asks.
@@ -66,16 +66,24 @@ pub(super) fn first<A: Address>(
         return without_backend(flags, is_outside);
     }
     let choice = choose(headers, tables, frontend, is_outside)?;
-    if must_masquerade(headers, tables, &choice, (client, flags)) {
+    let is_carried = carrier::is_due(headers, &choice.backend, (client, flags));
+    if is_carried || must_masquerade(headers, tables, &choice, (client, flags)) {
         if client != Client::Host && headers.ttl <= 1 {
             return Err(Counter::TtlExpired);
         }
-        track::snat(headers, tables, &choice, client, decision)?;
+        if is_carried {
+            track::dsr(headers, tables, &choice, decision)?;
+        } else {
+            track::snat(headers, tables, &choice, client, decision)?;
+        }
     } else {
         track::dnat(headers, tables, &choice, client, decision)?;
     }
     if decision.action.redirects() {
         decision.hop = tables.route(decision.src, decision.dst).ok_or(Counter::NoRoute)?;
+    }
+    if is_carried {
+        carrier::narrow::<A>(&mut decision.hop);
     }
     if frontend.affinity_timeout != 0 && headers.begins() {
         let given = (choice.id, choice.backend.generation);

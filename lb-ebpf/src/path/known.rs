@@ -5,7 +5,7 @@ use lb_common::{
     conntrack::{CtState, End, is_expired, silence},
 };
 
-use super::{Found, Origin, is_here};
+use super::{Found, Origin, carrier, is_here};
 use crate::{
     parse::Headers,
     tables::{CtRef, Tables},
@@ -46,6 +46,9 @@ pub(super) fn known<A: Address>(
     } else {
         NextHop::of(entry.device)
     };
+    if action == CtAction::FORWARD_DSR {
+        carrier::narrow::<A>(&mut decision.hop);
+    }
     note(tables, headers, entry_ref);
     if !action.redirects() || decision.hop.is_known() {
         tables.cache(decision);
@@ -64,7 +67,8 @@ fn note<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: Ct
     let next = CtState(entry.state).next(headers.flags, from);
     let now = tables.now();
     entry_ref.touch(next, now);
-    if entry.last_seen == now && !headers.flags.closes() {
+    let has_peer = entry.action != CtAction::FORWARD_DSR;
+    if !has_peer || (entry.last_seen == now && !headers.flags.closes()) {
         return;
     }
     let peer = entry.peer(headers.flow.protocol);

@@ -13,6 +13,7 @@
 
 mod act;
 pub mod answer;
+pub mod carrier;
 pub mod first;
 pub mod fragment;
 pub mod icmp;

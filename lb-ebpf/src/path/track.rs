@@ -82,6 +82,31 @@ pub(super) fn snat<A: Address>(
     Ok(())
 }
 
+/// Remembers that the packets of a flow are carried to the node of their backend. Their replies are never
+/// seen: the flow counts as answered, or it would be forgotten before a silent client has gone on.
+///
+/// # Errors
+///
+/// Without a route or a source address.
+#[inline(always)]
+pub(super) fn dsr<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    choice: &Choice<A>,
+    decision: &mut CachedFlow<A>,
+) -> Result<(), Counter> {
+    let Backend { address, port, .. } = choice.backend;
+    let hop = tables.route(headers.flow.src, address).ok_or(Counter::NoRoute)?;
+    let src = tables.source_at(hop.device).ok_or(Counter::NoSourceAddress)?;
+    let ends = CtKey { src, dst: address, dst_port: port, ..headers.flow };
+    let seen = (tables.now(), first_state(headers).with(CtState::ANSWERED));
+    let scratch = tables.scratch().ok_or(Counter::RewriteFailed)?;
+    scratch.set(entry(&ends, choice, CtAction::FORWARD_DSR, seen));
+    tables.track(&headers.flow, scratch);
+    decision.set(&headers.flow, &ends, CtAction::FORWARD_DSR);
+    Ok(())
+}
+
 /// Does the reply flow of a plain translation belong to a living flow through another frontend?
 #[inline(always)]
 pub(super) fn is_reply_flow_taken<A: Address>(

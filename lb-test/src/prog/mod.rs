@@ -166,6 +166,7 @@ pub fn options(node: &Node) -> KernelOptions {
         bind_protection: true,
         tc_attach: TcAttach::Auto,
         snat_ports: (SNAT_RANGE.0, SNAT_RANGE.0 + SNAT_RANGE.1 - 1),
+        carrier_port: lb_common::carrier::PORT,
         mid_flow: MidFlow::Balanced,
         reset_tcp: false,
         timeouts: Timeouts::DEFAULT,
