@@ -100,7 +100,7 @@ fn the_file_itself_may_be_named_by_the_environment() {
 fn mistakes_end_with_2_and_one_line() {
     let place = Place::new();
     for (arguments, part) in [
-        (&["run", "--xdp", "native"][..], "'--xdp'"),
+        (&["run", "--forward", "dsr"][..], "'--forward'"),
         (&["run", "--snat-port-range", "30000-40000"], "overlaps --service-node-port-range"),
         (&["conntrack"], "'conntrack'"),
     ] {

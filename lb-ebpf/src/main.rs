@@ -2,6 +2,7 @@
 //!
 //! | program | hook |
 //! |---|---|
+//! | `lb_xdp` | XDP of a device |
 //! | `lb_tc_ingress`, `lb_tc_egress` | tcx or clsact of a device |
 //! | `lb_bind4` … `lb_sendmsg6` | cgroup |
 //! | `lb_stale_sockets`, `lb_sweep_v4`, `lb_sweep_v6` | iterators that the agent reads |
@@ -14,17 +15,23 @@ mod hook;
 mod maps;
 
 use aya_ebpf::{
-    macros::{cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
 use hook::{
     bind,
     sock_addr::{self, Call},
     stale::{self, SocketVisit},
     sweep::{self, FlowVisit},
-    tc,
+    tc, xdp as fast,
 };
 use lb_common::abi::{Ipv4, Ipv6};
+
+/// Frames that a device receives, before the stack.
+#[xdp(frags)]
+pub fn lb_xdp(ctx: XdpContext) -> u32 {
+    fast::receive(ctx)
+}
 
 /// Packets that come in by a device.
 #[classifier]

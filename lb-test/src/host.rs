@@ -140,6 +140,18 @@ impl Host {
         self.netns.enter(work)
     }
 
+    /// How many frames that came in by a veth device of this host XDP has sent on.
+    ///
+    /// # Errors
+    /// When the device is not there, or is no veth.
+    pub fn sent_by_xdp(&self, device: &str) -> Result<u64> {
+        let statistics = self.run("ethtool", &["-S", device])?;
+        let lines = statistics.lines().filter_map(|line| line.trim().split_once(": "));
+        let is_sent = |name: &str| name.starts_with("rx_") && name.ends_with("_xdp_redirect");
+        let sent = lines.filter(|(name, _)| is_sent(name));
+        Ok(sent.map(|(_, count)| count.parse::<u64>()).sum::<Result<_, _>>()?)
+    }
+
     /// Turns transmit checksum offload off, so that frames leave `device` with whole checksums, as
     /// those of a real wire. Needed on the far end of a device with XDP.
     ///

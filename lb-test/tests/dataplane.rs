@@ -28,6 +28,7 @@ fn options(node: &Node, tc_attach: TcAttach) -> KernelOptions {
         socket_lb: SocketLb::All,
         bind_protection: true,
         tc_attach,
+        xdp: true,
         snat_ports: (61000, 65535),
         carrier_port: lb_common::carrier::PORT,
         mid_flow: MidFlow::Balanced,

@@ -1,6 +1,7 @@
 //! Every case of a packet and its fate, judged by the programs in this machine's kernel.
 
-use lb_ebpf::cases::{self, Net};
+use lb_common::abi::Counter;
+use lb_ebpf::cases::{self, Device, Hook, Host, Net, frame::Frame};
 use lb_test::{prog::KernelBench, require_topology};
 
 macro_rules! in_a_kernel {
@@ -14,7 +15,56 @@ macro_rules! in_a_kernel {
 }
 lb_ebpf::each_case!(in_a_kernel);
 
+/// By TC alone, and with XDP ahead of it.
 fn run(case: fn(&mut Net<'_>)) {
-    let mut bench = KernelBench::start().unwrap_or_else(|error| panic!("{error:#}"));
+    let mut bench = start();
     cases::run(case, &mut bench);
+    eprintln!("with XDP");
+    bench.clear().unwrap_or_else(|error| panic!("{error:#}"));
+    cases::run(case, &mut with_xdp(bench));
+}
+
+fn start() -> KernelBench {
+    KernelBench::start().unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+fn with_xdp(bench: KernelBench) -> KernelBench {
+    bench.with_xdp().unwrap_or_else(|error| panic!("{error:#}"))
+}
+
+/// A packet that is longer than the way's MTU is for TC, which tells its sender.
+#[test]
+fn xdp_sends_nothing_that_does_not_fit() {
+    require_topology!();
+    cases::run(
+        |net| {
+            let id = net.backend(Host::Remote);
+            let (client, vip) = (net.client(), net.vip(1));
+            net.frontend(vip, &[id]);
+            let frame = Frame { payload: vec![0; 1500], ..net.first(client, vip) };
+            let _ = net.expect_answer(Hook::Ingress(Device::Uplink), &frame, Counter::PacketTooBig);
+        },
+        &mut with_xdp(start()),
+    );
+}
+
+/// Else the cases would prove nothing of it.
+#[test]
+fn xdp_finishes_what_it_can() {
+    require_topology!();
+    let mut bench = with_xdp(start());
+    let mut finished = |case: fn(&mut Net<'_>)| {
+        let before = bench.finished_by_xdp();
+        cases::run(case, &mut bench);
+        bench.clear().unwrap_or_else(|error| panic!("{error:#}"));
+        bench.finished_by_xdp() - before
+    };
+    // Request, reply and second request of each kind.
+    assert_eq!(finished(cases::snat::a_remote_backend_answers_through_this_node), 3 * 6);
+    assert!(finished(cases::refusals::without_endpoints_a_client_is_refused) >= 6);
+    assert!(finished(cases::sources::s9_only_allowed_sources_are_let_in) >= 6);
+    assert_eq!(
+        finished(cases::flows::a_local_backend_sees_the_client_and_answers_as_its_service),
+        0
+    );
 }

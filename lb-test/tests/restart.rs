@@ -75,7 +75,10 @@ impl Load {
 
 /// Kills the agents under load, starts them again, and replaces a backend after that.
 fn kill_under_load(socket_lb: SocketLb, seconds: u64) {
-    let mut cluster = Cluster::start(&["web-1", "web-2"], socket_lb);
+    kill_cluster_under_load(Cluster::start(&["web-1", "web-2"], socket_lb), seconds);
+}
+
+fn kill_cluster_under_load(mut cluster: Cluster, seconds: u64) {
     let load = Load::start(&cluster, seconds);
     for agent in &mut cluster.agents {
         agent.kill9().unwrap();
@@ -103,6 +106,13 @@ fn kill_9_breaks_nothing_on_the_socket_path() {
 fn kill_9_breaks_nothing_on_the_packet_path() {
     require_topology!();
     kill_under_load(SocketLb::Off, 6);
+}
+
+#[test]
+fn kill_9_breaks_nothing_with_xdp() {
+    require_topology!();
+    let cluster = Cluster::start_with_xdp(&["web-1", "web-2"]);
+    kill_cluster_under_load(cluster, 6);
 }
 
 #[test]

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 
 use lb_common::abi::Device;
 
-use super::problems::{Finder, Problems};
+use super::{
+    fast::{self, Choice, Drivers},
+    problems::{Finder, Problems},
+};
 use crate::{
-    dataplane::{Kernel, KernelError},
+    dataplane::{Kernel, KernelError, XdpMode},
     model::{Problem, ProblemKey},
-    net::NodeNetwork,
+    net::{DeviceFacts, NodeNetwork},
 };
 
 /// Which of the wanted devices are attached.
@@ -20,56 +23,96 @@ enum Which {
     Changed,
 }
 
+/// What is wanted of a device.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Wanted {
+    name: String,
+    entry: Device,
+    xdp: Choice,
+}
+
 /// The devices of one agent.
 pub(super) struct Devices {
     kernel: Kernel,
-    wanted: BTreeMap<u32, (String, Device)>,
+    xdp: XdpMode,
+    network: NodeNetwork,
+    wanted: BTreeMap<u32, Wanted>,
     /// What the programs know; a device that could not be attached is not here.
-    attached: BTreeMap<u32, (String, Device)>,
+    attached: BTreeMap<u32, Wanted>,
+    /// How XDP stands at uplinks.
+    standing: BTreeMap<u32, String>,
 }
 
 impl Devices {
-    pub(super) fn new(kernel: Kernel) -> Self {
-        Self { kernel, wanted: BTreeMap::new(), attached: BTreeMap::new() }
+    pub(super) fn new(kernel: Kernel, xdp: XdpMode) -> Self {
+        let (network, wanted, attached, standing) = Default::default();
+        Self { kernel, xdp, network, wanted, attached, standing }
     }
 
     /// Brings the programs to the devices of this picture.
     pub(super) fn see(&mut self, network: &NodeNetwork, problems: &mut Problems) {
-        let entry = |device: &crate::net::DeviceFacts| {
-            let entry = device.entry(network.primary)?;
-            Some((device.ifindex, (device.name.clone(), entry)))
-        };
-        self.wanted = network.devices.iter().filter_map(entry).collect();
+        self.network = network.clone();
+        self.judge();
         self.attach(Which::Changed, problems);
+    }
+
+    /// Works out what is wanted; what drivers say may change without a new picture.
+    fn judge(&mut self) {
+        let drivers = Drivers::ask(self.xdp);
+        let entry = |device: &DeviceFacts| {
+            let entry = device.entry(self.network.primary)?;
+            let (entry, xdp) = drivers.judge(self.xdp, device, entry);
+            Some((device.ifindex, Wanted { name: device.name.clone(), entry, xdp }))
+        };
+        self.wanted = self.network.devices.iter().filter_map(entry).collect();
     }
 
     /// Does what an earlier try could not, and mends what somebody else has detached.
     pub(super) fn repair(&mut self, problems: &mut Problems) {
+        self.judge();
         self.attach(Which::All, problems);
     }
 
     fn attach(&mut self, which: Which, problems: &mut Problems) {
-        problems.keep_devices(&self.wanted.values().map(|(name, _)| &**name).collect());
+        problems.keep_devices(&self.wanted.values().map(|wanted| &*wanted.name).collect());
         self.detach_stale();
-        for (ifindex, (name, device)) in &self.wanted {
-            let is_known = self.attached.get(ifindex) == Some(&(name.clone(), *device));
-            if is_known && which == Which::Changed {
+        for (ifindex, wanted) in self.wanted.clone() {
+            if which == Which::Changed && self.attached.get(&ifindex) == Some(&wanted) {
                 continue;
             }
-            let attached = self.kernel.attach_device((*ifindex, name), device);
-            match &attached {
-                Ok(()) if is_known => {}
-                Ok(()) => {
-                    tracing::info!(device = name, ifindex, "attached");
-                    self.attached.insert(*ifindex, (name.clone(), *device));
-                }
-                Err(_) => drop(self.attached.remove(ifindex)),
-            }
-            // A device that has just gone is missed by nobody: the next picture is without it.
-            let failure = attached.err().filter(|error| !error.is_device_gone());
-            let fault = failure.map(|error| fault(name, &error));
-            problems.set(Finder::Device(name.clone()), fault);
+            let faults = self.attach_one(ifindex, &wanted);
+            problems.set(Finder::Device(wanted.name), faults);
         }
+    }
+
+    /// Attaches to one device; what was wrong.
+    fn attach_one(&mut self, ifindex: u32, wanted: &Wanted) -> Vec<Problem> {
+        let name = &*wanted.name;
+        if let Err(error) = self.kernel.attach_device((ifindex, name), &wanted.entry) {
+            self.attached.remove(&ifindex);
+            // A device that has just gone is missed by nobody: the next picture is without it.
+            let fault = (!error.is_device_gone()).then(|| fault(name, &error));
+            return fault.into_iter().collect();
+        }
+        if self.attached.insert(ifindex, wanted.clone()).as_ref() != Some(wanted) {
+            tracing::info!(device = name, ifindex, "attached");
+        }
+        // Behind TC, which takes what XDP leaves.
+        let standing = fast::bring(&mut self.kernel, (ifindex, self.xdp), wanted.xdp);
+        let Some((shown, wrong)) = standing else {
+            self.standing.remove(&ifindex);
+            return Vec::new();
+        };
+        if self.standing.get(&ifindex) != Some(&shown) {
+            tracing::info!(device = name, ifindex, "XDP: {shown}");
+        }
+        self.standing.insert(ifindex, shown);
+        wrong.map(|(message, mend)| problem(name, message, mend)).into_iter().collect()
+    }
+
+    /// How XDP stands at a device; none where it is not for it.
+    pub(super) fn xdp(&self, ifindex: u32) -> Option<&str> {
+        self.standing.get(&ifindex).map(|shown| &**shown)
     }
 
     /// Is the device attached?
@@ -90,7 +133,8 @@ impl Devices {
             if let Err(error) = self.kernel.detach_device(ifindex) {
                 tracing::warn!(ifindex, %error, "detach");
             }
-            if let Some((name, _)) = self.attached.remove(&ifindex) {
+            self.standing.remove(&ifindex);
+            if let Some(Wanted { name, .. }) = self.attached.remove(&ifindex) {
                 tracing::info!(device = name, ifindex, "detached");
             }
         }
@@ -98,10 +142,11 @@ impl Devices {
 }
 
 fn fault(name: &str, error: &KernelError) -> Problem {
-    Problem {
-        key: ProblemKey { kind: "device", name: name.into() },
-        field: String::new(),
-        message: error.to_string(),
-        mend: "its Services work by the socket path alone until it can be attached".to_owned(),
-    }
+    let mend = "its Services work by the socket path alone until it can be attached";
+    problem(name, error.to_string(), mend.to_owned())
+}
+
+fn problem(name: &str, message: String, mend: String) -> Problem {
+    let key = ProblemKey { kind: "device", name: name.into() };
+    Problem { key, field: String::new(), message, mend }
 }

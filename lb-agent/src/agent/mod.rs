@@ -8,6 +8,7 @@ mod changes;
 mod conntrack;
 mod devices;
 mod engine;
+mod fast;
 mod node_settings;
 mod problems;
 mod report;
@@ -100,7 +101,7 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
     let agent = Agent {
         engine,
         health_ports,
-        devices: Devices::new(kernel),
+        devices: Devices::new(kernel, settings.xdp),
         sweeper,
         conntrack: Watch::default(),
         ended,

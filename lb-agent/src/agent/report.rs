@@ -155,5 +155,6 @@ fn device_status(device: &DeviceFacts, devices: &Devices) -> DeviceStatus {
             Usage::Attach(_) => None,
             Usage::Skip(reason) => Some(reason.to_string()),
         },
+        xdp: devices.xdp(device.ifindex).map(str::to_owned),
     }
 }

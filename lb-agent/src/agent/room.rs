@@ -11,7 +11,7 @@ use super::problems::{Finder, Problems};
 use crate::{
     check,
     config::Settings,
-    dataplane::{KernelOptions, SizeKept, pinned_conntrack},
+    dataplane::{KernelOptions, SizeKept, XdpMode, pinned_conntrack},
     model::{Problem, ProblemKey},
     sysctl,
 };
@@ -33,6 +33,7 @@ pub(super) fn kernel_options(settings: &Settings) -> KernelOptions {
         socket_lb: settings.socket_lb,
         bind_protection: settings.bind_protection,
         tc_attach: settings.tc_attach,
+        xdp: settings.xdp != XdpMode::Off,
         snat_ports: (settings.snat_ports.first, settings.snat_ports.last),
         carrier_port: settings.dsr_port,
         mid_flow: settings.mid_flow,

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::*;
 use crate::{
     cli::{Command as Chosen, run::RunArgs},
-    config::{BindAddress, DetectLocalMode, NetfilterSettings, SocketLb},
+    config::{BindAddress, DetectLocalMode, NetfilterSettings, SocketLb, XdpMode},
 };
 
 fn parsed(arguments: &[&str]) -> Result<Cli, Stop> {
@@ -52,6 +52,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(cli.common.bpffs, Path::new("/sys/fs/bpf/lb"));
     let arguments = run_args(&cli);
     assert_eq!(arguments.node.socket_lb, SocketLb::All);
+    assert_eq!(arguments.node.xdp, XdpMode::Auto);
     assert_eq!(arguments.node.healthz_bind_address, BindAddress::parse(":10256").unwrap());
     assert_eq!(arguments.node.metrics_bind_address, BindAddress::parse("127.0.0.1:10249").unwrap());
     assert_eq!(arguments.node.snat_port_range, "61000-65535".parse().unwrap());
@@ -119,7 +120,8 @@ fn an_empty_address_switches_a_server_off() {
 #[test]
 fn a_mistake_is_one_line_that_names_it() {
     for (arguments, part) in [
-        (&["run", "--xdp", "native"][..], "unexpected argument '--xdp'"),
+        (&["run", "--forward", "dsr"][..], "unexpected argument '--forward'"),
+        (&["run", "--xdp", "hard"], "[possible values: auto, native, generic, off]"),
         (&["explain"], "unrecognized subcommand 'explain'"),
         (&["run", "--socket-lb", "some"], "[possible values: all, host, off]"),
         (&["run", "--snat-port-range", "9-1"], "expected FIRST-LAST within 1-65535"),
@@ -183,7 +185,7 @@ fn a_files_mistake_names_file_and_setting() {
     for (text, part) in [
         ("snatPortRange: 9-1\n", "--snat-port-range"),
         ("config: /other\n", "unknown key config"),
-        ("xdp: native\n", "unknown key xdp"),
+        ("xpd: native\n", "unknown key xpd"),
         ("manifests: /m\nkubeconfig: /k\n", "cannot be used with"),
     ] {
         let file = file(text);

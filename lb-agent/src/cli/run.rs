@@ -17,7 +17,7 @@ use crate::{
     check::{self, Outcome, Plan},
     config::{
         BindAddress, DetectLocal, DetectLocalMode, DevicePattern, MidFlow, NodePortAddresses,
-        PortRange, ProxyNames, Settings, SocketLb, Source, TcAttach, network,
+        PortRange, ProxyNames, Settings, SocketLb, Source, TcAttach, XdpMode, network,
     },
     instance::{Instance, Status},
 };
@@ -149,6 +149,10 @@ pub(super) struct NodeArgs {
     /// How packet programs are attached to devices
     #[arg(long, value_enum, value_name = "HOW", default_value_t = TcAttach::Auto)]
     pub(super) tc_attach: TcAttach,
+    /// Sends on before the stack what comes in by an uplink for elsewhere, in the driver or (generic)
+    /// behind it
+    #[arg(long, value_enum, value_name = "WHERE", default_value_t = XdpMode::Auto)]
+    pub(super) xdp: XdpMode,
     /// Where /healthz and /livez are served; empty for nowhere
     #[arg(long, value_name = "IP:PORT", default_value = ":10256")]
     #[arg(value_parser = BindAddress::parse)]
@@ -245,6 +249,7 @@ fn settings(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<Settings> {
         socket_lb: node.socket_lb,
         bind_protection: node.nodeport_bind_protection,
         tc_attach: node.tc_attach,
+        xdp: node.xdp,
         healthz: node.healthz_bind_address,
         metrics: node.metrics_bind_address,
         proxy_names,

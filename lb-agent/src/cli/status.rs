@@ -79,7 +79,10 @@ fn text(report: &Report) -> String {
         blocks.push(table(&["LEFT ALONE", "SERVICE", "WHY"], rows));
     }
     if !report.devices.is_empty() {
-        blocks.push(table(&["DEVICE", "ROLE", "ATTACHED"], report.devices.iter().map(device_row)));
+        blocks.push(table(
+            &["DEVICE", "ROLE", "ATTACHED", "XDP"],
+            report.devices.iter().map(device_row),
+        ));
     }
     let counters = report.counters.iter().filter(|(_, count)| **count > 0);
     let counted: Vec<_> =
@@ -141,7 +144,8 @@ fn device_row(device: &DeviceStatus) -> Vec<String> {
         Some(reason) => reason.clone(),
         None => device.attached.join(", "),
     };
-    vec![device.name.clone(), device.role.clone(), attached]
+    let xdp = device.xdp.clone().unwrap_or_default();
+    vec![device.name.clone(), device.role.clone(), attached, xdp]
 }
 
 fn map_row(map: &MapFill) -> Vec<String> {

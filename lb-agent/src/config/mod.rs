@@ -13,7 +13,7 @@ mod local;
 mod values;
 
 pub use crate::{
-    dataplane::{MidFlow, SocketLb, TcAttach},
+    dataplane::{MidFlow, SocketLb, TcAttach, XdpMode},
     health::ProxyNames,
     model::Forwarding,
     sysctl::NetfilterSettings,
@@ -74,6 +74,8 @@ pub struct Settings {
     pub bind_protection: bool,
     /// How packet programs are attached.
     pub tc_attach: TcAttach,
+    /// Where the XDP program is attached to uplinks.
+    pub xdp: XdpMode,
     /// Where `/healthz` and `/livez` are served.
     pub healthz: BindAddress,
     /// Where `/metrics` and `/proxyMode` are served.

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -21,6 +21,7 @@ use super::{
     stale::{self, StaleFinder},
     sys::{self, AttachType},
     tables::KernelTables,
+    xdp::{Xdp, XdpHook},
 };
 
 /// Why the programs cannot run here.
@@ -75,10 +76,17 @@ pub enum KernelError {
 }
 
 impl KernelError {
+    /// The number of the system call's error.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Attach { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+
     /// Did it fail because the device is no longer there?
     pub fn is_device_gone(&self) -> bool {
-        let is_gone = |source: &io::Error| source.raw_os_error() == Some(libc::ENODEV);
-        matches!(self, Self::Attach { source, .. } if is_gone(source))
+        self.errno() == Some(libc::ENODEV)
     }
 }
 
@@ -93,6 +101,7 @@ const PACKET_PROGRAMS: [(&str, AttachType, &str); 2] = [
 pub struct Kernel {
     pins: Pins,
     programs: BTreeMap<&'static str, OwnedFd>,
+    xdp: Xdp,
     clsact: Option<Ebpf>,
     devices: Map<u32, Device>,
     control: ControlMap,
@@ -118,10 +127,11 @@ impl Kernel {
         let devices = Map::open(&pins.maps, maps::DEVICES)?;
         let control = ControlMap::open(&pins.maps)?;
         let stale = Some(stale::load(&mut ebpf, &pins));
-        let clsact = (options.tc_attach == TcAttach::Clsact || !has_tcx()).then_some(ebpf);
+        let uses_clsact = options.tc_attach == TcAttach::Clsact || !has_tcx();
+        let (xdp, clsact) = Xdp::new(ebpf, options.xdp, uses_clsact, &pins)?;
         let sizes_kept = sizes::kept(options, &pins)
             .map_err(|source| KernelError::Pin { path: pins.maps.clone(), source })?;
-        let kernel = Self { pins, programs, clsact, devices, control, stale, sizes_kept };
+        let kernel = Self { pins, programs, xdp, clsact, devices, control, stale, sizes_kept };
         cgroup::attach(&kernel.programs, &kernel.pins, options)?;
         Ok(kernel)
     }
@@ -183,9 +193,28 @@ impl Kernel {
     ///
     /// If the kernel refuses.
     pub fn detach_device(&mut self, ifindex: u32) -> Result<(), KernelError> {
+        self.detach_xdp(ifindex)?;
         self.detach_tcx(ifindex)?;
         self.detach_clsact(ifindex)?;
         Ok(self.devices.remove(&ifindex)?)
+    }
+
+    /// Attaches the XDP program to a device that carries the packet programs, or exchanges it there.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel or the device's driver refuses, or another's program is there (`EBUSY`).
+    pub fn attach_xdp(&mut self, ifindex: u32, hook: XdpHook) -> Result<(), KernelError> {
+        self.xdp.attach(ifindex, hook)
+    }
+
+    /// Detaches the XDP program from a device; one that has none is no error.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn detach_xdp(&self, ifindex: u32) -> Result<(), KernelError> {
+        self.xdp.detach(ifindex)
     }
 
     /// Devices that are known, attached by this agent or an earlier one.
@@ -206,14 +235,7 @@ impl Kernel {
     ) -> io::Result<()> {
         let program = self.programs[program].as_fd();
         let path = self.pins.links.join(format!("{ifindex}-{end}"));
-        if let Ok(link) = sys::obj_get(&path) {
-            // A device with a number that another one had before has no link to exchange.
-            if sys::link_info(link.as_fd())?.ifindex == ifindex {
-                return sys::link_update(link.as_fd(), program);
-            }
-            std::fs::remove_file(&path)?;
-        }
-        sys::obj_pin(sys::link_tcx(program, ifindex, attach_type)?.as_fd(), &path)
+        exchange_or_pin(program, ifindex, &path, || sys::link_tcx(program, ifindex, attach_type))
     }
 
     fn detach_tcx(&self, ifindex: u32) -> Result<(), KernelError> {
@@ -229,6 +251,23 @@ impl Kernel {
             source,
         })
     }
+}
+
+/// Exchanges the program of the link to a device that is pinned, or makes a link and pins it.
+pub(super) fn exchange_or_pin(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    path: &Path,
+    make: impl FnOnce() -> io::Result<OwnedFd>,
+) -> io::Result<()> {
+    if let Ok(link) = sys::obj_get(path) {
+        // A device with a number that another one had before has no link to exchange.
+        if sys::link_info(link.as_fd())?.ifindex == ifindex {
+            return sys::link_update(link.as_fd(), program);
+        }
+        std::fs::remove_file(path)?;
+    }
+    sys::obj_pin(make()?.as_fd(), path)
 }
 
 pub(super) fn remove_pin(path: &Path) -> Result<(), KernelError> {

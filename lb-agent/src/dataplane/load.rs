@@ -88,6 +88,7 @@ pub(super) fn load_program(
     let load = |program: &mut Program| match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
         _ => Ok(()),
     };
     load_and_pin(ebpf, name, pins, load)

@@ -24,6 +24,7 @@ mod sources;
 mod stale;
 mod sys;
 mod tables;
+mod xdp;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,12 +41,13 @@ pub use crate::desired::FrontendAddress;
 pub use drain::Drain;
 pub use kernel::{Kernel, KernelError};
 pub use load::object;
-pub use options::{KernelOptions, MidFlow, SocketLb, TcAttach};
+pub use options::{KernelOptions, MidFlow, SocketLb, TcAttach, XdpMode};
 pub use pins::{CleanupError, PinsError, check_version, cleanup};
 pub use reader::{MapFill, Reader};
 pub use sizes::{SizeKept, pinned_conntrack};
 pub use stale::StaleFinder;
 pub use tables::KernelTables;
+pub use xdp::XdpHook;
 
 /// The setting that gives a map more room; empty where its size is fixed.
 fn size_flag(map: &str) -> Option<&'static str> {

@@ -26,6 +26,20 @@ pub enum TcAttach {
     Clsact,
 }
 
+/// Where the XDP program is attached to uplinks.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
+pub enum XdpMode {
+    /// In the driver, where hardware and its driver can do so.
+    #[default]
+    Auto,
+    /// In the driver; a device that can't is a problem.
+    Native,
+    /// In the stack's own hook, which every device has: for tests.
+    Generic,
+    /// Nowhere.
+    Off,
+}
+
 /// What becomes of a packet of a connection that conntrack does not know, and that does not begin it.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum MidFlow {
@@ -49,6 +63,8 @@ pub struct KernelOptions {
     pub bind_protection: bool,
     /// How packet programs are attached.
     pub tc_attach: TcAttach,
+    /// May the XDP program be asked for?
+    pub xdp: bool,
     /// First and last port that SNAT may use.
     pub snat_ports: (u16, u16),
     /// Port that packets are carried to between nodes (DSR); zero for none.

@@ -4,7 +4,7 @@
 //! BPFFS/abi-N/           which layouts the maps have
 //! BPFFS/maps/NAME        BPFFS/programs/NAME
 //! BPFFS/links/NAME       cgroup hooks, by program
-//! BPFFS/links/IFINDEX-{ingress,egress}
+//! BPFFS/links/IFINDEX-{ingress,egress,xdp,xdp-generic}
 //! ```
 
 use std::{

@@ -58,6 +58,8 @@ pub(super) enum AttachType {
     GetPeerName4 = 29,
     /// `BPF_CGROUP_INET6_GETPEERNAME`.
     GetPeerName6 = 30,
+    /// `BPF_XDP`.
+    Xdp = 37,
     /// `BPF_TCX_INGRESS`.
     TcxIngress = 46,
     /// `BPF_TCX_EGRESS`.
@@ -78,7 +80,7 @@ pub(super) struct MapInfo {
 /// What the kernel says of a link.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct LinkInfo {
-    /// Interface index of a tcx link; zero once the device is gone.
+    /// Interface index of a tcx or XDP link; zero once the device is gone.
     pub(super) ifindex: u32,
     /// Inode of a cgroup link's cgroup; zero once it is gone.
     pub(super) cgroup: u64,
@@ -172,7 +174,8 @@ pub(super) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
 /// Asks what a link is attached to.
 pub(super) fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let info = info(link)?;
-    // Behind type, id and program id, aligned to 8: cgroup id; or, for tcx, the interface index.
+    // Behind type, id and program id, aligned to 8: cgroup id; or, for tcx and XDP, the interface
+    // index.
     let cgroup = u64::from_bytes(&info.0[16..24]).expect("invariant: eight bytes");
     Ok(LinkInfo { ifindex: info.get_u32(16), cgroup })
 }
@@ -274,6 +277,13 @@ pub(super) fn link_tcx(
     let attr =
         Attr::new().put_fd(0, program).put(4, ifindex).put(8, attach_type as u32).put(12, order);
     { attr }.call_for_fd(LINK_CREATE)
+}
+
+/// Attaches a program to a device by XDP, in its driver or in the stack's own hook, as the flags of
+/// `include/uapi/linux/if_link.h` say.
+pub(super) fn link_xdp(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
+    let attr = Attr::new().put_fd(0, program).put(4, ifindex).put(8, AttachType::Xdp as u32);
+    { attr }.put(12, flags).call_for_fd(LINK_CREATE)
 }
 
 /// Makes a program visit the elements of a map, each time that the link is read by [`iterate`].

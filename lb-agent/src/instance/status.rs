@@ -89,6 +89,9 @@ pub struct DeviceStatus {
     pub attached: Vec<String>,
     /// Why nothing is attached, where that is so.
     pub reason: Option<String>,
+    /// `native`, `generic`, or `off` with the reason; none where XDP is not for the device.
+    #[serde(default)]
+    pub xdp: Option<String>,
 }
 
 impl Status {

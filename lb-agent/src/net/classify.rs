@@ -43,6 +43,8 @@ pub struct LinkFacts {
     pub up: bool,
     /// Index of its master.
     pub master: Option<u32>,
+    /// Index of the device that it sits on or is paired with, where that is in this namespace.
+    pub lower: Option<u32>,
     /// Is its other end in another network namespace?
     pub peer_elsewhere: bool,
     /// Its link-layer address; zero where it has none.
@@ -123,7 +125,13 @@ impl View<'_> {
             v4,
             v6,
             master: link.master,
+            carries_vlans: self.carries_vlans(link),
         }
+    }
+
+    fn carries_vlans(&self, link: &LinkFacts) -> bool {
+        let is_on = |vlan: &LinkFacts| !vlan.peer_elsewhere && vlan.lower == Some(link.ifindex);
+        self.links.iter().any(|other| other.kind == "vlan" && is_on(other))
     }
 
     fn usage(&self, link: &LinkFacts) -> Usage {

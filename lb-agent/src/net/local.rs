@@ -46,6 +46,7 @@ mod tests {
             v4: Vec::new(),
             v6: Vec::new(),
             master: None,
+            carries_vlans: false,
         }
     }
 

@@ -9,12 +9,13 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use lb_common::abi::{Device, DeviceRole};
+use lb_common::abi::{Device, DeviceFlags, DeviceRole};
 
 mod bound;
 mod classify;
 mod dump;
 mod follow;
+mod generic;
 mod local;
 mod nodeport;
 pub mod sockets;
@@ -22,6 +23,7 @@ pub mod sockets;
 pub use bound::bound_ports;
 pub use classify::{AddressFacts, LinkFacts, Reach, RouteFacts, classify};
 pub use follow::{DeviceSettings, Following, follow};
+pub use generic::{XdpFeatures, strips_vlan_tags, xdp_features};
 pub use local::name_pods;
 pub use nodeport::nodeports;
 
@@ -89,6 +91,8 @@ pub struct DeviceFacts {
     pub v6: Vec<Ipv6Addr>,
     /// Index of the bridge, bond or VRF that it belongs to.
     pub master: Option<u32>,
+    /// Do VLAN devices sit on it?
+    pub carries_vlans: bool,
 }
 
 impl DeviceFacts {
@@ -107,7 +111,8 @@ impl DeviceFacts {
         let own_v6 = self.v6.iter().copied().find(|&address| is_global(address.into()));
         let source_v4 = own_v4.or(primary.v4).unwrap_or(Ipv4Addr::UNSPECIFIED).into();
         let source_v6 = own_v6.or(primary.v6).unwrap_or(Ipv6Addr::UNSPECIFIED).into();
-        Some(Device { source_v4, source_v6, role, mac: self.mac, pad: [0; 2] })
+        let flags = DeviceFlags::NONE;
+        Some(Device { source_v4, source_v6, role, mac: self.mac, flags, pad: 0 })
     }
 
     /// All its addresses.

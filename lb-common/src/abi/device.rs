@@ -13,8 +13,40 @@ abi! {
         pub role: DeviceRole,
         /// Its own link-layer address.
         pub mac: [u8; 6],
+        /// What the XDP program may do with it.
+        pub flags: DeviceFlags,
         /// Zero.
-        pub pad: [u8; 2],
+        pub pad: u8,
+    }
+}
+
+/// What the XDP program may do with a device.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[repr(transparent)]
+pub struct DeviceFlags(pub u8);
+
+// SAFETY: transparent over an integer.
+unsafe impl super::Abi for DeviceFlags {}
+
+impl DeviceFlags {
+    /// Nothing.
+    pub const NONE: Self = Self(0);
+    /// It sends frames that are redirected to it, whatever device they came in by.
+    pub const TAKES_FRAMES: Self = Self(1);
+    /// It sends back, without a redirect, frames that came in by it.
+    pub const RETURNS_FRAMES: Self = Self(2);
+
+    /// Are all of these set?
+    #[inline(always)]
+    #[must_use]
+    pub const fn has(self, flags: Self) -> bool {
+        self.0 & flags.0 == flags.0
+    }
+
+    /// These as well.
+    #[must_use]
+    pub const fn with(self, flags: Self) -> Self {
+        Self(self.0 | flags.0)
     }
 }
 

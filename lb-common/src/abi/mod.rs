@@ -27,7 +27,7 @@ pub use cached::{CachedFlow, NextHop};
 pub use conntrack::{CtAction, CtEntry, CtKey, Swept};
 pub use control::Control;
 pub use counter::{Counter, CounterKind};
-pub use device::{Device, DeviceRole};
+pub use device::{Device, DeviceFlags, DeviceRole};
 pub use fragment::{Fragment, FragmentAction, FragmentKey};
 pub use frontend::{Frontend, FrontendFlags, FrontendKey, FrontendKind, Region};
 pub use layout::Abi;

@@ -97,6 +97,7 @@ macro_rules! each_case {
             snat::a_half_closed_connection_keeps_its_replies,
             snat::a_pod_reaches_itself_through_its_service,
             snat::a_remote_backend_answers_through_this_node,
+            snat::packets_to_a_remote_backend_are_whole,
             snat::ports_run_out_and_are_never_shared,
             snat::two_frontends_with_one_backend_keep_a_client_s_flows_apart,
             snat::two_frontends_with_one_backend_keep_a_process_s_flows_apart,

@@ -2,9 +2,13 @@
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
-use lb_common::abi::Counter;
+use lb_common::abi::{Counter, L4Proto};
 
-use super::{Device, Fate, Hook, Host, Net, SNAT_RANGE, frame::Frame, net::FIN_ACK};
+use super::{
+    Device, Fate, Hook, Host, Net, SNAT_RANGE,
+    frame::{Frame, Transport},
+    net::{FIN_ACK, INIT, TAG},
+};
 
 const IN: Hook = Hook::Ingress(Device::Uplink);
 
@@ -43,6 +47,30 @@ pub fn a_remote_backend_answers_through_this_node(net: &mut Net<'_>) {
     let ends = [net.client(), net.vip(1), net.target(Host::Remote)];
     net.frontend(ends[1], &[id]);
     there_and_back(net, [Device::Uplink, Device::Uplink], ends);
+}
+
+/// Of any length, and with a checksum of zero, which says that there is none or that it is made later.
+pub fn packets_to_a_remote_backend_are_whole(net: &mut Net<'_>) {
+    let id = net.backend(Host::Remote);
+    let (client, vip, remote) = (net.client(), net.vip(1), net.target(Host::Remote));
+    net.frontend(vip, &[id]);
+    let usual = net.first(client, vip).transport;
+    let unsummed = match net.kind.protocol {
+        L4Proto::SCTP => Transport::SctpWithoutChecksum { tag: TAG, chunk: INIT },
+        L4Proto::UDP if net.kind.is_v4 => Transport::UdpWithoutChecksum,
+        _ => usual,
+    };
+    let sent = Fate::Sent(Device::Uplink);
+    let lengths = [0, 1, 3, 255, 256, 1399].map(|length| (usual, length));
+    for (transport, length) in lengths.into_iter().chain([(unsummed, 13)]) {
+        let with = |frame: Frame| Frame { transport, payload: vec![0xa5; length], ..frame };
+        let request = with(net.first(client, vip));
+        let became = net.pass(IN, &request, sent);
+        let node = source_of(net, &became);
+        assert_eq!(became, Frame { src: node, dst: remote, ttl: request.ttl - 1, ..request });
+        let reply = with(net.first(remote, node));
+        net.expect_hop(IN, &reply, sent, [vip, client]);
+    }
 }
 
 /// S15: else it would answer itself, directly.

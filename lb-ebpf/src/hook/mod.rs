@@ -1,6 +1,7 @@
 //! Where we are attached.
 
 pub mod bind;
+mod frame;
 mod peers;
 mod route;
 mod skb;
@@ -9,3 +10,4 @@ pub mod stale;
 pub mod sweep;
 mod tables;
 pub mod tc;
+pub mod xdp;

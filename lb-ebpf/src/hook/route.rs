@@ -1,15 +1,14 @@
-//! The kernel's routing table, as a TC program may ask it.
+//! The kernel's routing table, as programs may ask it.
 
 use aya_ebpf::{
-    EbpfContext,
     bindings::{
         BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup, bpf_redir_neigh,
     },
     helpers::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh},
-    programs::TcContext,
 };
 use lb_common::abi::{Ipv4, Ipv6, NextHop};
 
+use super::tables::Context;
 use crate::maps::{self, RouteQuery};
 
 const AF_INET: u8 = 2;
@@ -64,14 +63,13 @@ impl Routing for Ipv6 {
 /// Where the neighbour's link-layer address is not known, the hop is without addresses and takes
 /// packets of any length: the kernel finds the route again.
 #[inline(always)]
-pub fn route<A: Routing>(ctx: &TcContext, src: A, dst: A) -> Option<NextHop> {
+pub fn route<A: Routing>(ctx: &impl Context, src: A, dst: A) -> Option<NextHop> {
     let RouteQuery { lookup, is_known } = maps::route_query()?;
     // SAFETY: every field is an integer.
     *lookup = unsafe { core::mem::zeroed() };
     lookup.family = A::FAMILY;
     lookup.__bindgen_anon_1.tot_len = ASK_MTU;
-    // SAFETY: the context is valid for as long as the program runs.
-    lookup.ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    lookup.ifindex = ctx.device();
     A::ask(lookup, src, dst);
     let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: the context is valid, and the size is that of the parameters.

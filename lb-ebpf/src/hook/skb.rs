@@ -19,6 +19,7 @@ use lb_ebpf::{
     path::Origin,
 };
 
+use super::tables::Context;
 use crate::globals::MARK;
 
 /// Room between Ethernet and IP header: `BPF_ADJ_ROOM_MAC` of `include/uapi/linux/bpf.h`.
@@ -134,6 +135,14 @@ impl Skb {
         self.0
             .l4_csum_replace(offset, 0, u64::from(change.get()), u64::from(flags))
             .map_err(|_| Counter::RewriteFailed)
+    }
+}
+
+impl Context for TcContext {
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        // SAFETY: the context is valid for as long as the program runs.
+        unsafe { (*self.skb.skb).ifindex }
     }
 }
 

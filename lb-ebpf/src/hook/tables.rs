@@ -1,6 +1,6 @@
-//! The maps as [`Tables`], for the packet that a TC program looks at.
+//! The maps as [`Tables`], for the packet that a program looks at.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::EbpfContext;
 use lb_common::abi::{
     Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, Control, CtKey, DeviceRole,
     Fragment, FragmentKey, Frontend, FrontendKey, NextHop, Region, Source, Target,
@@ -16,22 +16,28 @@ use crate::{
     maps::{self, BpfBackends, Maps, fragments::FragmentMaps, targets::TargetMaps},
 };
 
+/// A program's context, as far as some questions need it.
+pub trait Context: EbpfContext {
+    /// Interface index of the device that the packet comes in by or leaves by.
+    fn device(&self) -> u32;
+}
+
 /// The maps, and the context that some questions need.
-pub(super) struct BpfTables<A> {
-    ctx: TcContext,
+pub(super) struct BpfTables<A, C> {
+    ctx: C,
     control: &'static Control,
     backends: BpfBackends<A>,
 }
 
-impl<A> BpfTables<A> {
+impl<A, C> BpfTables<A, C> {
     /// `None` cannot happen: `CONTROL` has its one element.
     #[inline(always)]
-    pub(super) fn new(ctx: TcContext) -> Option<Self> {
+    pub(super) fn new(ctx: C) -> Option<Self> {
         Some(Self { ctx, control: maps::control()?, backends: BpfBackends::new() })
     }
 }
 
-impl<A: Address + Maps> Backends<A> for BpfTables<A> {
+impl<A: Address + Maps, C> Backends<A> for BpfTables<A, C> {
     #[inline(always)]
     fn backend(&self, id: u32) -> Option<Backend<A>> {
         self.backends.backend(id)
@@ -53,7 +59,7 @@ impl<A: Address + Maps> Backends<A> for BpfTables<A> {
     }
 }
 
-impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
+impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     #[inline(always)]
     fn ends(&self, flow: &CtKey<A>) -> Ends {
         maps::ends(self.control, flow)
@@ -115,8 +121,7 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
 
     #[inline(always)]
     fn device(&self) -> u32 {
-        // SAFETY: the context is valid for as long as the program runs.
-        unsafe { (*self.ctx.skb.skb).ifindex }
+        self.ctx.device()
     }
 
     #[inline(always)]
@@ -165,7 +170,7 @@ impl<A: Address + Maps + Routing> Tables<A> for BpfTables<A> {
     }
 }
 
-impl<A: Address + FragmentMaps + Routing> Fragments<A> for BpfTables<A> {
+impl<A: Address + FragmentMaps + Routing, C: Context> Fragments<A> for BpfTables<A, C> {
     #[inline(always)]
     fn fragment(&self, key: &FragmentKey<A>) -> Option<Fragment<A>> {
         A::fragment(key)
@@ -182,7 +187,7 @@ impl<A: Address + FragmentMaps + Routing> Fragments<A> for BpfTables<A> {
     }
 }
 
-impl<A: Address + FragmentMaps + Routing> Answers<A> for BpfTables<A> {
+impl<A: Address + FragmentMaps + Routing, C: Context> Answers<A> for BpfTables<A, C> {
     #[inline(always)]
     fn may_answer(&self) -> bool {
         maps::answers::may_answer()

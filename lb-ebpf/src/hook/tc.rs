@@ -287,7 +287,7 @@ fn icmp<A: Icmp + Maps + Routing>(mut skb: Skb, from: u32) -> i32 {
     }
     skb.pull(QUOTED_HEADERS);
     let direction = origin(from).direction();
-    let Some(tables) = BpfTables::<A>::new(skb.context()) else { return NEXT };
+    let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
     let verdict = icmp::icmp(&mut skb, &tables, direction);
     last(perform(&mut skb, verdict, (&NextHop::of(0), route::redirect::<A>, direction)))
 }
@@ -295,7 +295,7 @@ fn icmp<A: Icmp + Maps + Routing>(mut skb: Skb, from: u32) -> i32 {
 #[inline(always)]
 fn later<A: Header + FragmentMaps + Routing>(mut skb: Skb, from: u32) -> i32 {
     let origin = origin(from);
-    let Some(tables) = BpfTables::<A>::new(skb.context()) else { return NEXT };
+    let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
     let verdict = match fragment::later(&mut skb, &tables, origin) {
         Ok(verdict) => Ok(verdict),
         Err(Some(counter)) => Err(counter),
@@ -316,7 +316,7 @@ fn note<A: Header + FragmentMaps + Routing>(mut skb: Skb, from: u32, code: i32) 
         TC_ACT_REDIRECT => (FragmentAction::REDIRECT, 0),
         _ => (FragmentAction::DROP, 0),
     };
-    let Some(tables) = BpfTables::<A>::new(skb.context()) else { return NEXT };
+    let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
     fragment::remember(&mut skb, &tables, headers, origin(from).direction(), rest);
     NEXT
 }
@@ -324,7 +324,7 @@ fn note<A: Header + FragmentMaps + Routing>(mut skb: Skb, from: u32, code: i32) 
 #[inline(always)]
 fn ping<A: Icmp + FragmentMaps + Routing>(mut skb: Skb, from: u32) -> i32 {
     let origin = origin(from);
-    let Some(tables) = BpfTables::<A>::new(skb.context()) else { return NEXT };
+    let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
     match answer::ping(&mut skb, &tables, origin) {
         Ok(true) => {
             maps::count(Counter::Ping);
@@ -380,7 +380,7 @@ fn tell<A: Icmp + FragmentMaps + Routing>(mut skb: Skb, from: u32, code: i32) ->
     let verdict = last(code);
     let direction = origin(from).direction();
     let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return verdict };
-    let Some(tables) = BpfTables::<A>::new(skb.context()) else { return verdict };
+    let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return verdict };
     let narrow = (code == step::TOO_BIG).then_some(decision.hop.mtu);
     match answer::tell(&mut skb, &tables, headers, (narrow, direction)) {
         Ok(true) => send_back(&mut skb, direction),

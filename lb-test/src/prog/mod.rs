@@ -3,15 +3,20 @@
 //! `BPF_PROG_TEST_RUN` gives a program a packet at a device and returns verdict and packet. Where
 //! a redirected packet would go is not among what it returns: tests on nodes show that.
 
+mod fast;
 pub mod size;
 mod tables;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use aya::maps::{HashMap, Map, MapData};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
-use lb_agent::dataplane::{Kernel, KernelOptions, MidFlow, Reader, SocketLb, TcAttach};
-use lb_common::abi::{Counter, Device as DeviceEntry, DeviceRole, Ipv4, Ipv6};
+use lb_agent::dataplane::{Kernel, KernelOptions, MidFlow, Reader, SocketLb, TcAttach, XdpHook};
+use lb_common::abi::{
+    Affinity, AffinityKey, Counter, CtEntry, CtKey, Device as DeviceEntry, DeviceFlags, DeviceRole,
+    Ipv4, Ipv6, maps,
+};
 use lb_common::conntrack::Timeouts;
 use lb_ebpf::cases::{
     BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Outcome, Prefix, SNAT_RANGE,
@@ -19,6 +24,7 @@ use lb_ebpf::cases::{
 use nix::net::if_::if_nametoindex;
 
 use crate::{NodeSpec, PodSpec, Topology, topology::Node};
+use fast::{Fast, Finish};
 use tables::Filled;
 
 const NODE: &str = "node1";
@@ -33,6 +39,9 @@ const NEXT: i32 = -1;
 const SHOT: i32 = 2;
 const REDIRECT: i32 = 7;
 
+/// What an uplink whose driver can do everything says.
+const XDP: DeviceFlags = DeviceFlags::TAKES_FRAMES.with(DeviceFlags::RETURNS_FRAMES);
+
 /// A node with the programs loaded and attached, and Services in its tables.
 pub struct KernelBench {
     topology: Topology,
@@ -40,6 +49,8 @@ pub struct KernelBench {
     tables: Filled,
     ingress: SchedClassifier,
     egress: SchedClassifier,
+    fast: Option<Fast>,
+    finished: u32,
     devices: [u32; Device::ALL.len()],
 }
 
@@ -58,7 +69,47 @@ impl KernelBench {
         let program = |name| SchedClassifier::from_pin(bpffs.join("programs").join(name));
         let (ingress, egress) = (program("lb_tc_ingress")?, program("lb_tc_egress")?);
         let tables = Filled::new(kernel.tables()?);
-        Ok(Self { topology, bpffs, tables, ingress, egress, devices })
+        let (fast, finished) = (None, 0);
+        Ok(Self { topology, bpffs, tables, ingress, egress, fast, finished, devices })
+    }
+
+    /// Has each packet that comes in by the uplink judged by XDP first.
+    ///
+    /// # Errors
+    /// When the machine refuses.
+    pub fn with_xdp(mut self) -> Result<Self> {
+        let uplink = self.devices[Device::Uplink as usize];
+        self.fast = Some(Fast::new(self.topology.node(NODE), &self.bpffs, uplink)?);
+        Ok(self)
+    }
+
+    /// Forgets all Services, and what is remembered of flows and clients.
+    ///
+    /// # Errors
+    /// When a table cannot be read or written.
+    pub fn clear(&mut self) -> Result<()> {
+        const AFFINITY: (usize, usize) = (size_of::<AffinityKey>(), size_of::<Affinity>());
+        const V4: (usize, usize) = (size_of::<CtKey<Ipv4>>(), size_of::<CtEntry<Ipv4>>());
+        const V6: (usize, usize) = (size_of::<CtKey<Ipv6>>(), size_of::<CtEntry<Ipv6>>());
+        self.tables.clear()?;
+        self.empty::<{ AFFINITY.0 }, { AFFINITY.1 }>(maps::AFFINITY_V4)?;
+        self.empty::<{ AFFINITY.0 }, { AFFINITY.1 }>(maps::AFFINITY_V6)?;
+        self.empty::<{ V4.0 }, { V4.1 }>(maps::CONNTRACK_V4)?;
+        self.empty::<{ V6.0 }, { V6.1 }>(maps::CONNTRACK_V6)
+    }
+
+    fn empty<const KEY: usize, const VALUE: usize>(&self, map: &str) -> Result<()> {
+        let map = Map::from_map_data(MapData::from_pin(self.bpffs.join("maps").join(map))?)?;
+        let mut map = HashMap::<_, [u8; KEY], [u8; VALUE]>::try_from(map)?;
+        for key in map.keys().collect::<Result<Vec<_>, _>>()? {
+            map.remove(&key)?;
+        }
+        Ok(())
+    }
+
+    /// How many packets XDP has not passed on to TC.
+    pub fn finished_by_xdp(&self) -> u32 {
+        self.finished
     }
 
     /// The folder of pins.
@@ -97,12 +148,35 @@ impl KernelBench {
 
     fn outcome(&mut self, hook: Hook, bytes: &[u8], expected: Fate) -> Result<Outcome> {
         let before = self.counters()?;
-        let (verdict, bytes) = self.run(hook, bytes)?;
+        if let (Some(fast), Hook::Ingress(Device::Uplink)) = (&self.fast, hook) {
+            let finish = fast.run(self.topology.node(NODE), bytes)?;
+            let counted = self.moved_since(&before)?;
+            let (fate, bytes) = match finish {
+                Finish::Passed if counted.is_empty() => {
+                    return self.outcome_by_tc(hook, bytes, expected);
+                }
+                Finish::Passed => anyhow::bail!("passed on, and counted: {counted:?}"),
+                Finish::Dropped => (Fate::Dropped, bytes.to_vec()),
+                Finish::Sent(bytes) => (Fate::Sent(Device::Uplink), bytes),
+            };
+            self.finished += 1;
+            return Ok(Outcome { fate, bytes, counted });
+        }
+        self.outcome_by_tc(hook, bytes, expected)
+    }
+
+    fn moved_since(&self, before: &[(Counter, u64)]) -> Result<Vec<Counter>> {
         let after = self.counters()?;
         let moved = before
             .iter()
             .zip(&after)
             .flat_map(|(&(counter, old), &(_, new))| (old..new).map(move |_| counter));
+        Ok(moved.collect())
+    }
+
+    fn outcome_by_tc(&self, hook: Hook, bytes: &[u8], expected: Fate) -> Result<Outcome> {
+        let before = self.counters()?;
+        let (verdict, bytes) = self.run(hook, bytes)?;
         let fate = match (verdict, expected) {
             (NEXT, _) => Fate::Next,
             (SHOT, _) => Fate::Dropped,
@@ -110,7 +184,7 @@ impl KernelBench {
             (REDIRECT, _) => Fate::Sent(Device::Uplink),
             (other, _) => anyhow::bail!("verdict {other} at {hook:?}"),
         };
-        Ok(Outcome { fate, bytes, counted: moved.collect() })
+        Ok(Outcome { fate, bytes, counted: self.moved_since(&before)? })
     }
 }
 
@@ -148,10 +222,14 @@ fn load(node: &Node) -> Result<(Kernel, [u32; Device::ALL.len()])> {
             source_v6: Ipv6::from(node.addresses().v6),
             role,
             mac: DEVICE_MAC,
-            pad: [0; 2],
+            flags: if role == DeviceRole::UPLINK { XDP } else { DeviceFlags::NONE },
+            pad: 0,
         };
         let index = if_nametoindex(name).with_context(|| format!("device {name}"))?;
         kernel.attach_device((index, name), &entry)?;
+        if role == DeviceRole::UPLINK {
+            kernel.attach_xdp(index, XdpHook::Native)?;
+        }
         indices[device as usize] = index;
     }
     Ok((kernel, indices))
@@ -165,6 +243,7 @@ pub fn options(node: &Node) -> KernelOptions {
         socket_lb: SocketLb::All,
         bind_protection: true,
         tc_attach: TcAttach::Auto,
+        xdp: true,
         snat_ports: (SNAT_RANGE.0, SNAT_RANGE.0 + SNAT_RANGE.1 - 1),
         carrier_port: lb_common::carrier::PORT,
         mid_flow: MidFlow::Balanced,

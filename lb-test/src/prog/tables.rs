@@ -76,6 +76,16 @@ impl Filled {
         Ok(self.tables.perform(&gone.chain(puts).collect::<Vec<_>>())?)
     }
 
+    /// Takes all of it away again.
+    pub(super) fn clear(&mut self) -> Result<()> {
+        let held = self.tables.snapshot()?;
+        let frontends = held.frontends.into_keys().map(Step::RemoveFrontend);
+        let ranges = held.source_ranges.into_iter();
+        let ranges = ranges.map(|(service, range)| Step::RemoveSourceRange(service, range));
+        self.tables.perform(&frontends.chain(ranges).collect::<Vec<_>>())?;
+        Ok(self.tables.set_local_sources(&BTreeSet::new())?)
+    }
+
     /// Writes the slots of at most one chunk.
     fn put_region(&mut self, ids: &[u32]) -> Result<Region, PerformError> {
         let length = u32::try_from(ids.len()).unwrap_or_default();

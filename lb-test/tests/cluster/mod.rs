@@ -54,6 +54,17 @@ impl Cluster {
         Self { agents: agents.into(), ..cluster }
     }
 
+    /// The same with all by the packet path, and XDP ahead of it.
+    pub(crate) fn start_with_xdp(names: &[&str]) -> Self {
+        let cluster = Self::without_agents(names);
+        cluster.topology.ready_for_xdp().unwrap();
+        let agents = ["node1", "node2"].map(|node| {
+            let options = cluster.options(SocketLb::Off).argument("--xdp=native");
+            Agent::start_synced(cluster.topology.node(node), options).unwrap()
+        });
+        Self { agents: agents.into(), ..cluster }
+    }
+
     /// Starts it without agents.
     pub(crate) fn without_agents(names: &[&str]) -> Self {
         let mut builder = Topology::builder()

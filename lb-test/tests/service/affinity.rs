@@ -17,7 +17,7 @@ use crate::ask::{answering_one, assert_answering, echoing};
 use crate::{BACKENDS, Cluster, WEB, on_both_paths};
 
 on_both_paths! {
-    affinity => s10_clients_stay_with_their_backend_by_the_socket_path, s10_clients_stay_with_their_backend_by_the_packet_path;
+    affinity => s10_clients_stay_with_their_backend_by_the_socket_path, s10_clients_stay_with_their_backend_by_the_packet_path, s10_clients_stay_with_their_backend_with_xdp;
 }
 
 const PATIENT: Duration = Duration::from_secs(10);

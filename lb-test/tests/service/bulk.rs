@@ -9,7 +9,7 @@ use crate::ask::probe;
 use crate::{BACKENDS, Cluster, WEB, on_both_paths};
 
 on_both_paths! {
-    transfers => bulk_transfers_flow_by_the_socket_path, bulk_transfers_flow_by_the_packet_path;
+    transfers => bulk_transfers_flow_by_the_socket_path, bulk_transfers_flow_by_the_packet_path, bulk_transfers_flow_with_xdp;
     connections => twenty_thousand_connections_by_the_socket_path, twenty_thousand_connections_by_the_packet_path;
 }
 

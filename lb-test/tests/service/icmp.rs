@@ -16,7 +16,7 @@ use crate::{BACKENDS, Cluster, WEB, cluster_sockets, on_both_paths};
 
 on_both_paths! {
     pings => addresses_of_services_answer_pings_by_the_socket_path, addresses_of_services_answer_pings_by_the_packet_path;
-    unreachable => a_closed_port_of_a_backend_refuses_by_the_socket_path, a_closed_port_of_a_backend_refuses_by_the_packet_path;
+    unreachable => a_closed_port_of_a_backend_refuses_by_the_socket_path, a_closed_port_of_a_backend_refuses_by_the_packet_path, a_closed_port_of_a_backend_refuses_with_xdp;
 }
 
 /// The MTU of the narrow link: large enough for IPv6.

@@ -28,7 +28,7 @@ mod stale;
 mod udp;
 mod wire;
 
-use std::ops::Deref;
+use std::{cell::Cell, ops::Deref};
 
 use lb_test::manifests::{Condition, list, pod};
 use lb_test::{
@@ -49,6 +49,7 @@ const WEB: &str = "web";
 /// | ask | shell (routed), side (bridged), kata (routed, unseen by socket programs) | |
 struct Cluster {
     agents: Vec<Agent>,
+    _watch: Watch,
     _servers: Vec<Process>,
     topology: Topology,
     path: SocketLb,
@@ -77,13 +78,17 @@ impl Cluster {
         objects: impl FnOnce(&Topology) -> Vec<Value>,
     ) -> Self {
         let topology = topology(node1);
+        if WITH_XDP.get() {
+            topology.ready_for_xdp().unwrap();
+        }
+        let watch = Watch(Host::clone(topology.node("node1")));
         let servers = BACKENDS.iter().flat_map(|name| {
             let host = topology.pod(name);
             [programs::nginx(host, &[8080]).unwrap(), programs::udp_echo(host, 5353).unwrap()]
         });
         let servers = servers.collect();
         topology.apply("objects.yaml", &list(&objects(&topology))).unwrap();
-        let cluster = Self { agents: Vec::new(), _servers: servers, topology, path };
+        let cluster = Self { agents: Vec::new(), _watch: watch, _servers: servers, topology, path };
         cluster.put_pods(&BACKENDS);
         cluster
     }
@@ -94,7 +99,8 @@ impl Cluster {
         for node in nodes.iter().map(|name| self.topology.node(name)) {
             let mut options =
                 AgentOptions::manifests(self.topology.manifests()).socket_lb(self.path);
-            for argument in arguments {
+            let xdp = WITH_XDP.get().then_some(&"--xdp=native");
+            for argument in arguments.iter().chain(xdp) {
                 options = options.argument(argument);
             }
             self.agents.push(Agent::start_synced(node, options).unwrap());
@@ -170,10 +176,44 @@ fn topology(node1: NodeSpec) -> Topology {
         .unwrap()
 }
 
-/// Makes a test of `$case` for each path.
+thread_local! {
+    /// Have clusters of this thread XDP ahead of their packet path?
+    static WITH_XDP: Cell<bool> = const { Cell::new(false) };
+    /// How many frames XDP has sent for them.
+    static SENT_BY_XDP: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Runs a case of the packet path with XDP ahead of it, of which the case knows nothing.
+fn with_xdp(case: impl FnOnce(SocketLb)) {
+    WITH_XDP.set(true);
+    case(SocketLb::Off);
+    assert!(SENT_BY_XDP.get() > 0, "nothing went by XDP");
+}
+
+/// Notes at its end what XDP has sent at a node.
+struct Watch(Host);
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if WITH_XDP.get() && !std::thread::panicking() {
+            SENT_BY_XDP.set(SENT_BY_XDP.get() + self.0.sent_by_xdp("eth0").unwrap());
+        }
+    }
+}
+
+/// Makes a test of `$case` for each path, and one for the packet path with XDP ahead of it where its
+/// name is given.
 macro_rules! on_both_paths {
-    ($($case:ident => $socket:ident, $packet:ident;)+) => {
+    ($($case:ident => $socket:ident, $packet:ident $(, $xdp:ident)?;)+) => {
         $(
+            $(
+                #[test]
+                fn $xdp() {
+                    lb_test::require_topology!();
+                    crate::with_xdp($case);
+                }
+            )?
+
             #[test]
             fn $socket() {
                 lb_test::require_topology!();

@@ -11,7 +11,7 @@ use crate::{Cluster, cluster_sockets, on_both_paths};
 
 on_both_paths! {
     conditions => conditions_choose_the_backends_by_the_socket_path, conditions_choose_the_backends_by_the_packet_path;
-    nothing_anywhere => without_endpoints_all_are_refused_by_the_socket_path, without_endpoints_all_are_refused_by_the_packet_path;
+    nothing_anywhere => without_endpoints_all_are_refused_by_the_socket_path, without_endpoints_all_are_refused_by_the_packet_path, without_endpoints_all_are_refused_with_xdp;
     local_elsewhere => local_policies_drop_or_skip_by_the_socket_path, local_policies_drop_or_skip_by_the_packet_path;
 }
 

@@ -13,7 +13,7 @@ use crate::source::{ask, connect_from, one_each};
 use crate::{BACKENDS, Cluster, WEB, cluster_sockets, on_both_paths};
 
 on_both_paths! {
-    allowed => s9_only_allowed_sources_are_let_in_by_the_socket_path, s9_only_allowed_sources_are_let_in_by_the_packet_path;
+    allowed => s9_only_allowed_sources_are_let_in_by_the_socket_path, s9_only_allowed_sources_are_let_in_by_the_packet_path, s9_only_allowed_sources_are_let_in_with_xdp;
     masqueraded => masquerade_all_shows_the_node_by_the_socket_path, masquerade_all_shows_the_node_by_the_packet_path;
 }
 

@@ -12,7 +12,7 @@ use crate::ask::{answering, assert_answering, echoing, probe};
 use crate::{BACKENDS, Cluster, WEB, cluster_sockets, mapped, on_both_paths};
 
 on_both_paths! {
-    every_frontend => every_frontend_answers_by_the_socket_path, every_frontend_answers_by_the_packet_path;
+    every_frontend => every_frontend_answers_by_the_socket_path, every_frontend_answers_by_the_packet_path, every_frontend_answers_with_xdp;
     loopback => loopback_node_ports_belong_to_the_host, loopback_node_ports_are_no_business_of_the_packet_path;
     ports => ports_lead_where_they_say_by_the_socket_path, ports_lead_where_they_say_by_the_packet_path;
     ignored => other_proxies_services_are_left_alone_by_sockets, other_proxies_services_are_left_alone_by_packets;

@@ -16,10 +16,10 @@ use crate::ask::{assert_answering, client_seen, echoed_client, echoing};
 use crate::{BACKENDS, Cluster, WEB, on_both_paths};
 
 on_both_paths! {
-    kept_or_masqueraded => the_client_is_seen_by_local_backends_by_the_socket_path, the_client_is_seen_by_local_backends_by_the_packet_path;
+    kept_or_masqueraded => the_client_is_seen_by_local_backends_by_the_socket_path, the_client_is_seen_by_local_backends_by_the_packet_path, the_client_is_seen_by_local_backends_with_xdp;
     hairpin => a_pod_reaches_itself_by_the_socket_path, a_pod_reaches_itself_by_the_packet_path;
     strict => strict_rp_filter_drops_nothing_by_the_socket_path, strict_rp_filter_drops_nothing_by_the_packet_path;
-    checksums => checksums_are_whole_by_the_socket_path, checksums_are_whole_by_the_packet_path;
+    checksums => checksums_are_whole_by_the_socket_path, checksums_are_whole_by_the_packet_path, checksums_are_whole_with_xdp;
 }
 
 /// A Service for each backend, with node ports 30001 to 30003, and again with 30011 to 30013.

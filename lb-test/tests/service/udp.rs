@@ -13,10 +13,10 @@ use crate::ask::probe;
 use crate::{BACKENDS, Cluster, WEB, cluster_sockets, on_both_paths};
 
 on_both_paths! {
-    dns => dns_answers_by_the_socket_path, dns_answers_by_the_packet_path;
+    dns => dns_answers_by_the_socket_path, dns_answers_by_the_packet_path, dns_answers_with_xdp;
     several => one_socket_asks_several_services_by_the_socket_path, one_socket_asks_several_services_by_the_packet_path;
     large => large_datagrams_go_by_the_socket_path, large_datagrams_go_by_the_packet_path;
-    moves => datagrams_leave_a_removed_backend_by_the_socket_path, datagrams_leave_a_removed_backend_by_the_packet_path;
+    moves => datagrams_leave_a_removed_backend_by_the_socket_path, datagrams_leave_a_removed_backend_by_the_packet_path, datagrams_leave_a_removed_backend_with_xdp;
 }
 
 fn dns(path: SocketLb) {

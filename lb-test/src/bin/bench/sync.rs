@@ -106,6 +106,7 @@ impl Pipeline {
             socket_lb: SocketLb::Off,
             bind_protection: false,
             tc_attach: TcAttach::Auto,
+            xdp: true,
             snat_ports: (61000, 65535),
             carrier_port: lb_common::carrier::PORT,
             mid_flow: MidFlow::Balanced,

@@ -1,0 +1,235 @@
+//! XDP: the same steps before the stack, for what can be ended or sent on without it.
+//!
+//! Every other packet goes on as it came, to TC at the same device: nothing has been written to it or
+//! counted, and what is remembered of it is what TC would remember. So XDP is an acceleration and
+//! nothing else.
+
+use aya_ebpf::{
+    bindings::{xdp_action, xdp_md},
+    helpers::bpf_redirect,
+    programs::XdpContext,
+};
+use lb_common::abi::{Abi as _, Address, CachedFlow, Counter, CounterKind, Ipv4, Ipv6};
+use lb_ebpf::{
+    packet::Packet,
+    parse::{self, Header, Headers, Next},
+    path::{self, Found, Origin, Verdict, refuse},
+    tables::Tables,
+};
+
+use super::{
+    frame::{self, Crossing, Frame},
+    route::Routing,
+    tables::{BpfTables, Context as _},
+};
+use crate::maps::{self, Maps};
+
+const PASS: i32 = xdp_action::XDP_PASS as i32;
+/// What a step answers with if another one is to follow; a verdict of XDP otherwise.
+mod step {
+    /// There is a decision: act.
+    pub(super) const ACT: i32 = -2;
+    /// Ask conntrack and frontends.
+    pub(super) const ASK: i32 = -3;
+    /// Refuse: less the number of a counter.
+    pub(super) const REFUSE: i32 = -16;
+}
+
+/// The program.
+#[inline(always)]
+pub fn receive(ctx: XdpContext) -> u32 {
+    let frame = Frame::new(ctx);
+    let verdict = match parse::ethertype(&frame) {
+        Ipv4::ETHERTYPE => steps::<Ipv4>(frame.as_ptr()),
+        Ipv6::ETHERTYPE => steps::<Ipv6>(frame.as_ptr()),
+        _ => PASS,
+    };
+    verdict as u32
+}
+
+/// One step after the other, each in a stack of its own.
+#[inline(always)]
+fn steps<A: Steps>(ctx: *mut xdp_md) -> i32 {
+    let mut code = A::look(ctx);
+    if code == step::ASK {
+        code = A::ask(ctx);
+    }
+    match code {
+        step::ACT | ..=step::REFUSE => A::act(ctx, code),
+        verdict => verdict,
+    }
+}
+
+/// The steps for one family, as TC has them.
+trait Steps {
+    /// Reads headers, filter and cache.
+    fn look(ctx: *mut xdp_md) -> i32;
+    /// Asks conntrack and frontends.
+    fn ask(ctx: *mut xdp_md) -> i32;
+    /// Translates and sends, or refuses.
+    fn act(ctx: *mut xdp_md, code: i32) -> i32;
+}
+
+macro_rules! steps {
+    ($family:ty, $look:ident, $ask:ident, $act:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $look(ctx: *mut xdp_md) -> i32 {
+            look::<$family>(Frame::new(XdpContext::new(ctx)))
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $ask(ctx: *mut xdp_md) -> i32 {
+            ask::<$family>(XdpContext::new(ctx))
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $act(ctx: *mut xdp_md, code: i32) -> i32 {
+            act::<$family>(Frame::new(XdpContext::new(ctx)), code)
+        }
+
+        impl Steps for $family {
+            #[inline(always)]
+            fn look(ctx: *mut xdp_md) -> i32 {
+                $look(ctx)
+            }
+
+            #[inline(always)]
+            fn ask(ctx: *mut xdp_md) -> i32 {
+                $ask(ctx)
+            }
+
+            #[inline(always)]
+            fn act(ctx: *mut xdp_md, code: i32) -> i32 {
+                $act(ctx, code)
+            }
+        }
+    };
+}
+steps!(Ipv4, lb_xdp_look4, lb_xdp_ask4, lb_xdp_act4);
+steps!(Ipv6, lb_xdp_look6, lb_xdp_ask6, lb_xdp_act6);
+
+#[inline(always)]
+fn look<A: Header + Maps + Routing>(mut frame: Frame) -> i32 {
+    A::parse(&mut frame, Look).unwrap_or(PASS)
+}
+
+/// Goes on with the headers of a packet.
+struct Look;
+
+impl<A: Address + Maps + Routing> Next<A, Frame> for Look {
+    type Output = i32;
+
+    #[inline(always)]
+    fn run(self, frame: &mut Frame, headers: &Headers<A>) -> i32 {
+        // What becomes of a first fragment must be noted for the rest, which TC does.
+        if headers.has_rest() || !frame.is_whole(headers) {
+            return PASS;
+        }
+        let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
+        let mut decision = CachedFlow::zeroed();
+        match path::look(headers, &tables, Origin::Incoming, &mut decision) {
+            path::Look::Act => send(frame, headers, &tables, &decision),
+            path::Look::Ask => {
+                // They would take a sixth of the stack.
+                let Some(kept) = A::headers() else { return PASS };
+                *kept = *headers;
+                step::ASK
+            }
+            path::Look::Leave => PASS,
+        }
+    }
+}
+
+#[inline(always)]
+fn ask<A: Address + Maps + Routing>(ctx: XdpContext) -> i32 {
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return PASS };
+    let Some(tables) = BpfTables::new(ctx) else { return PASS };
+    match path::ask(headers, &tables, Origin::Incoming, decision) {
+        Ok(Found::Answer(counter)) => step::REFUSE - counter as i32,
+        Ok(Found::Decided) => step::ACT,
+        Ok(Found::Nothing) => PASS,
+        // TC may know better, or tells the sender, and counts it.
+        Err(Counter::NoRoute | Counter::RewriteFailed | Counter::TtlExpired) => PASS,
+        Err(counter) if counter.kind() == CounterKind::Pass => PASS,
+        Err(counter) => end(counter),
+    }
+}
+
+#[inline(always)]
+fn act<A: Address + Maps + Routing>(mut frame: Frame, code: i32) -> i32 {
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return PASS };
+    if code <= step::REFUSE {
+        return answer(&mut frame, headers, (step::REFUSE - code).cast_unsigned());
+    }
+    let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
+    send(&mut frame, headers, &tables, decision)
+}
+
+/// Carries a decision out where it is one to send the packet on, and this program can.
+#[inline(always)]
+fn send<A: Address>(
+    frame: &mut Frame,
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    decision: &CachedFlow<A>,
+) -> i32 {
+    if !can_send(frame, headers, decision) {
+        return PASS;
+    }
+    let sent = path::act(frame, headers, tables, decision, Verdict::Send)
+        .and_then(|_| frame.write(0, &decision.hop.macs));
+    match sent {
+        Ok(()) => cross(frame, decision.hop.device),
+        Err(counter) => end(counter),
+    }
+}
+
+/// Is a packet one to be sent on, to a neighbour that is known, by a device that takes it, in one
+/// piece, before its time to live ends?
+#[inline(always)]
+fn can_send<A: Address>(frame: &Frame, headers: &Headers<A>, decision: &CachedFlow<A>) -> bool {
+    let hop = &decision.hop;
+    decision.action.redirects()
+        && hop.is_known()
+        && frame.fits(hop.mtu)
+        && headers.ttl > 1
+        && frame::crossing_to(&frame.context(), hop.device).is_some()
+}
+
+/// Counts a packet under the reason why it ends here.
+#[inline(always)]
+fn end(counter: Counter) -> i32 {
+    maps::count(counter);
+    xdp_action::XDP_DROP as i32
+}
+
+/// Makes the packet its own refusal, counted by number, and returns it to where it came from.
+#[inline(always)]
+fn answer<A: Address>(frame: &mut Frame, headers: &Headers<A>, counter: u32) -> i32 {
+    let device = frame.context().device();
+    if frame::crossing_to(&frame.context(), device).is_none() {
+        return PASS;
+    }
+    match refuse::refuse(frame, headers) {
+        Ok(()) => {
+            maps::count_number(counter);
+            cross(frame, device)
+        }
+        // The frame cannot get as long as its answer.
+        Err(Counter::RewriteFailed) => PASS,
+        Err(counter) => end(counter),
+    }
+}
+
+/// Sends a frame by a device that it has been found to get to.
+#[inline(always)]
+fn cross(frame: &Frame, device: u32) -> i32 {
+    if frame::crossing_to(&frame.context(), device) == Some(Crossing::Return) {
+        return xdp_action::XDP_TX as i32;
+    }
+    // SAFETY: a helper that takes numbers.
+    unsafe { bpf_redirect(device, 0) as i32 }
+}
