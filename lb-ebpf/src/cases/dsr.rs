@@ -1,16 +1,17 @@
 //! Direct server return: clients that are carried to another node, and those that are carried here.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use lb_common::{
-    abi::{BackendFlags, Counter, FrontendFlags},
+    abi::{BackendFlags, Counter, FrontendFlags, L4Proto},
     carrier,
 };
 
 use super::{
     Device, Fate, Hook, Host, Net,
-    frame::{Frame, Transport},
+    frame::{Frame, Transport, fragments},
     net::{FIN_ACK, TARGET_PORT},
+    snat::source_of,
 };
 
 const IN: Hook = Hook::Ingress(Device::Uplink);
@@ -26,10 +27,15 @@ fn gue(net: &Net<'_>, port: u16) -> Vec<u8> {
 }
 
 /// The carrier of a packet, with its source port as the node chooses it.
-fn carrier(net: &Net<'_>, packet: &Frame, [src, dst]: [SocketAddr; 2]) -> Frame {
-    let payload = [&gue(net, dst.port())[..], &packet.encode()[ETHERNET..]].concat();
+fn carrier(net: &Net<'_>, packet: &Frame, ends: [SocketAddr; 2]) -> Frame {
+    carrier_of(net, &packet.encode(), ends)
+}
+
+/// The same of a packet as bytes.
+fn carrier_of(net: &Net<'_>, packet: &[u8], [src, dst]: [SocketAddr; 2]) -> Frame {
+    let payload = [&gue(net, dst.port())[..], &packet[ETHERNET..]].concat();
     Frame {
-        macs: packet.macs,
+        macs: net.first(src, dst).macs,
         src,
         dst: SocketAddr::new(dst.ip(), carrier::PORT),
         ttl: 64,
@@ -122,6 +128,95 @@ pub fn a_carrier_is_believed_of_its_service_s_local_backends_alone(net: &mut Net
     expect_refused(net, &net.later(client, net.vip(3)), net.target(Host::Remote));
     let bytes = carried(net, &first, pod).encode();
     net.expect_untouched(Hook::Ingress(Device::PodB), &bytes, &[]);
+}
+
+/// All of a packet's fragments go one way, and are whole where they come out.
+pub fn fragments_are_carried_and_unpacked(net: &mut Net<'_>) {
+    if net.kind.protocol == L4Proto::SCTP {
+        return;
+    }
+    let (remote, local) = (net.backend(Host::Remote), net.backend(Host::PodA));
+    let (client, far, near) = (net.client(), net.vip(1), net.vip(2));
+    frontend(net, far, &[remote]);
+    frontend(net, near, &[local]);
+    let large = |net: &Net<'_>, vip| Frame { payload: vec![7; 2000], ..net.later(client, vip) };
+    let request = large(net, far);
+    let forwarded = Frame { ttl: request.ttl - 1, ..request.clone() };
+    let mut ports = BTreeSet::new();
+    for (piece, expected) in pieces(&request).iter().zip(pieces(&forwarded)) {
+        let outcome = net.judge(IN, piece, SENT);
+        assert_eq!((outcome.fate, &outcome.counted[..]), (SENT, &[][..]));
+        let became = Frame::decode(&outcome.bytes).expect("a carrier");
+        let ends = [net.at(Host::Node, became.src.port()), net.target(Host::Remote)];
+        assert_eq!(became, carrier_of(net, &expected, ends));
+        ports.insert(became.src.port());
+    }
+    assert_eq!(ports.len(), 1, "one way for all");
+    let (request, pod) = (large(net, near), net.target(Host::PodA));
+    let ends = [net.at(Host::Remote, FIRST_PORT), pod];
+    let lonely = carrier_of(net, &fragments(&request, 8, 800)[1], ends).encode();
+    assert_eq!(net.judge(IN, &lonely, Fate::Dropped).fate, Fate::Dropped);
+    let carriers = pieces(&request).map(|piece| carrier_of(net, &piece, ends).encode());
+    let unpacked = Frame { dst: pod, ..request };
+    for (carrier, expected) in carriers.iter().zip(pieces(&unpacked)) {
+        let outcome = net.judge(IN, carrier, Fate::Next);
+        assert_eq!((outcome.fate, &outcome.counted[..]), (Fate::Next, &[][..]));
+        assert_eq!(outcome.bytes, expected);
+    }
+}
+
+/// A packet as three fragments.
+fn pieces(packet: &Frame) -> [Vec<u8>; 3] {
+    fragments(packet, 7, 800).try_into().expect("three fragments")
+}
+
+/// A router tells the Service's address that an answer was too long: the node that was asked does not
+/// know the answer, and the one that gave it has another address.
+pub fn errors_about_answers_go_to_who_answered(net: &mut Net<'_>) {
+    let (remote, local) = (net.backend(Host::Remote), net.backend(Host::PodA));
+    let (client, far, near) = (net.client(), net.vip(1), net.vip(2));
+    frontend(net, far, &[remote]);
+    frontend(net, near, &[local]);
+    expect_carried(net, &net.first(client, far));
+    let error = too_long(net, &net.later(far, client));
+    expect_carried(net, &error);
+    let pod = net.target(Host::PodA);
+    // Nothing is known of what the error is about, and it must not come to the pod.
+    let error = too_long(net, &net.later(near, client));
+    let carried_error = carried(net, &error, pod);
+    net.expect_drop(IN, &carried_error, Counter::CarrierRefused);
+    expect_unpacked(net, &net.first(client, near), pod);
+    let became = net.pass(IN, &carried_error, Fate::Next);
+    assert_eq!((became.src, became.dst), (error.src, SocketAddr::new(pod.ip(), 0)));
+    let about = &became.payload[..net.later(pod, client).ip_header_length()];
+    assert_eq!(about, &net.later(pod, client).encode()[ETHERNET..][..about.len()]);
+}
+
+/// An error of a router outside about an answer to a client.
+fn too_long(net: &Net<'_>, answer: &Frame) -> Frame {
+    let kind = if net.kind.is_v4 { [3, 4] } else { [2, 0] };
+    let [src, dst] = [net.at(Host::PodB, 0), SocketAddr::new(answer.src.ip(), 0)];
+    let transport = Transport::Icmp { kind, rest: [0, 0, 5, 0] };
+    let payload = answer.encode()[ETHERNET..].to_vec();
+    Frame { src, dst, transport, payload, ..answer.clone() }
+}
+
+/// A process of the backend's node that asked another node: the stack would drop its packet as one of
+/// a stranger who uses its address.
+pub fn a_client_on_the_backend_s_own_node_is_answered(net: &mut Net<'_>) {
+    let id = net.backend(Host::PodA);
+    let (process, vip, pod) = (net.at(Host::Node, 40000), net.vip(1), net.target(Host::PodA));
+    frontend(net, vip, &[id]);
+    let mut seen = BTreeSet::new();
+    for packet in [net.first(process, vip), net.later(process, vip), net.later(process, vip)] {
+        let packet_in = carried(net, &packet, pod);
+        let became = net.pass(IN, &packet_in, Fate::Sent(Device::PodA));
+        let node = source_of(net, &became);
+        assert_eq!(became, Frame { src: node, dst: pod, ttl: packet.ttl - 1, ..packet });
+        net.expect_delivery(Device::PodA, &net.later(pod, node), [vip, process]);
+        seen.insert(node);
+    }
+    assert_eq!(seen.len(), 1);
 }
 
 /// The node that carries may change its mind; a connection that was begun goes on as that node says.

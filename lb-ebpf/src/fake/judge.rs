@@ -39,7 +39,7 @@ pub(super) fn judge_by<A: FromIp + Icmp>(
         Err(NoFlow::Truncated) => Err(Counter::Truncated),
         Err(NoFlow::Other) => match answer::ping(packet, tables, origin) {
             Ok(true) => return (Fate::Sent(device), Some(Counter::Ping)),
-            Ok(false) => icmp(packet, tables, origin.direction()),
+            Ok(false) => icmp(packet, tables, origin),
             Err(counter) => Err(counter),
         },
     };
@@ -83,10 +83,7 @@ impl<A: FromIp + Icmp> Next<A, Buffer> for Path<'_, A> {
             return judge_carrier(packet, headers, tables, decision);
         }
         let judged = judge_flow(packet, headers, tables, (origin, decision));
-        if headers.has_rest() {
-            let rest = rest(&judged, decision);
-            fragment::remember(packet, tables, headers, origin.direction(), rest);
-        }
+        note(packet, headers, tables, (&judged, decision), origin);
         let (narrow, reason) = match judged {
             Judged::By(Err(Counter::PacketTooBig)) => {
                 (Some(decision.hop.mtu), Counter::PacketTooBig)
@@ -112,8 +109,15 @@ fn judge_carrier<A: FromIp + Icmp>(
         Ok(false) => return Judged::By(Ok(Verdict::Pass)),
         Err(counter) => return Judged::By(Err(counter)),
     }
-    let judged = A::parse(packet, Accept { tables, decision });
-    judged.unwrap_or(Judged::By(Err(Counter::CarrierRefused)))
+    match A::parse(packet, Accept { tables, decision }) {
+        Ok(judged) => judged,
+        Err(NoFlow::Truncated) => Judged::By(Err(Counter::CarrierRefused)),
+        Err(NoFlow::Other) => Judged::By(icmp(packet, tables, Origin::Carried)),
+        Err(NoFlow::Fragment) => {
+            let verdict = fragment::later(packet, tables, Origin::Carried);
+            Judged::By(verdict.map_err(|counter| counter.expect("nothing was dropped before")))
+        }
+    }
 }
 
 /// What is done with a packet that was carried here.
@@ -122,13 +126,15 @@ struct Accept<'a, A> {
     decision: &'a mut CachedFlow<A>,
 }
 
-impl<A: FromIp> Next<A, Buffer> for Accept<'_, A> {
+impl<A: FromIp + Icmp> Next<A, Buffer> for Accept<'_, A> {
     type Output = Judged;
 
     fn run(self, packet: &mut Buffer, headers: &Headers<A>) -> Judged {
         let Self { tables, decision } = self;
         let found = carrier::accept(headers, tables, decision);
-        judge_found(packet, headers, tables, (found, decision))
+        let judged = judge_found(packet, headers, tables, (found, decision));
+        note(packet, headers, tables, (&judged, decision), Origin::Carried);
+        judged
     }
 }
 
@@ -163,6 +169,24 @@ fn judge_found<A: FromIp>(
         Ok(Found::Nothing) => Ok(Verdict::Pass),
         Err(counter) => Err(counter),
     })
+}
+
+/// Notes what became of a first fragment.
+fn note<A: FromIp + Icmp>(
+    packet: &mut Buffer,
+    headers: &Headers<A>,
+    tables: &FakeTables<A>,
+    (judged, decision): (&Judged, &CachedFlow<A>),
+    origin: Origin,
+) {
+    let is_carried = matches!(judged, Judged::By(Ok(Verdict::Route | Verdict::Send)))
+        && decision.action == CtAction::FORWARD_DSR;
+    if headers.has_rest() && is_carried {
+        fragment::remember_carried(packet, tables, headers, decision);
+    } else if headers.has_rest() {
+        let rest = rest(judged, decision);
+        fragment::remember(packet, tables, headers, origin.direction(), rest);
+    }
 }
 
 /// What is noted of a first fragment that was judged so.

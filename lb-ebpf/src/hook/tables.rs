@@ -194,7 +194,7 @@ impl<A: Address + FragmentMaps + Routing, C: Context> Answers<A> for BpfTables<A
     }
 }
 
-impl<A: Address + TargetMaps + Routing> Targets<A> for BpfTables<A> {
+impl<A: Address + TargetMaps + Routing, C: Context> Targets<A> for BpfTables<A, C> {
     #[inline(always)]
     fn target(&self, target: &Target<A>) -> Option<u32> {
         A::target(target)

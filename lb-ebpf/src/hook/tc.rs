@@ -31,6 +31,8 @@ use crate::{
 
 /// Neither accepts nor drops: the next program, ours or a CNI's, decides (`TCX_NEXT`).
 const NEXT: i32 = -1;
+/// The origin of what was in a carrier.
+const CARRIED: u32 = Origin::Carried as u32;
 const SHOT: i32 = TC_ACT_SHOT as i32;
 const TC_ACT_REDIRECT: i32 = 7;
 /// What a step answers with if another one is to follow; a verdict of TC otherwise.
@@ -51,6 +53,8 @@ mod step {
     pub(super) const TTL_EXPIRED: i32 = -9;
     /// It may be a carrier.
     pub(super) const CARRIER: i32 = -10;
+    /// The same as [`DECIDED`], and note what becomes of this first fragment.
+    pub(super) const DECIDED_AND_NOTE: i32 = -11;
     /// Refuse: less the number of a counter.
     pub(super) const REFUSE: i32 = -16;
 }
@@ -101,17 +105,18 @@ fn run(skb: &mut Skb, origin: Origin) -> i32 {
 fn steps<A: Steps>(skb: &Skb, origin: u32) -> i32 {
     let ctx = skb.as_ptr();
     let looked = A::look(ctx, origin);
-    let mut code = looked;
+    let (mut code, mut origin) = (looked, origin);
     if code == step::CARRIER {
-        code = A::unpack(ctx, origin);
+        (code, origin) = (A::unpack(ctx, origin), CARRIED);
     } else if code == step::ASK || code == step::ASK_AND_NOTE {
         code = A::ask(ctx, origin);
     }
     let is_refused = code <= step::REFUSE;
-    if code == step::DECIDED || is_refused {
+    let is_noted = looked == step::ASK_AND_NOTE || code == step::DECIDED_AND_NOTE;
+    if code == step::DECIDED || code == step::DECIDED_AND_NOTE || is_refused {
         code = A::act(ctx, origin, code);
     }
-    if looked == step::ASK_AND_NOTE {
+    if is_noted {
         A::note(ctx, origin, if is_refused { SHOT } else { code });
     }
     match code {
@@ -124,6 +129,9 @@ fn steps<A: Steps>(skb: &Skb, origin: u32) -> i32 {
 
 #[inline(always)]
 fn other<A: Steps>(ctx: *mut __sk_buff, origin: u32) -> i32 {
+    if origin == CARRIED {
+        return A::icmp(ctx, origin);
+    }
     match A::ping(ctx, origin) {
         step::OTHER => A::icmp(ctx, origin),
         verdict => verdict,
@@ -198,8 +206,9 @@ steps! {
 #[inline(always)]
 fn origin(number: u32) -> Origin {
     match number {
-        0 => Origin::Forwarded,
-        1 => Origin::Host,
+        CARRIED => Origin::Carried,
+        1 => Origin::Forwarded,
+        2 => Origin::Host,
         _ => Origin::Incoming,
     }
 }
@@ -282,13 +291,14 @@ fn act<A: Address + Maps + Routing>(mut skb: Skb, from: u32, code: i32) -> i32 {
 
 #[inline(always)]
 fn icmp<A: Icmp + Maps + Routing>(mut skb: Skb, from: u32) -> i32 {
+    let origin = origin(from);
     if A::header(&skb).is_none() {
-        return NEXT;
+        return if origin == Origin::Carried { end(Counter::CarrierRefused) } else { NEXT };
     }
     skb.pull(QUOTED_HEADERS);
-    let direction = origin(from).direction();
+    let direction = origin.direction();
     let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
-    let verdict = icmp::icmp(&mut skb, &tables, direction);
+    let verdict = icmp::icmp(&mut skb, &tables, origin);
     last(perform(&mut skb, verdict, (&NextHop::of(0), route::redirect::<A>, direction)))
 }
 
@@ -308,7 +318,12 @@ fn later<A: Header + FragmentMaps + Routing>(mut skb: Skb, from: u32) -> i32 {
 #[inline(always)]
 fn note<A: Header + FragmentMaps + Routing>(mut skb: Skb, from: u32, code: i32) -> i32 {
     let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
+    let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
     let rest = match code {
+        TC_ACT_REDIRECT if decision.action == CtAction::FORWARD_DSR => {
+            fragment::remember_carried(&skb, &tables, headers, decision);
+            return NEXT;
+        }
         NEXT => (FragmentAction::CONTINUE, 0),
         TC_ACT_REDIRECT if decision.action == CtAction::REPLY_TO_HOST => {
             (FragmentAction::DELIVER, decision.hop.device)
@@ -316,7 +331,6 @@ fn note<A: Header + FragmentMaps + Routing>(mut skb: Skb, from: u32, code: i32) 
         TC_ACT_REDIRECT => (FragmentAction::REDIRECT, 0),
         _ => (FragmentAction::DROP, 0),
     };
-    let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
     fragment::remember(&mut skb, &tables, headers, origin(from).direction(), rest);
     NEXT
 }
@@ -343,7 +357,11 @@ fn unpack<A: Header + TargetMaps + Routing>(mut skb: Skb, _from: u32) -> i32 {
         _ => return NEXT,
     }
     skb.pull(HEADERS);
-    A::parse(&mut skb, Accept).unwrap_or_else(|_| end(Counter::CarrierRefused))
+    match A::parse(&mut skb, Accept) {
+        Ok(code) => code,
+        Err(NoFlow::Truncated) => end(Counter::CarrierRefused),
+        Err(reason) => pass(reason),
+    }
 }
 
 /// Takes a packet out of its carrier.
@@ -371,7 +389,10 @@ impl<A: Address + TargetMaps + Routing> Next<A, Skb> for Accept {
         let (Some(kept), Some(decision)) = (A::headers(), A::decision()) else { return SHOT };
         let Some(tables) = BpfTables::new(skb.context()) else { return SHOT };
         *kept = *headers;
-        found(carrier::accept(headers, &tables, decision))
+        match found(carrier::accept(headers, &tables, decision)) {
+            step::DECIDED if headers.has_rest() => step::DECIDED_AND_NOTE,
+            code => code,
+        }
     }
 }
 

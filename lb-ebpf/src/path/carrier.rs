@@ -20,7 +20,7 @@ use lb_common::{
 };
 
 use super::{
-    Found, Origin,
+    Found, Origin, PathResult, Verdict,
     first::{self, Choice, Client},
     known::known,
     track,
@@ -28,6 +28,7 @@ use super::{
 use crate::{
     packet::Packet,
     parse::{Headers, L3},
+    rewrite,
     tables::{CtRef, Tables},
 };
 
@@ -43,7 +44,6 @@ pub trait Targets<A: Address>: Tables<A> {
 /// Is a client of such a frontend carried to this backend?
 #[inline(always)]
 pub(super) fn is_due<A: Address>(
-    headers: &Headers<A>,
     backend: &Backend<A>,
     (client, flags): (Client, FrontendFlags),
 ) -> bool {
@@ -51,7 +51,6 @@ pub(super) fn is_due<A: Address>(
         && flags.has(FrontendFlags::DSR)
         && !flags.has(FrontendFlags::MASQUERADE)
         && !backend.flags.has(BackendFlags::LOCAL)
-        && !headers.has_rest()
 }
 
 /// Makes a hop one of packets that are to be carried.
@@ -74,15 +73,44 @@ pub(super) fn pack<A: Address>(
     tables: &impl Tables<A>,
     decision: &CachedFlow<A>,
 ) -> Result<(), Counter> {
+    let ends = [decision.src, decision.dst];
+    put(packet, tables, ends, (decision.dst_port, flow::hash(&headers.flow)))
+}
+
+/// Carries a packet after those of its flow: an error about one, or a later fragment. The hash is that
+/// of the flow, which takes the same way.
+///
+/// # Errors
+///
+/// Why the packet ends here.
+#[inline(always)]
+pub(super) fn carry<A: Address>(
+    packet: &mut impl Packet,
+    tables: &impl Tables<A>,
+    [src, dst]: [A; 2],
+    target_and_hash: (BePort, u32),
+) -> PathResult {
+    let mut hop = tables.route(src, dst).ok_or(Counter::NoRoute)?;
+    narrow::<A>(&mut hop);
+    if !packet.fits(hop.mtu) {
+        return Err(Counter::PacketTooBig);
+    }
+    let ttl = packet.read(L3 + A::TTL_OFFSET).ok_or(Counter::RewriteFailed)?;
+    rewrite::decrement_ttl::<A>(packet, ttl)?;
+    put(packet, tables, [src, dst], target_and_hash)?;
+    Ok(Verdict::Route)
+}
+
+#[inline(always)]
+fn put<A: Address>(
+    packet: &mut impl Packet,
+    tables: &impl Tables<A>,
+    ends: [A; 2],
+    (target, hash): (BePort, u32),
+) -> Result<(), Counter> {
     let (length, class) = length_and_class::<A>(packet)?;
-    let carrier = Carrier {
-        length,
-        class,
-        ends: [decision.src, decision.dst],
-        target: decision.dst_port,
-        port: tables.carrier_port(),
-        hash: flow::hash(&headers.flow),
-    };
+    let port = tables.carrier_port();
+    let carrier = Carrier { length, class, ends, target, port, hash };
     packet.put_before::<A>(&carrier.headers(), carrier::overhead::<A>())
 }
 
@@ -155,7 +183,7 @@ pub fn accept<A: Address>(
     }
     if let Some(entry) = tables.conntrack(&headers.flow)
         && leads_to(tables, entry, backend)
-        && let Some(found) = known(headers, tables, Origin::Incoming, entry, decision)?
+        && let Some(found) = known(headers, tables, Origin::Carried, entry, decision)?
     {
         return Ok(found);
     }
@@ -201,10 +229,13 @@ fn begin<A: Address>(
         is_named && backend.service == service && backend.flags.has(BackendFlags::LOCAL)
     });
     let choice = Choice { id, backend: backend.ok_or(Counter::CarrierRefused)? };
-    if !track::is_reply_flow_taken(headers, tables, &choice.backend) {
-        return track::dnat(headers, tables, &choice, Client::Outside, decision);
+    // The stack drops what comes in under an address of the node itself.
+    let is_own = tables.source_at(tables.device()) == Some(headers.flow.src);
+    let client = if is_own { Client::Carried } else { Client::Outside };
+    if !is_own && !track::is_reply_flow_taken(headers, tables, &choice.backend) {
+        return track::dnat(headers, tables, &choice, client, decision);
     }
-    track::snat(headers, tables, &choice, Client::Outside, decision)?;
+    track::snat(headers, tables, &choice, client, decision)?;
     decision.hop = tables.route(decision.src, decision.dst).ok_or(Counter::NoRoute)?;
     Ok(())
 }

@@ -14,6 +14,8 @@ use crate::{affinity, parse::Headers, tables::Tables};
 /// Who asks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Client {
+    /// A process of this node whose packet another node carried back here.
+    Carried,
     /// A process of this node that the socket path did not see.
     Host,
     /// A client outside this node.
@@ -66,7 +68,7 @@ pub(super) fn first<A: Address>(
         return without_backend(flags, is_outside);
     }
     let choice = choose(headers, tables, frontend, is_outside)?;
-    let is_carried = carrier::is_due(headers, &choice.backend, (client, flags));
+    let is_carried = carrier::is_due(&choice.backend, (client, flags));
     if is_carried || must_masquerade(headers, tables, &choice, (client, flags)) {
         if client != Client::Host && headers.ttl <= 1 {
             return Err(Counter::TtlExpired);
@@ -96,8 +98,8 @@ pub(super) fn first<A: Address>(
 fn client<A: Address>(tables: &impl Tables<A>, origin: Origin) -> Client {
     match origin {
         Origin::Forwarded | Origin::Host => Client::Host,
-        Origin::Incoming if tables.is_uplink() => Client::Outside,
-        Origin::Incoming => Client::Pod,
+        Origin::Carried | Origin::Incoming if tables.is_uplink() => Client::Outside,
+        Origin::Carried | Origin::Incoming => Client::Pod,
     }
 }
 

@@ -5,7 +5,7 @@ use lb_common::{
     conntrack::{CtState, End, is_expired, silence},
 };
 
-use super::{Found, Origin, carrier, is_here};
+use super::{Direction, Found, Origin, carrier, is_here};
 use crate::{
     parse::Headers,
     tables::{CtRef, Tables},
@@ -28,7 +28,7 @@ pub(super) fn known<A: Address>(
     let action = entry.action;
     if !is_here(action, origin) {
         // Reverse translation belongs to egress: coming in, the packet is one of pod and client.
-        return Ok((origin == Origin::Incoming).then_some(Found::Nothing));
+        return Ok((origin.direction() == Direction::Ingress).then_some(Found::Nothing));
     }
     if action.is_forward() {
         if must_choose_again(headers, tables, &entry) {

@@ -40,6 +40,8 @@ pub enum Direction {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]
 pub enum Origin {
+    /// It came in by a device, in a carrier.
+    Carried,
     /// It leaves by a device and came in by another.
     Forwarded,
     /// It leaves by a device; a socket of this node sent it.
@@ -54,7 +56,7 @@ impl Origin {
     pub const fn direction(self) -> Direction {
         match self {
             Self::Forwarded | Self::Host => Direction::Egress,
-            Self::Incoming => Direction::Ingress,
+            Self::Carried | Self::Incoming => Direction::Ingress,
         }
     }
 }

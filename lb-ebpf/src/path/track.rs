@@ -35,7 +35,7 @@ pub(super) fn dnat<A: Address>(
 ) -> Result<(), Counter> {
     let (forward, reply, device) = match client {
         Client::Host => (CtAction::FORWARD_FROM_HOST, CtAction::REPLY_TO_HOST, tables.device()),
-        Client::Outside | Client::Pod => (CtAction::FORWARD, CtAction::REPLY, 0),
+        Client::Carried | Client::Outside | Client::Pod => (CtAction::FORWARD, CtAction::REPLY, 0),
     };
     let seen = (tables.now(), first_state(headers));
     let reply_flow = reply_flow(headers, &choice.backend);
@@ -49,8 +49,8 @@ pub(super) fn dnat<A: Address>(
     Ok(())
 }
 
-/// Claims a source port and remembers a translation of both ends. A host process keeps its address,
-/// which is this node's already.
+/// Claims a source port and remembers a translation of both ends. A process of this node keeps its
+/// address, which is this node's already, and gets its replies by the device of its packets.
 ///
 /// # Errors
 ///
@@ -67,7 +67,9 @@ pub(super) fn snat<A: Address>(
     let mut ends = CtKey { dst: backend.address, dst_port: backend.port, ..headers.flow };
     let (mut forward, mut reply, mut device) =
         (CtAction::FORWARD_FROM_HOST, CtAction::REPLY_TO_HOST, tables.device());
-    if client != Client::Host {
+    if client == Client::Carried {
+        forward = CtAction::FORWARD_SNAT;
+    } else if client != Client::Host {
         let hop = tables.route(headers.flow.src, backend.address).ok_or(Counter::NoRoute)?;
         ends.src = tables.source_at(hop.device).ok_or(Counter::NoSourceAddress)?;
         (forward, reply, device) = (CtAction::FORWARD_SNAT, CtAction::REPLY_SNAT, 0);

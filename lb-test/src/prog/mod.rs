@@ -176,7 +176,8 @@ impl KernelBench {
 
     fn outcome_by_tc(&self, hook: Hook, bytes: &[u8], expected: Fate) -> Result<Outcome> {
         let before = self.counters()?;
-        let (verdict, bytes) = self.run(hook, bytes)?;
+        let (verdict, became) = self.run(hook, bytes)?;
+        let bytes = fast::without_crossing(bytes, became);
         let fate = match (verdict, expected) {
             (NEXT, _) => Fate::Next,
             (SHOT, _) => Fate::Dropped,
