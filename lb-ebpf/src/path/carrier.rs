@@ -235,7 +235,7 @@ fn begin<A: Address>(
     if !is_own && !track::is_reply_flow_taken(headers, tables, &choice.backend) {
         return track::dnat(headers, tables, &choice, client, decision);
     }
-    track::snat(headers, tables, &choice, client, decision)?;
+    track::snat(headers, tables, &choice, (client, false), decision)?;
     decision.hop = tables.route(decision.src, decision.dst).ok_or(Counter::NoRoute)?;
     Ok(())
 }

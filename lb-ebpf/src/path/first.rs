@@ -73,11 +73,7 @@ pub(super) fn first<A: Address>(
         if client != Client::Host && headers.ttl <= 1 {
             return Err(Counter::TtlExpired);
         }
-        if is_carried {
-            track::dsr(headers, tables, &choice, decision)?;
-        } else {
-            track::snat(headers, tables, &choice, client, decision)?;
-        }
+        track::snat(headers, tables, &choice, (client, is_carried), decision)?;
     } else {
         track::dnat(headers, tables, &choice, client, decision)?;
     }

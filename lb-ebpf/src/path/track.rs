@@ -52,6 +52,9 @@ pub(super) fn dnat<A: Address>(
 /// Claims a source port and remembers a translation of both ends. A process of this node keeps its
 /// address, which is this node's already, and gets its replies by the device of its packets.
 ///
+/// Of a flow that `is_carried` to another node, no port is claimed, and replies are never seen: it counts as
+/// answered, or it would be forgotten before a silent client goes on.
+///
 /// # Errors
 ///
 /// Without a route, a source address, or a free port.
@@ -60,7 +63,7 @@ pub(super) fn snat<A: Address>(
     headers: &Headers<A>,
     tables: &impl Tables<A>,
     choice: &Choice<A>,
-    client: Client,
+    (client, is_carried): (Client, bool),
     decision: &mut CachedFlow<A>,
 ) -> Result<(), Counter> {
     let backend = &choice.backend;
@@ -74,38 +77,17 @@ pub(super) fn snat<A: Address>(
         ends.src = tables.source_at(hop.device).ok_or(Counter::NoSourceAddress)?;
         (forward, reply, device) = (CtAction::FORWARD_SNAT, CtAction::REPLY_SNAT, 0);
     }
-    let seen = (tables.now(), first_state(headers));
+    let mut seen = (tables.now(), first_state(headers));
     let scratch = tables.scratch().ok_or(Counter::RewriteFailed)?;
-    scratch.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, seen) });
-    ends.src_port = claim_port(headers, tables, &ends, scratch)?;
+    if is_carried {
+        (forward, seen.1) = (CtAction::FORWARD_DSR, seen.1.with(CtState::ANSWERED));
+    } else {
+        scratch.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, seen) });
+        ends.src_port = claim_port(headers, tables, &ends, scratch)?;
+    }
     scratch.set(entry(&ends, choice, forward, seen));
     tables.track(&headers.flow, scratch);
     decision.set(&headers.flow, &ends, forward);
-    Ok(())
-}
-
-/// Remembers that the packets of a flow are carried to the node of their backend. Their replies are never
-/// seen: the flow counts as answered, or it would be forgotten before a silent client has gone on.
-///
-/// # Errors
-///
-/// Without a route or a source address.
-#[inline(always)]
-pub(super) fn dsr<A: Address>(
-    headers: &Headers<A>,
-    tables: &impl Tables<A>,
-    choice: &Choice<A>,
-    decision: &mut CachedFlow<A>,
-) -> Result<(), Counter> {
-    let Backend { address, port, .. } = choice.backend;
-    let hop = tables.route(headers.flow.src, address).ok_or(Counter::NoRoute)?;
-    let src = tables.source_at(hop.device).ok_or(Counter::NoSourceAddress)?;
-    let ends = CtKey { src, dst: address, dst_port: port, ..headers.flow };
-    let seen = (tables.now(), first_state(headers).with(CtState::ANSWERED));
-    let scratch = tables.scratch().ok_or(Counter::RewriteFailed)?;
-    scratch.set(entry(&ends, choice, CtAction::FORWARD_DSR, seen));
-    tables.track(&headers.flow, scratch);
-    decision.set(&headers.flow, &ends, CtAction::FORWARD_DSR);
     Ok(())
 }
 
