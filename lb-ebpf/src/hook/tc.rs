@@ -106,7 +106,7 @@ fn steps<A: Steps>(skb: &Skb, origin: u32) -> i32 {
     let ctx = skb.as_ptr();
     let looked = A::look(ctx, origin);
     let (mut code, mut origin) = (looked, origin);
-    if code == step::CARRIER {
+    if code == step::CARRIER && origin == Origin::Incoming as u32 {
         (code, origin) = (A::unpack(ctx, origin), CARRIED);
     } else if code == step::ASK || code == step::ASK_AND_NOTE {
         code = A::ask(ctx, origin);
