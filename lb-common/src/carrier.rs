@@ -17,7 +17,7 @@ use crate::{
 /// The port that carriers go to, unless another one is asked for: GUE's.
 pub const PORT: u16 = 6080;
 /// Bytes of a UDP header and a GUE header.
-const UDP_AND_GUE: usize = 8 + 8;
+const UDP_AND_GUE: u16 = 8 + 8;
 /// Words of 32 bits that the headers of a carrier of IPv6 take; those of IPv4 take less.
 pub const WORDS: usize = 14;
 /// Begins our data.
@@ -27,6 +27,7 @@ const CONTROL: u8 = 1;
 /// Numbers of an IPv4 and an IPv6 packet that is carried (RFC 2003, RFC 2473).
 const IPV4_WITHIN: u8 = 4;
 const IPV6_WITHIN: u8 = 41;
+const IPV4_HEADER: u16 = 20;
 const TTL: u8 = 64;
 const DONT_FRAGMENT: u16 = 0x4000;
 
@@ -34,7 +35,7 @@ const DONT_FRAGMENT: u16 = 0x4000;
 #[inline(always)]
 #[must_use]
 pub const fn overhead<A: Address>() -> usize {
-    A::HEADER + UDP_AND_GUE
+    A::HEADER + UDP_AND_GUE as usize
 }
 
 /// What the headers of a carrier say.
@@ -61,7 +62,7 @@ impl<A: Address> Carrier<A> {
     pub fn headers(&self) -> [u32; WORDS] {
         let Self { ends: [src, dst], target, port, .. } = *self;
         let [a, b, c, d] = A::pair(&src, &dst).map(halves);
-        let udp_length = self.length.saturating_add(UDP_AND_GUE as u16);
+        let udp_length = self.length.saturating_add(UDP_AND_GUE);
         let src_port = 0xc000 | (self.hash & 0x3fff) as u16;
         let udp = [both(src_port.to_be(), port.0), both(udp_length.to_be(), 0)];
         let gue = [gue::<A>(), both(TAG.to_be(), target.0)];
@@ -84,7 +85,7 @@ impl<A: Address> Carrier<A> {
     fn ipv4(&self, udp_length: u16) -> [u32; 3] {
         let [src, dst] = self.ends;
         let version_and_class = u16::from_be_bytes([0x45, self.class]).to_be();
-        let length = udp_length.saturating_add(A::HEADER as u16).to_be();
+        let length = udp_length.saturating_add(IPV4_HEADER).to_be();
         let ttl_and_protocol = u16::from_be_bytes([TTL, L4Proto::UDP.0]).to_be();
         let fragment = DONT_FRAGMENT.to_be();
         let sum = u32::from(version_and_class)

@@ -114,10 +114,8 @@ impl Exposure<'_> {
     /// Policy Local leads clients outside to endpoints of this node alone.
     fn forwarding(&self) -> FrontendFlags {
         let forwarding = self.service.forwarding.unwrap_or(self.facts.forwarding);
-        match forwarding.carries(self.port.protocol) {
-            true => FrontendFlags::DSR,
-            false => FrontendFlags::NONE,
-        }
+        let carries = forwarding.carries(self.port.protocol);
+        if carries { FrontendFlags::DSR } else { FrontendFlags::NONE }
     }
 
     /// What addresses for clients outside the cluster have in common. Policy Local keeps clients'

@@ -117,6 +117,7 @@ fn put<A: Address>(
 /// Length and class of a packet. A length may be wrong where the kernel cuts the packet later: it then
 /// writes that of each piece.
 #[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "a header is short, a class has eight bits")]
 fn length_and_class<A: Address>(packet: &impl Packet) -> Result<(u16, u8), Counter> {
     let [first, second] = packet.read::<[u16; 2]>(L3).ok_or(Counter::RewriteFailed)?;
     let first = u16::from_be(first);

@@ -31,3 +31,30 @@ pub(super) fn forwarding(
     }
     found.ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ObjectName;
+
+    fn read(text: &str) -> (Option<Forwarding>, Vec<String>) {
+        let mut faults = Faults::new("Service", &ObjectName::new("default", "web"));
+        let annotations = BTreeMap::from([(FORWARDING.to_owned(), text.to_owned())]);
+        let found = forwarding(Some(&annotations), &mut faults);
+        (found, faults.into_problems().iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn a_service_says_how_it_is_forwarded() {
+        assert_eq!(read("dsr"), (Some(Forwarding::Dsr), Vec::new()));
+        assert_eq!(read("hybrid"), (Some(Forwarding::Hybrid), Vec::new()));
+        assert_eq!(read("snat"), (Some(Forwarding::Snat), Vec::new()));
+    }
+
+    #[test]
+    fn what_it_says_otherwise_is_not_used() {
+        let problem = "Service default/web: metadata.annotations[lb-agent/forwarding]: unknown way \
+                       \"DSR\", not used; use snat, dsr or hybrid";
+        assert_eq!(read("DSR"), (None, vec![problem.to_owned()]));
+    }
+}
