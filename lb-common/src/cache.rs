@@ -81,12 +81,57 @@ impl Stamp<'_> {
     #[inline(always)]
     #[must_use]
     pub fn vouches<A: Address>(&self, element: &CachedFlow<A>, key: &Key) -> bool {
-        for (number, word) in key.words.into_iter().enumerate() {
+        key.begins(element) && element.check == self.sum(element, key)
+    }
+}
+
+impl Key {
+    #[inline(always)]
+    fn begins<A: Address>(&self, element: &CachedFlow<A>) -> bool {
+        for (number, word) in self.words.into_iter().enumerate() {
             if number <= A::PAIR_WORDS && element.word(number) != word {
                 return false;
             }
         }
-        element.check == self.sum(element, key)
+        true
+    }
+}
+
+/// How elements are read and written that are hints: what was decided on a flow that nothing else
+/// remembers, in a flood of first packets. The slow way asks for them; the fast one never believes
+/// them, and they stay for a minute or two whatever the agent changes.
+#[derive(Clone, Copy, Debug)]
+pub struct Hint<'a>(Stamp<'a>);
+
+impl<'a> Hint<'a> {
+    /// For the time in units of 2^30 ns.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(factors: &'a Factors, now: u32) -> Self {
+        /// No tick reaches so far.
+        const NEVER: u64 = 1 << 62;
+        Self(Stamp { factors, epoch: now >> 7, jiffies: NEVER })
+    }
+
+    /// As for [`Stamp`].
+    #[inline(always)]
+    #[must_use]
+    pub fn key<A: Address>(&self, flow: &CtKey<A>) -> Key {
+        self.0.key(flow)
+    }
+
+    /// As for [`Stamp`].
+    #[inline(always)]
+    #[must_use]
+    pub fn sum<A: Address>(&self, element: &CachedFlow<A>, key: &Key) -> u64 {
+        self.0.sum(element, key)
+    }
+
+    /// As for [`Stamp`].
+    #[inline(always)]
+    #[must_use]
+    pub fn vouches<A: Address>(&self, element: &CachedFlow<A>, key: &Key) -> bool {
+        self.0.vouches(element, key)
     }
 }
 
@@ -173,6 +218,16 @@ mod tests {
         assert!(!vouches(after(256)));
         let due = (0..256).filter(|jiffies| !vouches(after(*jiffies))).count();
         assert!(due > 0 && due < 256, "due somewhere within the tick: {due}");
+    }
+
+    #[test]
+    fn a_hint_is_no_cached_flow_and_stays_for_a_minute() {
+        let (mut hint, key) = (element(flow(40000)), STAMP.key(&flow(40000)));
+        let at = |now| Hint::new(&RANDOM, now);
+        assert!(!at(100).vouches(&hint, &key));
+        hint.check = at(100).sum(&hint, &key);
+        assert!(at(100).vouches(&hint, &key) && at(127).vouches(&hint, &key));
+        assert!(!at(128).vouches(&hint, &key) && !STAMP.vouches(&hint, &key));
     }
 
     #[test]

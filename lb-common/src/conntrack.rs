@@ -102,6 +102,8 @@ impl CtState {
     pub const ESTABLISHED: Self = Self(1);
     /// The backend has answered.
     pub const ANSWERED: Self = Self(8);
+    /// Kept apart: nobody has gone on with the flow since its first answer.
+    pub const HALF_OPEN: Self = Self(16);
     const CLIENT_ENDED: u8 = 2;
     const BACKEND_ENDED: u8 = 4;
     const BOTH_ENDED: u8 = Self::CLIENT_ENDED | Self::BACKEND_ENDED;
@@ -118,6 +120,28 @@ impl CtState {
     #[must_use]
     pub const fn is_closed(self) -> bool {
         self.0 & Self::BOTH_ENDED == Self::BOTH_ENDED
+    }
+
+    /// Is the flow kept apart?
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_half_open(self) -> bool {
+        self.has(Self::HALF_OPEN)
+    }
+
+    /// Does a packet with these flags from the client prove that both ends are there? One that goes
+    /// on after an answer does: whoever sends from an address that is not his own sees no answers.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_proven_by(self, flags: TcpFlags) -> bool {
+        self.has(Self::ANSWERED) && flags.is_plain()
+    }
+
+    /// The same, kept with the flows that are proven.
+    #[inline(always)]
+    #[must_use]
+    pub const fn proven(self) -> Self {
+        Self(self.0 & !Self::HALF_OPEN.0)
     }
 
     /// What both states tell.
@@ -145,8 +169,10 @@ impl CtState {
         Self(self.0 | ended | seen)
     }
 
+    /// Does the state tell all that `other` does?
     #[inline(always)]
-    const fn has(self, other: Self) -> bool {
+    #[must_use]
+    pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
     }
 }

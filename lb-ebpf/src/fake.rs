@@ -1,5 +1,6 @@
 //! A node without a kernel: packets as byte buffers, tables in memory, routes by heart.
 
+mod buffer;
 mod judge;
 
 use std::{
@@ -11,23 +12,23 @@ use std::{
 
 use lb_common::{
     abi::{
-        Abi, Address, Affinity, AffinityKey, Backend, BackendFlags, BePort, CachedFlow, Counter,
-        CtEntry, CtKey, Fragment, FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind,
-        Ipv4, Ipv6, L4Proto, NextHop, Region, Source, SourceRange, Target,
+        Abi, Address, Affinity, AffinityKey, Backend, BackendFlags, BePort, CachedFlow, CtEntry,
+        CtKey, Fragment, FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind, Ipv4,
+        Ipv6, L4Proto, NextHop, Region, Source, SourceRange, Target,
     },
-    cache::{FACTORS, Factors, Stamp},
-    carrier::{self, WORDS},
-    checksum::Difference,
+    cache::{FACTORS, Factors, Hint, Stamp},
+    carrier,
     conntrack::{TICK_SHIFT, Timeouts},
     filter, limit,
 };
+
+use buffer::Buffer;
 
 use crate::{
     cases::{
         BackendSpec, Bench, Device, Fate, FrontendSpec, Hook, Host, Outcome, Prefix, SERVICE,
         SNAT_RANGE,
     },
-    packet::{ETHERNET_HEADER, L4Checksum, Packet},
     parse,
     path::{answer::Answers, carrier::Targets, fragment::Fragments},
     tables::{Backends, CtRef, Ends, Ref, Tables},
@@ -39,75 +40,6 @@ const ODD: Factors = [0x9e37_79b9_7f4a_7c15; FACTORS];
 const MTU: u16 = 1500;
 /// Link-layer addresses of the next hop: frames' own, so that what is sent by them looks the same.
 const MACS: [u16; 6] = [2, 0, 0x0100, 2, 0, 0x0200];
-
-/// A frame that can be rewritten.
-struct Buffer(Vec<u8>);
-
-impl Buffer {
-    fn change_checksum(&mut self, checksum: &L4Checksum, change: Difference) -> Option<()> {
-        let old = self.read::<u16>(checksum.offset)?;
-        let is_udp = checksum.protocol == L4Proto::UDP;
-        if is_udp && old == 0 {
-            return Some(());
-        }
-        let new = change.apply(old);
-        let new = if is_udp && new == 0 { 0xffff } else { new };
-        self.write(checksum.offset, &new).ok()
-    }
-}
-
-impl Packet for Buffer {
-    fn read<T: Abi>(&self, offset: usize) -> Option<T> {
-        T::from_bytes(self.0.get(offset..offset + size_of::<T>())?)
-    }
-
-    fn write<T: Abi>(&mut self, offset: usize, value: &T) -> Result<(), Counter> {
-        let place = self.0.get_mut(offset..offset + size_of::<T>());
-        place.ok_or(Counter::RewriteFailed)?.copy_from_slice(value.as_bytes());
-        Ok(())
-    }
-
-    fn write_addresses<A: Address>(
-        &mut self,
-        offset: usize,
-        source_and_destination: [A; 2],
-    ) -> Result<(), Counter> {
-        self.write(offset, &source_and_destination)
-    }
-
-    fn repair_l4_checksum(&mut self, checksum: L4Checksum) -> Result<(), Counter> {
-        [checksum.addresses, checksum.ports]
-            .into_iter()
-            .try_for_each(|change| self.change_checksum(&checksum, change))
-            .ok_or(Counter::RewriteFailed)
-    }
-
-    fn pull(&mut self, _headers: u32) {}
-
-    fn fits(&self, mtu: u16) -> bool {
-        self.0.len() <= usize::from(mtu) + ETHERNET_HEADER
-    }
-
-    fn put_before<A: Address>(
-        &mut self,
-        headers: &[u32; WORDS],
-        length: usize,
-    ) -> Result<(), Counter> {
-        let headers = headers.as_bytes()[..length].iter().copied();
-        self.0.splice(ETHERNET_HEADER..ETHERNET_HEADER, headers);
-        Ok(())
-    }
-
-    fn remove_before<A: Address>(&mut self, length: usize) -> Result<(), Counter> {
-        self.0.drain(ETHERNET_HEADER..ETHERNET_HEADER + length);
-        Ok(())
-    }
-
-    fn resize(&mut self, length: usize) -> Result<(), Counter> {
-        self.0.resize(length, 0);
-        Ok(())
-    }
-}
 
 /// An address of a family that the specifications of cases hold.
 trait FromIp: Address + Into<IpAddr> {
@@ -142,6 +74,8 @@ struct FakeTables<A> {
     next_answer: Cell<u64>,
     filter: HashSet<u32>,
     flows: RefCell<HashMap<Vec<u8>, CachedFlow<A>>>,
+    /// Flows that may still be remembered before they are proven.
+    half_open: Cell<u32>,
     epoch: u32,
     /// Where the last question to the routing table led.
     routed: Cell<u32>,
@@ -166,6 +100,7 @@ impl<A: FromIp> FakeTables<A> {
             next_answer: Cell::default(),
             filter: HashSet::new(),
             flows: RefCell::default(),
+            half_open: Cell::new(u32::MAX),
             epoch: 0,
             routed: Cell::new(0),
             device: Device::Uplink,
@@ -217,6 +152,12 @@ impl<A: FromIp> FakeTables<A> {
 }
 
 impl<A: FromIp> FakeTables<A> {
+    fn proven(&self) -> usize {
+        let conntrack = self.conntrack.borrow();
+        let states = conntrack.values().map(|entry| reference(entry).seen().0);
+        states.filter(|state| !state.is_half_open()).count()
+    }
+
     fn evict_from(&mut self, src: SocketAddr) {
         let is_from =
             |key: &CtKey<A>| (key.src.into(), key.src_port.get()) == (src.ip(), src.port());
@@ -257,10 +198,6 @@ impl<A: FromIp> FakeTables<A> {
         let jiffies = u64::from(self.now()) << 8;
         Stamp { factors: &ODD, epoch: self.epoch, jiffies }
     }
-
-    fn uncache(&self, flow: &CtKey<A>) {
-        self.flows.borrow_mut().remove(flow.as_bytes());
-    }
 }
 
 impl<A: FromIp> Tables<A> for FakeTables<A> {
@@ -285,6 +222,34 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         let stamp = self.stamp();
         decision.check = stamp.sum(decision, &stamp.key(&decision.flow));
         self.flows.borrow_mut().insert(decision.flow.as_bytes().to_vec(), *decision);
+    }
+
+    fn uncache(&self, flow: &CtKey<A>) {
+        self.flows.borrow_mut().remove(flow.as_bytes());
+    }
+
+    fn hint(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
+        let flows = self.flows.borrow();
+        let Some(element) = flows.get(flow.as_bytes()) else { return false };
+        *decision = *element;
+        let hint = Hint::new(&ODD, self.now());
+        hint.vouches(decision, &hint.key(flow))
+    }
+
+    fn keep_hint(&self, decision: &mut CachedFlow<A>) {
+        let hint = Hint::new(&ODD, self.now());
+        decision.check = hint.sum(decision, &hint.key(&decision.flow));
+        self.flows.borrow_mut().insert(decision.flow.as_bytes().to_vec(), *decision);
+    }
+
+    fn may_remember(&self) -> bool {
+        let left = self.half_open.get();
+        self.half_open.set(left.saturating_sub(1));
+        left > 0
+    }
+
+    fn forget_half_open(&self, _flow: &CtKey<A>) {
+        // One table for both: what is proven is written over what was not.
     }
 
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>> {
@@ -440,6 +405,21 @@ impl FakeBench {
     /// Has connections that began before us left to the stack.
     pub(crate) fn migrate(&mut self) {
         (self.v4.migrates, self.v6.migrates) = (true, true);
+    }
+
+    /// Remembers no flow before it is proven.
+    pub(crate) fn remember_none(&mut self) {
+        (self.v4.half_open, self.v6.half_open) = (Cell::new(0), Cell::new(0));
+    }
+
+    /// Entries of flows.
+    pub(crate) fn remembered(&self) -> usize {
+        self.v4.conntrack.borrow().len() + self.v6.conntrack.borrow().len()
+    }
+
+    /// Entries of flows that are proven.
+    pub(crate) fn proven(&self) -> usize {
+        self.v4.proven() + self.v6.proven()
     }
 
     /// Has connections to removed backends reset.

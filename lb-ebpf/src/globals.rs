@@ -21,6 +21,9 @@ pub static CT_UDP: Global<u32> = Global::new(Timeouts::DEFAULT.udp);
 /// Ticks until a silent stream of datagrams is forgotten.
 #[unsafe(no_mangle)]
 pub static CT_UDP_STREAM: Global<u32> = Global::new(Timeouts::DEFAULT.udp_stream);
+/// Flows that one CPU remembers in a tick before they are proven.
+#[unsafe(no_mangle)]
+pub static HALF_OPEN_RATE: Global<u32> = Global::new(16384);
 /// Cookie of the agent's own network namespace.
 #[unsafe(no_mangle)]
 pub static HOST_NETNS: Global<u64> = Global::new(0);

@@ -1,6 +1,7 @@
 //! Every map, and the only unsafe access to one.
 
 pub mod answers;
+pub mod cache;
 pub mod fragments;
 pub mod targets;
 
@@ -11,25 +12,23 @@ use aya_ebpf::{
     btf_maps::{
         Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage, lpm_trie::Key,
     },
-    helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
+    helpers::bpf_ktime_get_coarse_ns,
     macros::btf_map,
 };
 use lb_common::{
     abi::{
-        Address, Affinity, AffinityKey, Backend, CHUNKS_PER_ARRAY, CachedFlow, Chunk, Control,
-        Counter, CtEntry, CtKey, Device, Frontend, FrontendKey, Ipv4, Ipv6, MAX_CHUNK_ARRAYS,
-        Region, SLOTS_PER_CHUNK, SocketPeers, Source, Swept,
+        Address, Affinity, AffinityKey, Backend, CHUNKS_PER_ARRAY, CachedFlow, Chunk, Counter,
+        CtEntry, CtKey, Device, Frontend, FrontendKey, Ipv4, Ipv6, MAX_CHUNK_ARRAYS, Region,
+        SLOTS_PER_CHUNK, SocketPeers, Source, Swept,
     },
-    cache::{self, Stamp},
-    conntrack::TICK_SHIFT,
-    filter,
+    conntrack::{CtState, TICK_SHIFT},
 };
 use lb_ebpf::{
     parse::Headers,
-    tables::{Backends, CtRef, Ends, Ref},
+    tables::{Backends, CtRef, Ref},
 };
 
-use crate::globals::FLOWS_SHIFT;
+use crate::globals::HALF_OPEN_RATE;
 
 /// Elements begin at a page, so that one of IPv4's flows is one cache line.
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -52,6 +51,13 @@ static CONNTRACK_V4: LruHashMap<CtKey<Ipv4>, CtEntry<Ipv4>, DEFAULT_SIZE> = LruH
 #[btf_map]
 static CONNTRACK_V6: LruHashMap<CtKey<Ipv6>, CtEntry<Ipv6>, DEFAULT_SIZE> = LruHashMap::new();
 #[btf_map]
+static HALF_OPEN_V4: LruHashMap<CtKey<Ipv4>, CtEntry<Ipv4>, DEFAULT_SIZE> = LruHashMap::new();
+#[btf_map]
+static HALF_OPEN_V6: LruHashMap<CtKey<Ipv6>, CtEntry<Ipv6>, DEFAULT_SIZE> = LruHashMap::new();
+/// The tick that this CPU is in, and how many flows it has remembered in it before they were proven.
+#[btf_map]
+static REMEMBERED: PerCpuArray<[u32; 2], 1> = PerCpuArray::new();
+#[btf_map]
 static AFFINITY_V4: LruHashMap<AffinityKey, Affinity, DEFAULT_SIZE> = LruHashMap::new();
 #[btf_map]
 static AFFINITY_V6: LruHashMap<AffinityKey, Affinity, DEFAULT_SIZE> = LruHashMap::new();
@@ -68,8 +74,6 @@ static SOURCE_RANGES_V6: LpmTrie<Source<Ipv6>, u32, DEFAULT_SIZE> = LpmTrie::new
 static DEVICES: HashMap<u32, Device, 4096, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
-#[btf_map]
-static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
 #[btf_map]
 static FLOWS_V4: Array<CachedFlow<Ipv4>, DEFAULT_SIZE, MMAPABLE> = Array::new();
 #[btf_map]
@@ -119,6 +123,8 @@ pub trait Maps: Sized + 'static {
     fn claim(flow: &CtKey<Self>, entry: CtRef<Self>) -> bool;
     /// Removes the entry of a flow.
     fn forget(flow: &CtKey<Self>);
+    /// Removes the entry of a flow from those that are not proven.
+    fn forget_half_open(flow: &CtKey<Self>);
     /// Room for one entry, for this CPU and this program run.
     fn scratch() -> Option<CtRef<Self>>;
     /// Room for the headers of one packet, for this CPU and this program run.
@@ -134,7 +140,7 @@ pub trait Maps: Sized + 'static {
 }
 
 macro_rules! maps {
-    ($family:ty, $frontends:ident, $backends:ident, $affinity:ident, $sources:ident, $conntrack:ident, $scratch:ident, $headers:ident, $decision:ident, $flows:ident, $swept:ident, $turnover:expr, $source:expr) => {
+    ($family:ty, $frontends:ident, $backends:ident, $affinity:ident, $sources:ident, $conntrack:ident, $half_open:ident, $scratch:ident, $headers:ident, $decision:ident, $flows:ident, $swept:ident, $turnover:expr, $source:expr) => {
         impl Maps for $family {
             #[inline(always)]
             fn frontend(key: &FrontendKey<Self>) -> Option<Frontend> {
@@ -169,7 +175,9 @@ macro_rules! maps {
 
             #[inline(always)]
             fn conntrack(flow: &CtKey<Self>) -> Option<CtRef<Self>> {
-                let entry = NonNull::new($conntrack.get_ptr_mut(flow)?)?;
+                let entry =
+                    $conntrack.get_ptr_mut(flow).or_else(|| $half_open.get_ptr_mut(flow))?;
+                let entry = NonNull::new(entry)?;
                 // SAFETY: elements of an LRU map stay allocated for as long as the map; one that
                 // is reused meanwhile holds another valid entry.
                 Some(unsafe { CtRef::new(entry) })
@@ -179,8 +187,12 @@ macro_rules! maps {
             fn track(flow: &CtKey<Self>, entry: CtRef<Self>) {
                 // SAFETY: the entry is allocated, and nothing else writes to it meanwhile.
                 let entry = unsafe { &*entry.as_ptr() };
-                let is_new = $conntrack.get_ptr(flow).is_none();
                 // A full LRU map makes room; the flow can do without the entry.
+                if CtState(entry.state).is_half_open() {
+                    let _ = $half_open.insert(flow, entry, u64::from(BPF_ANY));
+                    return;
+                }
+                let is_new = $conntrack.get_ptr(flow).is_none();
                 if $conntrack.insert(flow, entry, u64::from(BPF_ANY)).is_ok() && is_new {
                     count_flow($turnover);
                 }
@@ -190,6 +202,9 @@ macro_rules! maps {
             fn claim(flow: &CtKey<Self>, entry: CtRef<Self>) -> bool {
                 // SAFETY: as for `track`.
                 let entry = unsafe { &*entry.as_ptr() };
+                if CtState(entry.state).is_half_open() {
+                    return $half_open.insert(flow, entry, u64::from(BPF_NOEXIST)).is_ok();
+                }
                 let is_claimed = $conntrack.insert(flow, entry, u64::from(BPF_NOEXIST)).is_ok();
                 if is_claimed {
                     count_flow($turnover);
@@ -203,6 +218,12 @@ macro_rules! maps {
                 if $conntrack.remove(flow).is_ok() {
                     count_flow($turnover + 1);
                 }
+                Self::forget_half_open(flow);
+            }
+
+            #[inline(always)]
+            fn forget_half_open(flow: &CtKey<Self>) {
+                let _ = $half_open.remove(flow);
             }
 
             #[inline(always)]
@@ -251,6 +272,7 @@ maps!(
     AFFINITY_V4,
     SOURCE_RANGES_V4,
     CONNTRACK_V4,
+    HALF_OPEN_V4,
     SCRATCH_V4,
     HEADERS_V4,
     DECISION_V4,
@@ -266,6 +288,7 @@ maps!(
     AFFINITY_V6,
     SOURCE_RANGES_V6,
     CONNTRACK_V6,
+    HALF_OPEN_V6,
     SCRATCH_V6,
     HEADERS_V6,
     DECISION_V6,
@@ -308,84 +331,18 @@ impl<A: Address + Maps> Backends<A> for BpfBackends<A> {
     }
 }
 
-/// What the agent tells all programs.
+/// May this CPU remember one more flow that is not proven, in this tick?
 #[inline(always)]
-pub fn control() -> Option<&'static Control> {
-    CONTROL.get(0)
-}
-
-/// What the filter says of a packet's ends.
-#[inline(always)]
-pub fn ends<A: Address>(control: &Control, flow: &CtKey<A>) -> Ends {
-    let words = if control.filter & 1 == 0 { &control.filters[0] } else { &control.filters[1] };
-    let has = |bit| {
-        let (word, bit) = filter::place(bit);
-        words[word] & bit != 0
-    };
-    Ends {
-        to_frontend: has(filter::frontend(&flow.dst, flow.dst_port, flow.protocol)),
-        from_backend: has(filter::backend(&flow.src, flow.src_port, flow.protocol)),
+pub fn may_remember() -> bool {
+    let Some(remembered) = REMEMBERED.get_ptr_mut(0) else { return false };
+    let now = now();
+    // SAFETY: a per-CPU value, and a TC program is not preempted by another one.
+    let [tick, count] = unsafe { &mut *remembered };
+    if *tick != now {
+        (*tick, *count) = (now, 0);
     }
-}
-
-/// What cached elements depend on.
-#[inline(always)]
-fn stamp(control: &'static Control) -> Stamp<'static> {
-    // SAFETY: a helper without arguments.
-    let jiffies = unsafe { bpf_jiffies64() };
-    Stamp { factors: &control.factors, epoch: control.epoch, jiffies }
-}
-
-/// Copies what is cached of a flow; false if that is nothing, or no longer true.
-#[inline(always)]
-pub fn recall<A: Address + Maps>(
-    control: &'static Control,
-    flow: &CtKey<A>,
-    decision: &mut CachedFlow<A>,
-) -> bool {
-    let stamp = stamp(control);
-    let key = stamp.key(flow);
-    let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) else { return false };
-    // SAFETY: elements of an array stay allocated; another CPU may write meanwhile, which the
-    // element's sum tells.
-    unsafe { copy(element, decision) };
-    stamp.vouches(decision, &key)
-}
-
-/// Caches a decision for the packets of its flow that follow.
-#[inline(always)]
-pub fn cache<A: Address + Maps>(control: &'static Control, decision: &mut CachedFlow<A>) {
-    let stamp = stamp(control);
-    let key = stamp.key(&decision.flow);
-    decision.check = stamp.sum(decision, &key);
-    if let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) {
-        // SAFETY: as for `recall`.
-        unsafe { copy(decision, element) };
-    }
-}
-
-/// Ends what is cached of a flow.
-#[inline(always)]
-pub fn uncache<A: Address + Maps>(control: &'static Control, flow: &CtKey<A>) {
-    let stamp = Stamp { factors: &control.factors, epoch: 0, jiffies: 0 };
-    if let Some(element) = A::cached(cache::place(stamp.key(flow).hash, FLOWS_SHIFT.load())) {
-        // SAFETY: as for `recall`; one store.
-        unsafe { (*element).check = 0 };
-    }
-}
-
-/// Copies a decision, word by word: as one value it would pass through the stack.
-///
-/// # Safety
-///
-/// Both must be allocated, and lie at a multiple of eight bytes, as values of maps do.
-#[inline(always)]
-unsafe fn copy<A>(from: *const CachedFlow<A>, to: *mut CachedFlow<A>) {
-    let (from, to) = (from.cast::<u64>(), to.cast::<u64>());
-    for word in 0..size_of::<CachedFlow<A>>() / size_of::<u64>() {
-        // SAFETY: the caller promises it.
-        unsafe { to.add(word).write(from.add(word).read_volatile()) };
-    }
+    *count += 1;
+    *count <= HALF_OPEN_RATE.load()
 }
 
 /// The backend id in a slot of a region.

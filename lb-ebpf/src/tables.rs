@@ -37,19 +37,37 @@ pub trait Tables<A: Address>: Backends<A> {
     /// Caches a decision for the packets of its flow that follow; sets its `check`.
     fn cache(&self, decision: &mut CachedFlow<A>);
 
-    /// The entry of a flow.
+    /// Ends what is cached of a flow.
+    fn uncache(&self, flow: &CtKey<A>);
+
+    /// Copies what is hinted of a flow that nothing else remembers; false if that is nothing.
+    #[must_use]
+    fn hint(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool;
+
+    /// Keeps a decision as a hint, whose hop is [`Hinted`](lb_common::abi::Hinted); sets its `check`.
+    fn keep_hint(&self, decision: &mut CachedFlow<A>);
+
+    /// May one more flow be remembered that is not proven? Counts it.
+    #[must_use]
+    fn may_remember(&self) -> bool;
+
+    /// The entry of a flow, proven or not.
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>>;
 
-    /// Writes the entry of a flow, over an older one if there is any. This and the next two end what
-    /// is cached of the flow.
+    /// Writes the entry of a flow, over an older one if there is any, among the flows that its state
+    /// says. This and the next two end what is cached of the flow.
     fn track(&self, flow: &CtKey<A>, entry: CtRef<A>);
 
-    /// Writes the entry of a flow that has none; false if it got one meanwhile.
+    /// Writes the entry of a flow that has none among those that its state says; false if it got one
+    /// meanwhile.
     #[must_use]
     fn claim(&self, flow: &CtKey<A>, entry: CtRef<A>) -> bool;
 
-    /// Removes the entry of a flow.
+    /// Removes the entry of a flow, proven or not.
     fn forget(&self, flow: &CtKey<A>);
+
+    /// Removes the entry of a flow that was proven from those that are not.
+    fn forget_half_open(&self, flow: &CtKey<A>);
 
     /// Room for one entry that is not in a map yet: it would take an eighth of the stack.
     fn scratch(&self) -> Option<CtRef<A>>;
@@ -194,6 +212,14 @@ impl<A: Address> CtRef<A> {
         let entry = self.0.as_ptr();
         // SAFETY: the constructor promises that the entry is allocated.
         unsafe { (CtState((*entry).state), (*entry).last_seen) }
+    }
+
+    /// Makes it one of a flow that is proven. Only for one that is not in a map.
+    #[inline(always)]
+    pub fn set_proven(&self) {
+        let entry = self.0.as_ptr();
+        // SAFETY: the constructor promises that the entry is allocated.
+        unsafe { (*entry).state = CtState((*entry).state).proven().0 };
     }
 
     /// Writes state and time of the last packet.

@@ -1,5 +1,6 @@
 //! Runs every case on fakes, and what only fakes can show: chance, time, and any bytes at all.
 
+mod floods;
 mod migrate;
 
 use std::{

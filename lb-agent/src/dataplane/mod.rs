@@ -57,7 +57,9 @@ fn size_flag(map: &str) -> Option<&'static str> {
             Some("max-backends")
         }
         maps::AFFINITY_V4 | maps::AFFINITY_V6 => Some("affinity-max"),
-        maps::CONNTRACK_V4 | maps::CONNTRACK_V6 => Some("conntrack-max"),
+        maps::CONNTRACK_V4 | maps::CONNTRACK_V6 | maps::HALF_OPEN_V4 | maps::HALF_OPEN_V6 => {
+            Some("conntrack-max")
+        }
         maps::SOURCE_RANGES_V4 | maps::SOURCE_RANGES_V6 => Some(""),
         _ => None,
     }

@@ -20,7 +20,8 @@ pub struct SizeKept {
 }
 
 /// Entries that each map is to have room for.
-pub(super) const fn sizes(options: &KernelOptions) -> [(&'static str, u32); 10] {
+pub(super) const fn sizes(options: &KernelOptions) -> [(&'static str, u32); 12] {
+    let half_open = half_open(options.conntrack_max);
     [
         (maps::AFFINITY_V4, options.affinity_max),
         (maps::AFFINITY_V6, options.affinity_max),
@@ -32,7 +33,15 @@ pub(super) const fn sizes(options: &KernelOptions) -> [(&'static str, u32); 10] 
         (maps::FRONTENDS_V6, options.max_frontends),
         (maps::TARGETS_V4, options.max_backends),
         (maps::TARGETS_V6, options.max_backends),
+        (maps::HALF_OPEN_V4, half_open),
+        (maps::HALF_OPEN_V6, half_open),
     ]
+}
+
+/// Room for flows that are not proven yet: a quarter of that for those that are.
+const fn half_open(conntrack_max: u32) -> u32 {
+    let quarter = conntrack_max / 4;
+    if quarter < 1 << 14 { 1 << 14 } else { quarter }
 }
 
 /// Maps that are pinned with another size than the one asked for.

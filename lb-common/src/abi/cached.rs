@@ -65,6 +65,49 @@ abi! {
     }
 }
 
+/// What a hint tells of its backend, in place of a next hop.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Hinted {
+    /// Service port of the flow.
+    pub service: u32,
+    /// Backend id of the flow.
+    pub backend: u32,
+    /// Generation of the backend id.
+    pub generation: u32,
+    /// Has the backend answered?
+    pub is_answered: bool,
+}
+
+/// The low and the high half of a word.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "both halves are taken")]
+const fn halves(word: u32) -> [u16; 2] {
+    [word as u16, (word >> 16) as u16]
+}
+
+impl From<Hinted> for NextHop {
+    #[inline(always)]
+    fn from(hinted: Hinted) -> Self {
+        let [first, second] = halves(hinted.service);
+        let [third, fourth] = halves(hinted.generation);
+        let macs = [first, second, third, fourth, 0, 0];
+        Self { device: hinted.backend, mtu: hinted.is_answered.into(), macs, pad: 0 }
+    }
+}
+
+impl From<NextHop> for Hinted {
+    #[inline(always)]
+    fn from(hop: NextHop) -> Self {
+        let [first, second, third, fourth, ..] = hop.macs.map(u32::from);
+        Self {
+            service: first | second << 16,
+            backend: hop.device,
+            generation: third | fourth << 16,
+            is_answered: hop.mtu != 0,
+        }
+    }
+}
+
 impl<A: Address> CachedFlow<A> {
     /// Words of 64 bits, the last of which is `check`.
     pub const WORDS: usize = size_of::<Self>() / size_of::<u64>();

@@ -23,7 +23,7 @@ mod target;
 pub use addr::{Address, BePort, Ipv4, Ipv6, L4Proto};
 pub use affinity::{Affinity, AffinityKey, ClientKind};
 pub use backend::{Backend, BackendFlags};
-pub use cached::{CachedFlow, NextHop};
+pub use cached::{CachedFlow, Hinted, NextHop};
 pub use conntrack::{CtAction, CtEntry, CtKey, Swept};
 pub use control::Control;
 pub use counter::{Counter, CounterKind};
@@ -50,7 +50,7 @@ pub type Chunk = [u32; SLOTS_PER_CHUNK as usize];
 /// Names of the maps.
 pub mod maps {
     /// All that are pinned: `FLOWS` is not, since nothing is lost with it.
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 21] = [
         AFFINITY_V4,
         AFFINITY_V6,
         BACKENDS_V4,
@@ -64,6 +64,8 @@ pub mod maps {
         FRAGMENTS_V6,
         FRONTENDS_V4,
         FRONTENDS_V6,
+        HALF_OPEN_V4,
+        HALF_OPEN_V6,
         SLOTS,
         SOCKETS,
         SOURCE_RANGES_V4,
@@ -105,6 +107,10 @@ pub mod maps {
     pub const FRONTENDS_V4: &str = "FRONTENDS_V4";
     /// Hash: [`FrontendKey`](super::FrontendKey) → [`Frontend`](super::Frontend), IPv6.
     pub const FRONTENDS_V6: &str = "FRONTENDS_V6";
+    /// LRU hash: [`CtKey`](super::CtKey) → [`CtEntry`](super::CtEntry) of flows that are not proven, IPv4.
+    pub const HALF_OPEN_V4: &str = "HALF_OPEN_V4";
+    /// LRU hash: [`CtKey`](super::CtKey) → [`CtEntry`](super::CtEntry) of flows that are not proven, IPv6.
+    pub const HALF_OPEN_V6: &str = "HALF_OPEN_V6";
     /// Array of arrays of [`Chunk`](super::Chunk).
     pub const SLOTS: &str = "SLOTS";
     /// Socket storage: [`SocketPeers`](super::SocketPeers).
@@ -133,6 +139,8 @@ pub mod globals {
     pub const CT_UDP: &str = "CT_UDP";
     /// `u32`: ticks until a silent stream of datagrams is forgotten.
     pub const CT_UDP_STREAM: &str = "CT_UDP_STREAM";
+    /// `u32`: flows that one CPU remembers in a tick before they are proven.
+    pub const HALF_OPEN_RATE: &str = "HALF_OPEN_RATE";
     /// `u64`: cookie of the agent's own network namespace.
     pub const HOST_NETNS: &str = "HOST_NETNS";
     /// `u32`: mark for packets translated already; different on each node.

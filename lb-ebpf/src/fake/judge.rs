@@ -7,7 +7,8 @@ use crate::{
     cases::{DEVICE_MAC, Device, Fate, Hook},
     parse::{Headers, Next, NoFlow},
     path::{
-        Found, Look, Origin, PathResult, Verdict, act, answer, ask, carrier, fragment,
+        Found, Look, Origin, PathResult, SNAT_TRIES, Verdict, act, answer, ask, begin, carrier,
+        claim, fragment,
         icmp::{Icmp, icmp},
         look,
         refuse::refuse,
@@ -132,6 +133,7 @@ impl<A: FromIp + Icmp> Next<A, Buffer> for Accept<'_, A> {
     fn run(self, packet: &mut Buffer, headers: &Headers<A>) -> Judged {
         let Self { tables, decision } = self;
         let found = carrier::accept(headers, tables, decision);
+        let found = claimed(found, |number| claim(headers, tables, decision, number));
         let judged = judge_found(packet, headers, tables, (found, decision));
         note(packet, headers, tables, (&judged, decision), Origin::Carried);
         judged
@@ -148,7 +150,13 @@ fn judge_flow<A: FromIp>(
         Look::Act => {
             return Judged::By(act(packet, headers, tables, decision, Verdict::Send));
         }
-        Look::Ask => ask(headers, tables, origin, decision),
+        Look::Ask => match ask(headers, tables, origin, decision) {
+            Ok(Found::New) => {
+                let begun = begin(headers, tables, origin, decision);
+                claimed(begun, |number| claim(headers, tables, decision, number))
+            }
+            found => found,
+        },
         Look::Leave => Ok(Found::Nothing),
     };
     judge_found(packet, headers, tables, (found, decision))
@@ -166,7 +174,7 @@ fn judge_found<A: FromIp>(
             Err(counter) => Err(counter),
         },
         Ok(Found::Decided) => act(packet, headers, tables, decision, Verdict::Route),
-        Ok(Found::Nothing) => Ok(Verdict::Pass),
+        Ok(Found::Claim | Found::New | Found::Nothing) => Ok(Verdict::Pass),
         Err(counter) => Err(counter),
     })
 }
@@ -199,4 +207,16 @@ fn rest<A>(judged: &Judged, decision: &CachedFlow<A>) -> (FragmentAction, u32) {
         Judged::By(Ok(_)) => (FragmentAction::REDIRECT, 0),
         Judged::By(Err(_)) | Judged::Refused(_) => (FragmentAction::DROP, 0),
     }
+}
+
+/// Tries ports until one is free, where a decision lacks one.
+fn claimed(
+    begun: Result<Found, Counter>,
+    mut claim: impl FnMut(u32) -> Result<Found, Counter>,
+) -> Result<Found, Counter> {
+    if begun != Ok(Found::Claim) {
+        return begun;
+    }
+    let mut tries = (0..SNAT_TRIES).map(&mut claim);
+    tries.find(|found| *found != Ok(Found::Claim)).unwrap_or(Err(Counter::SnatPortsExhausted))
 }

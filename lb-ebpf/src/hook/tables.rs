@@ -13,7 +13,7 @@ use lb_ebpf::{
 use super::route::{self, Routing};
 use crate::{
     globals::{CARRIER_PORT, CT_UDP_STREAM, MIGRATE, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
-    maps::{self, BpfBackends, Maps, fragments::FragmentMaps, targets::TargetMaps},
+    maps::{self, BpfBackends, Maps, cache, fragments::FragmentMaps, targets::TargetMaps},
 };
 
 /// A program's context, as far as some questions need it.
@@ -33,7 +33,7 @@ impl<A, C> BpfTables<A, C> {
     /// `None` cannot happen: `CONTROL` has its one element.
     #[inline(always)]
     pub(super) fn new(ctx: C) -> Option<Self> {
-        Some(Self { ctx, control: maps::control()?, backends: BpfBackends::new() })
+        Some(Self { ctx, control: cache::control()?, backends: BpfBackends::new() })
     }
 }
 
@@ -62,17 +62,37 @@ impl<A: Address + Maps, C> Backends<A> for BpfTables<A, C> {
 impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     #[inline(always)]
     fn ends(&self, flow: &CtKey<A>) -> Ends {
-        maps::ends(self.control, flow)
+        cache::ends(self.control, flow)
     }
 
     #[inline(always)]
     fn recall(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
-        maps::recall(self.control, flow, decision)
+        cache::recall(self.control, flow, decision)
     }
 
     #[inline(always)]
     fn cache(&self, decision: &mut CachedFlow<A>) {
-        maps::cache(self.control, decision);
+        cache::cache(self.control, decision);
+    }
+
+    #[inline(always)]
+    fn uncache(&self, flow: &CtKey<A>) {
+        cache::uncache(self.control, flow);
+    }
+
+    #[inline(always)]
+    fn hint(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
+        cache::hint(self.control, flow, decision)
+    }
+
+    #[inline(always)]
+    fn keep_hint(&self, decision: &mut CachedFlow<A>) {
+        cache::keep_hint(self.control, decision);
+    }
+
+    #[inline(always)]
+    fn may_remember(&self) -> bool {
+        maps::may_remember()
     }
 
     #[inline(always)]
@@ -83,20 +103,25 @@ impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     #[inline(always)]
     fn track(&self, flow: &CtKey<A>, entry: CtRef<A>) {
         A::track(flow, entry);
-        maps::uncache(self.control, flow);
+        cache::uncache(self.control, flow);
     }
 
     #[inline(always)]
     fn claim(&self, flow: &CtKey<A>, entry: CtRef<A>) -> bool {
         let is_claimed = A::claim(flow, entry);
-        maps::uncache(self.control, flow);
+        cache::uncache(self.control, flow);
         is_claimed
     }
 
     #[inline(always)]
     fn forget(&self, flow: &CtKey<A>) {
         A::forget(flow);
-        maps::uncache(self.control, flow);
+        cache::uncache(self.control, flow);
+    }
+
+    #[inline(always)]
+    fn forget_half_open(&self, flow: &CtKey<A>) {
+        A::forget_half_open(flow);
     }
 
     #[inline(always)]

@@ -13,53 +13,58 @@ use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next, NoFlow},
     path::{
-        self, Direction, Found, Origin, PathResult, Verdict, answer, carrier, fragment,
+        self, Direction, Found, Origin, PathResult, SNAT_TRIES, Verdict, answer, carrier, fragment,
         icmp::{self, Icmp},
         refuse,
     },
 };
 
 use super::{
+    carrier::unpack,
     route::{self, Routing},
     skb::Skb,
     tables::BpfTables,
 };
 use crate::{
     globals::MARK,
-    maps::{self, Maps, fragments::FragmentMaps, targets::TargetMaps},
+    maps::{self, Maps, fragments::FragmentMaps},
 };
 
 /// Neither accepts nor drops: the next program, ours or a CNI's, decides (`TCX_NEXT`).
-const NEXT: i32 = -1;
+pub(super) const NEXT: i32 = -1;
 /// The origin of what was in a carrier.
 const CARRIED: u32 = Origin::Carried as u32;
-const SHOT: i32 = TC_ACT_SHOT as i32;
+pub(super) const SHOT: i32 = TC_ACT_SHOT as i32;
 const TC_ACT_REDIRECT: i32 = 7;
 /// What a step answers with if another one is to follow; a verdict of TC otherwise.
-mod step {
-    /// Ask conntrack and frontends.
-    pub(super) const ASK: i32 = -3;
+pub(super) mod step {
+    /// Ask the frontends.
+    pub const BEGIN: i32 = -2;
+    /// Find a free source port.
+    pub const CLAIM: i32 = -10;
+    /// Ask conntrack.
+    pub const ASK: i32 = -3;
     /// There is a decision made for this packet: act.
-    pub(super) const DECIDED: i32 = -4;
+    pub const DECIDED: i32 = -4;
     /// No packet of a flow; perhaps of ICMP.
-    pub(super) const OTHER: i32 = -5;
+    pub const OTHER: i32 = -5;
     /// A later fragment, which has no ports.
-    pub(super) const LATER: i32 = -6;
+    pub const LATER: i32 = -6;
     /// The same as [`ASK`], and note what becomes of this first fragment.
-    pub(super) const ASK_AND_NOTE: i32 = -7;
+    pub const ASK_AND_NOTE: i32 = -7;
     /// It does not fit the next device.
-    pub(super) const TOO_BIG: i32 = -8;
+    pub const TOO_BIG: i32 = -8;
     /// Its time to live has ended.
-    pub(super) const TTL_EXPIRED: i32 = -9;
+    pub const TTL_EXPIRED: i32 = -9;
     /// It may be a carrier.
-    pub(super) const CARRIER: i32 = -10;
+    pub const CARRIER: i32 = -12;
     /// The same as [`DECIDED`], and note what becomes of this first fragment.
-    pub(super) const DECIDED_AND_NOTE: i32 = -11;
+    pub const DECIDED_AND_NOTE: i32 = -11;
     /// Refuse: less the number of a counter.
-    pub(super) const REFUSE: i32 = -16;
+    pub const REFUSE: i32 = -16;
 }
 /// Headers that a path may touch: Ethernet, IPv6, TCP.
-const HEADERS: u32 = 14 + 40 + 20;
+pub(super) const HEADERS: u32 = 14 + 40 + 20;
 /// The same of ICMP, as far as the quoted ports: an IPv6 redirect with a link-layer address is the
 /// longest, longer than an error with two IPv4 headers that are full of options.
 const QUOTED_HEADERS: u32 = 14 + 40 + 40 + 16 + 40 + 8 + 4;
@@ -111,6 +116,18 @@ fn steps<A: Steps>(skb: &Skb, origin: u32) -> i32 {
     } else if code == step::ASK || code == step::ASK_AND_NOTE {
         code = A::ask(ctx, origin);
     }
+    if code == step::BEGIN {
+        code = A::begin(ctx, origin);
+    }
+    for number in 0..SNAT_TRIES {
+        if code != step::CLAIM {
+            break;
+        }
+        code = A::claim(ctx, number);
+    }
+    if code == step::CLAIM {
+        code = end(Counter::SnatPortsExhausted);
+    }
     let is_refused = code <= step::REFUSE;
     let is_noted = looked == step::ASK_AND_NOTE || code == step::DECIDED_AND_NOTE;
     if code == step::DECIDED || code == step::DECIDED_AND_NOTE || is_refused {
@@ -143,8 +160,12 @@ fn other<A: Steps>(ctx: *mut __sk_buff, origin: u32) -> i32 {
 trait Steps {
     /// Reads headers, filter and cache; acts on what is cached.
     fn look(ctx: *mut __sk_buff, origin: u32) -> i32;
-    /// Asks conntrack and frontends.
+    /// Asks conntrack.
     fn ask(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Asks the frontends.
+    fn begin(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Tries one source port.
+    fn claim(ctx: *mut __sk_buff, number: u32) -> i32;
     /// Translates, sends, refuses, as was just decided.
     fn act(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
     /// Goes on with a packet that is not one of a flow, if it is one of ICMP.
@@ -181,6 +202,8 @@ steps! {
     Ipv4:
     look = lb_tc_look4(origin: u32),
     ask = lb_tc_ask4(origin: u32),
+    begin = lb_tc_begin4(origin: u32),
+    claim = lb_tc_claim4(number: u32),
     act = lb_tc_act4(origin: u32, code: i32),
     icmp = lb_tc_icmp4(origin: u32),
     later = lb_tc_later4(origin: u32),
@@ -193,6 +216,8 @@ steps! {
     Ipv6:
     look = lb_tc_look6(origin: u32),
     ask = lb_tc_ask6(origin: u32),
+    begin = lb_tc_begin6(origin: u32),
+    claim = lb_tc_claim6(number: u32),
     act = lb_tc_act6(origin: u32, code: i32),
     icmp = lb_tc_icmp6(origin: u32),
     later = lb_tc_later6(origin: u32),
@@ -259,15 +284,31 @@ fn keep<A: Maps + Copy>(headers: &Headers<A>) -> i32 {
 fn ask<A: Address + Maps + Routing>(skb: Skb, from: u32) -> i32 {
     let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
     let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
-    found(path::ask(headers, &tables, origin(from), decision))
+    next(path::ask(headers, &tables, origin(from), decision))
 }
 
-/// What follows from what was found out.
 #[inline(always)]
-fn found(found: Result<Found, Counter>) -> i32 {
+fn begin<A: Address + Maps + Routing>(skb: Skb, from: u32) -> i32 {
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
+    let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
+    next(path::begin(headers, &tables, origin(from), decision))
+}
+
+#[inline(always)]
+fn claim<A: Address + Maps + Routing>(skb: Skb, number: u32) -> i32 {
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
+    let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
+    next(path::claim(headers, &tables, decision, number))
+}
+
+/// The step that follows from what was found.
+#[inline(always)]
+pub(super) fn next(found: Result<Found, Counter>) -> i32 {
     match found {
         Ok(Found::Answer(counter)) => step::REFUSE - counter as i32,
         Ok(Found::Decided) => step::DECIDED,
+        Ok(Found::Claim) => step::CLAIM,
+        Ok(Found::New) => step::BEGIN,
         Ok(Found::Nothing) => NEXT,
         Err(counter) => end(counter),
     }
@@ -350,53 +391,6 @@ fn ping<A: Icmp + FragmentMaps + Routing>(mut skb: Skb, from: u32) -> i32 {
 }
 
 #[inline(always)]
-fn unpack<A: Header + TargetMaps + Routing>(mut skb: Skb, _from: u32) -> i32 {
-    match A::parse(&mut skb, Unpack) {
-        Ok(Ok(true)) => {}
-        Ok(Err(counter)) => return end(counter),
-        _ => return NEXT,
-    }
-    skb.pull(HEADERS);
-    match A::parse(&mut skb, Accept) {
-        Ok(code) => code,
-        Err(NoFlow::Truncated) => end(Counter::CarrierRefused),
-        Err(reason) => pass(reason),
-    }
-}
-
-/// Takes a packet out of its carrier.
-struct Unpack;
-
-impl<A: Address + Maps + Routing> Next<A, Skb> for Unpack {
-    type Output = Result<bool, Counter>;
-
-    #[inline(always)]
-    fn run(self, skb: &mut Skb, headers: &Headers<A>) -> Self::Output {
-        let Some(tables) = BpfTables::new(skb.context()) else { return Ok(false) };
-        let Some(decision) = A::decision() else { return Ok(false) };
-        carrier::unpack(skb, headers, &tables, decision)
-    }
-}
-
-/// Decides on a packet that was carried here.
-struct Accept;
-
-impl<A: Address + TargetMaps + Routing> Next<A, Skb> for Accept {
-    type Output = i32;
-
-    #[inline(always)]
-    fn run(self, skb: &mut Skb, headers: &Headers<A>) -> i32 {
-        let (Some(kept), Some(decision)) = (A::headers(), A::decision()) else { return SHOT };
-        let Some(tables) = BpfTables::new(skb.context()) else { return SHOT };
-        *kept = *headers;
-        match found(carrier::accept(headers, &tables, decision)) {
-            step::DECIDED if headers.has_rest() => step::DECIDED_AND_NOTE,
-            code => code,
-        }
-    }
-}
-
-#[inline(always)]
 fn tell<A: Icmp + FragmentMaps + Routing>(mut skb: Skb, from: u32, code: i32) -> i32 {
     let verdict = last(code);
     let direction = origin(from).direction();
@@ -412,7 +406,7 @@ fn tell<A: Icmp + FragmentMaps + Routing>(mut skb: Skb, from: u32, code: i32) ->
 /// Leaves a packet alone that is not one of a flow, and counts it if it could have been; goes on
 /// with one of another protocol.
 #[inline(always)]
-fn pass(reason: NoFlow) -> i32 {
+pub(super) fn pass(reason: NoFlow) -> i32 {
     match reason {
         NoFlow::Fragment => step::LATER,
         NoFlow::Other => step::OTHER,
@@ -448,7 +442,7 @@ fn perform(
 /// Counts a packet under a reason, and does with it what the reason says; leaves that to the last step
 /// where the sender can be told.
 #[inline(always)]
-fn end(counter: Counter) -> i32 {
+pub(super) fn end(counter: Counter) -> i32 {
     match counter {
         Counter::PacketTooBig => return step::TOO_BIG,
         Counter::TtlExpired => return step::TTL_EXPIRED,

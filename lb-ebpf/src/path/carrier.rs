@@ -22,6 +22,7 @@ use lb_common::{
 use super::{
     Found, Origin, PathResult, Verdict,
     first::{self, Choice, Client},
+    hinted,
     known::known,
     track,
 };
@@ -188,8 +189,13 @@ pub fn accept<A: Address>(
     {
         return Ok(found);
     }
-    begin(headers, tables, backend, decision)?;
-    Ok(Found::Decided)
+    let is_hinted = tables.hint(&headers.flow, decision)
+        && decision.action == CtAction::FORWARD
+        && (decision.dst, decision.dst_port) == backend;
+    if is_hinted && let Some(found) = hinted::hinted(headers, tables, Origin::Carried, decision) {
+        return Ok(found);
+    }
+    begin(headers, tables, backend, decision)
 }
 
 /// Does an entry lead to this backend, on this node?
@@ -216,7 +222,7 @@ fn begin<A: Address>(
     tables: &impl Targets<A>,
     (address, port): (A, BePort),
     decision: &mut CachedFlow<A>,
-) -> Result<(), Counter> {
+) -> Result<Found, Counter> {
     let Frontend { service, flags, .. } =
         frontend(headers, tables).ok_or(Counter::CarrierRefused)?;
     let source = Source { service, address: headers.flow.src };
@@ -234,11 +240,11 @@ fn begin<A: Address>(
     let is_own = tables.source_at(tables.device()) == Some(headers.flow.src);
     let client = if is_own { Client::Carried } else { Client::Outside };
     if !is_own && !track::is_reply_flow_taken(headers, tables, &choice.backend) {
-        return track::dnat(headers, tables, &choice, client, decision);
+        track::dnat(headers, tables, &choice, client, decision)?;
+        return Ok(Found::Decided);
     }
-    track::snat(headers, tables, &choice, (client, false), decision)?;
-    decision.hop = tables.route(decision.src, decision.dst).ok_or(Counter::NoRoute)?;
-    Ok(())
+    track::snat(headers, tables, &choice, client, decision)?;
+    Ok(Found::Claim)
 }
 
 /// The frontend that a client asked for at another node: one of this node's as well, or the node port

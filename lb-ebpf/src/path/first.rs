@@ -69,23 +69,29 @@ pub(super) fn first<A: Address>(
     }
     let choice = choose(headers, tables, frontend, is_outside)?;
     let is_carried = carrier::is_due(&choice.backend, (client, flags));
-    if is_carried || must_masquerade(headers, tables, &choice, (client, flags)) {
-        if client != Client::Host && headers.ttl <= 1 {
-            return Err(Counter::TtlExpired);
-        }
-        track::snat(headers, tables, &choice, (client, is_carried), decision)?;
+    let must_masquerade = !is_carried && must_masquerade(headers, tables, &choice, (client, flags));
+    if (is_carried || must_masquerade) && client != Client::Host && headers.ttl <= 1 {
+        return Err(Counter::TtlExpired);
+    }
+    if is_carried {
+        track::dsr(headers, tables, &choice, decision)?;
+    } else if must_masquerade {
+        track::snat(headers, tables, &choice, client, decision)?;
     } else {
         track::dnat(headers, tables, &choice, client, decision)?;
+    }
+    if frontend.affinity_timeout != 0 && headers.begins() {
+        let given = (choice.id, choice.backend.generation);
+        affinity::remember(tables, &affinity_key(headers, frontend), given);
+    }
+    if must_masquerade {
+        return Ok(Found::Claim);
     }
     if decision.action.redirects() {
         decision.hop = tables.route(decision.src, decision.dst).ok_or(Counter::NoRoute)?;
     }
     if is_carried {
         carrier::narrow::<A>(&mut decision.hop);
-    }
-    if frontend.affinity_timeout != 0 && headers.begins() {
-        let given = (choice.id, choice.backend.generation);
-        affinity::remember(tables, &affinity_key(headers, frontend), given);
     }
     Ok(Found::Decided)
 }

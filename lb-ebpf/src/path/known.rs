@@ -32,6 +32,7 @@ pub(super) fn known<A: Address>(
     }
     if action.is_forward() {
         if must_choose_again(headers, tables, &entry) {
+            tables.forget(&headers.flow);
             return Ok(None);
         }
         if is_cut_off(headers, tables, &entry) {
@@ -49,34 +50,88 @@ pub(super) fn known<A: Address>(
     if action == CtAction::FORWARD_DSR {
         carrier::narrow::<A>(&mut decision.hop);
     }
-    note(tables, headers, entry_ref);
-    if !action.redirects() || decision.hop.is_known() {
+    let is_whole = note(tables, headers, entry_ref);
+    let is_proven = is_whole && is_proven(tables, headers, entry_ref);
+    if is_proven && (!action.redirects() || decision.hop.is_known()) {
         tables.cache(decision);
     }
     Ok(Some(Found::Decided))
 }
 
+/// Does a flow belong with those that are proven, or does this packet prove it?
+///
+/// A stream of datagrams that nobody answers is as good: nothing but an answer would change its entry.
+#[inline(always)]
+fn is_proven<A: Address>(
+    tables: &impl Tables<A>,
+    headers: &Headers<A>,
+    entry_ref: CtRef<A>,
+) -> bool {
+    let (state, _) = entry_ref.seen();
+    if !state.is_half_open() {
+        return true;
+    }
+    if !entry_ref.action().is_forward() {
+        return false;
+    }
+    if state.is_proven_by(headers.flags) {
+        prove(tables, headers, entry_ref);
+        return true;
+    }
+    !headers.flow.protocol.has_connections() && !state.has(CtState::ANSWERED)
+}
+
+/// Moves both entries of a flow to those that are proven.
+#[inline(always)]
+fn prove<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: CtRef<A>) {
+    let Some(scratch) = tables.scratch() else { return };
+    if entry_ref.action() != CtAction::FORWARD_DSR {
+        let peer = entry_ref.get().peer(headers.flow.protocol);
+        set_opposite(tables, headers, (entry_ref, scratch));
+        scratch.set_proven();
+        tables.track(&peer, scratch);
+        tables.forget_half_open(&peer);
+    }
+    scratch.set(entry_ref.get());
+    scratch.set_proven();
+    tables.track(&headers.flow, scratch);
+    tables.forget_half_open(&headers.flow);
+}
+
 /// Notes a packet in its flow, at once; in the other direction's entry when it ends the connection
-/// or time has passed, so that a flow that only asks does not lose its way back to another one.
+/// or time has passed, so that a flow that only asks does not lose its way back to another one. False
+/// if it has: then the flow is forgotten.
 ///
 /// Reads the entry again: a copy that is kept until here takes stack.
 #[inline(always)]
-fn note<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: CtRef<A>) {
+fn note<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: CtRef<A>) -> bool {
     let entry = entry_ref.get();
     let from = if entry.action.is_forward() { End::Client } else { End::Backend };
     let next = CtState(entry.state).next(headers.flags, from);
     let now = tables.now();
     entry_ref.touch(next, now);
-    let has_peer = entry.action != CtAction::FORWARD_DSR;
-    if !has_peer || (entry.last_seen == now && !headers.flags.closes()) {
-        return;
+    if entry.action == CtAction::FORWARD_DSR {
+        return true;
+    }
+    // The client's next packet is to see that it was answered.
+    let is_first_answer = next.is_half_open() && next != CtState(entry.state);
+    if entry.last_seen == now && !headers.flags.closes() && !is_first_answer {
+        return true;
     }
     let peer = entry.peer(headers.flow.protocol);
+    if is_first_answer {
+        tables.uncache(&peer);
+    }
     match tables.conntrack(&peer) {
+        Some(peer) if !peer.leads_to(&headers.flow) => {
+            tables.forget(&headers.flow);
+            return false;
+        }
         Some(peer) => peer.touch(next.with(CtState(peer.get().state)), now),
         None if next.is_closed() => {}
         None => mend(tables, headers, entry_ref, &peer),
     }
+    true
 }
 
 /// Writes the other direction's entry again, which a full table has thrown out.
@@ -88,11 +143,25 @@ fn mend<A: Address>(
     peer: &CtKey<A>,
 ) {
     let Some(scratch) = tables.scratch() else { return };
-    let action = entry_ref.action().opposite();
-    let device = if action == CtAction::REPLY_TO_HOST { tables.device() } else { 0 };
-    scratch.set_opposite(entry_ref, &headers.flow, (action, device));
+    set_opposite(tables, headers, (entry_ref, scratch));
     // If it got one meanwhile, that is as good.
     let _ = tables.claim(peer, scratch);
+}
+
+/// Makes `to` the other direction's entry.
+#[inline(always)]
+fn set_opposite<A: Address>(
+    tables: &impl Tables<A>,
+    headers: &Headers<A>,
+    (entry_ref, to): (CtRef<A>, CtRef<A>),
+) {
+    let mut action = entry_ref.action().opposite();
+    if action == CtAction::REPLY_SNAT && entry_ref.get().src == headers.flow.src {
+        // A process of this node, whose packets another node carries here.
+        action = CtAction::REPLY_TO_HOST;
+    }
+    let device = if action == CtAction::REPLY_TO_HOST { tables.device() } else { 0 };
+    to.set_opposite(entry_ref, &headers.flow, (action, device));
 }
 
 /// Does a reply belong to a flow that came after the one its entry tells of, past this node's

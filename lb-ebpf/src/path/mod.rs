@@ -1,21 +1,22 @@
 //! What happens to a packet: one way for both hooks, and one place that rewrites.
 //!
 //! ```text
-//!       look                  ask                            act
+//!       look               ask               begin              act
 //! filter ─► cached? ───────────────────────────────────────► rewrite, send
-//!              └─────► conntrack: known? ───────────► ▲
-//!                        └─► frontend ─► first: choose, track
+//!              └─────► conntrack: known? ───────────────────►  ▲
+//!                              └────► frontend: choose, track ─┘
 //! ```
 //!
 //! A *decision* says what becomes of the packets of a flow: their new ends, and where they go. [`ask`]
-//! writes one, the cache keeps it for those that follow, and [`act`](fn@act) carries it out. The three
-//! are functions of their own in the kernel, which the verifier reads one by one.
+//! or [`begin`] writes one (with [`claim`] for its source port), the cache keeps it for those that follow, and [`act`](fn@act) carries it out.
+//! All are functions of their own in the kernel, which the verifier reads one by one.
 
 mod act;
 pub mod answer;
 pub mod carrier;
 pub mod first;
 pub mod fragment;
+mod hinted;
 pub mod icmp;
 mod known;
 pub mod refuse;
@@ -24,6 +25,7 @@ mod track;
 use lb_common::abi::{Address, CachedFlow, Counter, CtAction, L4Proto};
 
 pub use act::act;
+pub use track::{SNAT_TRIES, claim};
 
 use crate::{parse::Headers, tables::Tables};
 
@@ -98,8 +100,12 @@ pub enum Look {
 pub enum Found {
     /// It is to be refused.
     Answer(Counter),
+    /// There is a decision that lacks a source port.
+    Claim,
     /// There is a decision, made for this packet.
     Decided,
+    /// Nobody knows its flow, and it may be for a frontend.
+    New,
     /// It is not ours.
     Nothing,
 }
@@ -133,7 +139,7 @@ pub fn look<A: Address>(
     }
 }
 
-/// The second step: what conntrack or the frontends say; writes `decision`.
+/// The second step: what conntrack says; writes `decision`.
 ///
 /// # Errors
 ///
@@ -150,17 +156,45 @@ pub fn ask<A: Address>(
     {
         return Ok(found);
     }
-    let may_be_first = tables.ends(&headers.flow).to_frontend;
-    if may_be_first && origin == Origin::Forwarded {
+    if let Some(found) = hinted::hinted(headers, tables, origin, decision) {
+        return Ok(found);
+    }
+    if !tables.ends(&headers.flow).to_frontend {
+        leave_alone(headers, tables, decision);
         return Ok(Found::Nothing);
     }
-    if may_be_first && let Some(frontend) = first::frontend(headers, tables) {
+    Ok(if origin == Origin::Forwarded { Found::Nothing } else { Found::New })
+}
+
+/// The third step, for a flow that is new: what the frontends say; writes `decision`.
+///
+/// # Errors
+///
+/// Why the packet ends here.
+#[inline(always)]
+pub fn begin<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    origin: Origin,
+    decision: &mut CachedFlow<A>,
+) -> Result<Found, Counter> {
+    if let Some(frontend) = first::frontend(headers, tables) {
         return first::first(headers, tables, (&frontend, origin), decision);
     }
-    // What a backend sends to somebody directly, as a rule: the next packet is left alone sooner.
+    leave_alone(headers, tables, decision);
+    Ok(Found::Nothing)
+}
+
+/// Caches that packets of a flow are not ours: those that a backend sends to somebody directly, as a
+/// rule.
+#[inline(always)]
+fn leave_alone<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    decision: &mut CachedFlow<A>,
+) {
     decision.set(&headers.flow, &headers.flow, CtAction::NONE);
     tables.cache(decision);
-    Ok(Found::Nothing)
 }
 
 /// Is an action carried out at this hook?

@@ -2,12 +2,14 @@
 
 use lb_common::{
     abi::{Address, Backend, BePort, CachedFlow, Counter, CtAction, CtEntry, CtKey},
-    conntrack::{CtState, End},
+    conntrack::{CtState, End, silence},
     flow,
 };
 
 use super::{
+    Found,
     first::{Choice, Client},
+    hinted,
     known::is_silent,
 };
 use crate::{
@@ -16,7 +18,9 @@ use crate::{
 };
 
 /// Ports that are tried before SNAT gives up.
-const SNAT_TRIES: u32 = 8;
+pub const SNAT_TRIES: u32 = 8;
+/// Ticks for which a flow that is not answered keeps its port.
+const OPENING: u32 = 3;
 /// Distance between two ports that are tried, in a range that is larger.
 const SNAT_STEP: u32 = 61;
 
@@ -37,33 +41,34 @@ pub(super) fn dnat<A: Address>(
         Client::Host => (CtAction::FORWARD_FROM_HOST, CtAction::REPLY_TO_HOST, tables.device()),
         Client::Carried | Client::Outside | Client::Pod => (CtAction::FORWARD, CtAction::REPLY, 0),
     };
-    let seen = (tables.now(), first_state(headers));
     let reply_flow = reply_flow(headers, &choice.backend);
+    decision.set(&headers.flow, &reply_flow.reversed(), forward);
+    if client != Client::Host && !tables.may_remember() {
+        hinted::keep(headers, tables, choice, decision);
+        return Ok(());
+    }
+    let seen = (tables.now(), first_state(headers));
     let scratch = tables.scratch().ok_or(Counter::RewriteFailed)?;
     scratch.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, seen) });
     tables.track(&reply_flow, scratch);
     let ends = reply_flow.reversed();
     scratch.set(entry(&ends, choice, forward, seen));
     tables.track(&headers.flow, scratch);
-    decision.set(&headers.flow, &ends, forward);
     Ok(())
 }
 
-/// Claims a source port and remembers a translation of both ends. A process of this node keeps its
-/// address, which is this node's already, and gets its replies by the device of its packets.
-///
-/// Of a flow that `is_carried` to another node, no port is claimed, and replies are never seen: it counts as
-/// answered, or it would be forgotten before a silent client goes on.
+/// Decides on a translation of both ends, but for the source port: that is for [`claim`]. A process
+/// of this node keeps its address, and gets its replies by the device of its packets.
 ///
 /// # Errors
 ///
-/// Without a route, a source address, or a free port.
+/// Without a route or a source address.
 #[inline(always)]
 pub(super) fn snat<A: Address>(
     headers: &Headers<A>,
     tables: &impl Tables<A>,
     choice: &Choice<A>,
-    (client, is_carried): (Client, bool),
+    client: Client,
     decision: &mut CachedFlow<A>,
 ) -> Result<(), Counter> {
     let backend = &choice.backend;
@@ -77,18 +82,104 @@ pub(super) fn snat<A: Address>(
         ends.src = tables.source_at(hop.device).ok_or(Counter::NoSourceAddress)?;
         (forward, reply, device) = (CtAction::FORWARD_SNAT, CtAction::REPLY_SNAT, 0);
     }
-    let mut seen = (tables.now(), first_state(headers));
-    let scratch = tables.scratch().ok_or(Counter::RewriteFailed)?;
-    if is_carried {
-        (forward, seen.1) = (CtAction::FORWARD_DSR, seen.1.with(CtState::ANSWERED));
-    } else {
-        scratch.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, seen) });
-        ends.src_port = claim_port(headers, tables, &ends, scratch)?;
-    }
-    scratch.set(entry(&ends, choice, forward, seen));
-    tables.track(&headers.flow, scratch);
+    let seen = (tables.now(), first_state(headers));
+    let back = tables.scratch().ok_or(Counter::RewriteFailed)?;
+    back.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, seen) });
     decision.set(&headers.flow, &ends, forward);
     Ok(())
+}
+
+/// Decides that the packets of a flow are carried to the node of their backend, and remembers that, but in a
+/// flood: the backend is found again. Replies are never seen; the flow counts as answered, or it
+/// would be forgotten before a silent client goes on.
+///
+/// # Errors
+///
+/// Without a route or a source address.
+#[inline(always)]
+pub(super) fn dsr<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    choice: &Choice<A>,
+    decision: &mut CachedFlow<A>,
+) -> Result<(), Counter> {
+    let Backend { address, port, .. } = choice.backend;
+    let hop = tables.route(headers.flow.src, address).ok_or(Counter::NoRoute)?;
+    let src = tables.source_at(hop.device).ok_or(Counter::NoSourceAddress)?;
+    let ends = CtKey { src, dst: address, dst_port: port, ..headers.flow };
+    decision.set(&headers.flow, &ends, CtAction::FORWARD_DSR);
+    if tables.may_remember() {
+        let seen = (tables.now(), first_state(headers).with(CtState::ANSWERED));
+        let scratch = tables.scratch().ok_or(Counter::RewriteFailed)?;
+        scratch.set(entry(&ends, choice, CtAction::FORWARD_DSR, seen));
+        tables.track(&headers.flow, scratch);
+    }
+    Ok(())
+}
+
+/// Tries one source port for what [`snat`] has decided: no living flow towards the backend may use it.
+/// [`Found::Claim`] if one does.
+///
+/// Looks before it claims: an insert into a full LRU map frees an innocent entry even if it fails.
+///
+/// # Errors
+///
+/// [`Counter::NoRoute`] if there is no way to the backend.
+#[inline(always)]
+pub fn claim<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    decision: &mut CachedFlow<A>,
+    number: u32,
+) -> Result<Found, Counter> {
+    let ends = CtKey { src_port: port(headers, tables, number), ..decision.becomes() };
+    let reply_flow = ends.reversed();
+    let back = tables.scratch().ok_or(Counter::RewriteFailed)?;
+    let (mut state, _) = back.seen();
+    let mut is_there = false;
+    if let Some(old) = tables.conntrack(&reply_flow) {
+        let is_own = old.leads_to(&headers.flow);
+        if !is_own && !is_free(headers, tables, old) {
+            return Ok(Found::Claim);
+        }
+        is_there = is_own && !headers.flags.opens();
+        if is_there {
+            (state, _) = old.seen();
+            back.set(old.get());
+        } else {
+            // What is written next may be kept apart from it, and would be hidden by it.
+            tables.forget(&reply_flow);
+        }
+    }
+    if !is_there && !tables.claim(&reply_flow, back) {
+        return Ok(Found::Claim);
+    }
+    decision.set(&headers.flow, &ends, decision.action);
+    let is_proven = !state.is_half_open() || state.is_proven_by(headers.flags);
+    if is_proven {
+        back.set_proven();
+        tables.track(&reply_flow, back);
+        tables.forget_half_open(&reply_flow);
+    }
+    if decision.action == CtAction::FORWARD_FROM_HOST || is_proven || tables.may_remember() {
+        // Else it follows with the packet that proves the flow.
+        back.set_opposite(back, &reply_flow, (decision.action, 0));
+        tables.track(&headers.flow, back);
+    }
+    decision.hop = tables.route(decision.src, decision.dst).ok_or(Counter::NoRoute)?;
+    Ok(Found::Decided)
+}
+
+/// The source port of a flow's try of this number: they follow from the flow.
+#[inline(always)]
+fn port<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, number: u32) -> BePort {
+    let (first, count) = tables.snat_range();
+    let step = if count > SNAT_STEP { SNAT_STEP } else { 1 };
+    let offset = flow::slot(flow::hash(&headers.flow), count) + number * step;
+    let offset = offset.checked_rem(count).unwrap_or_default();
+    #[allow(clippy::cast_possible_truncation, reason = "the agent checks the range")]
+    let port = (first + offset) as u16;
+    BePort::new(port)
 }
 
 /// Does the reply flow of a plain translation belong to a living flow through another frontend?
@@ -98,52 +189,24 @@ pub(super) fn is_reply_flow_taken<A: Address>(
     tables: &impl Tables<A>,
     backend: &Backend<A>,
 ) -> bool {
-    let back = tables.conntrack(&reply_flow(headers, backend));
-    back.is_some_and(|back| !is_free(headers, tables, &back.get()))
-}
-
-/// Finds a port towards the backend that no living flow uses, and writes `back` for its replies.
-///
-/// Looks before it claims: an insert into a full LRU map frees an innocent entry even if it fails.
-#[inline(always)]
-fn claim_port<A: Address>(
-    headers: &Headers<A>,
-    tables: &impl Tables<A>,
-    ends: &CtKey<A>,
-    back: CtRef<A>,
-) -> Result<BePort, Counter> {
-    let (first, count) = tables.snat_range();
-    let step = if count > SNAT_STEP { SNAT_STEP } else { 1 };
-    let mut offset = flow::slot(flow::hash(&headers.flow), count);
-    for _ in 0..SNAT_TRIES {
-        #[allow(clippy::cast_possible_truncation, reason = "the agent checks the range")]
-        let src_port = BePort::new((first + offset) as u16);
-        let reply_flow = CtKey { src_port, ..*ends }.reversed();
-        match tables.conntrack(&reply_flow) {
-            None if tables.claim(&reply_flow, back) => return Ok(src_port),
-            Some(old) if is_free(headers, tables, &old.get()) => {
-                tables.track(&reply_flow, back);
-                return Ok(src_port);
-            }
-            _ => {}
-        }
-        offset += step;
-        if offset >= count {
-            offset -= count;
-        }
+    let reply_flow = reply_flow(headers, backend);
+    let Some(back) = tables.conntrack(&reply_flow) else { return false };
+    if !back.leads_to(&headers.flow) && !is_free(headers, tables, back) {
+        return true;
     }
-    Err(Counter::SnatPortsExhausted)
+    // What is written next may be kept apart from it, and would be hidden by it.
+    tables.forget(&reply_flow);
+    false
 }
 
-/// May the reply entry `back` be written anew: it is this flow's own, or its flow has ended?
+/// May the reply entry `back` be written anew: has its flow ended, or never really begun?
 #[inline(always)]
-fn is_free<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, back: &CtEntry<A>) -> bool {
-    let flow = &headers.flow;
-    let is_own = back.src == flow.dst
-        && back.dst == flow.src
-        && back.src_port == flow.dst_port
-        && back.dst_port == flow.src_port;
-    is_own || CtState(back.state).is_closed() || is_silent(headers, tables, back)
+fn is_free<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, back: CtRef<A>) -> bool {
+    let (state, last_seen) = back.seen();
+    let is_unanswered = state.is_half_open() && !state.has(CtState::ANSWERED);
+    state.is_closed()
+        || is_unanswered && silence(last_seen, tables.now()) > OPENING
+        || is_silent(headers, tables, &back.get())
 }
 
 /// The flow of the replies if only the destination is translated.
@@ -162,7 +225,8 @@ fn reply_flow<A: Address>(headers: &Headers<A>, backend: &Backend<A>) -> CtKey<A
 /// does not open it.
 #[inline(always)]
 fn first_state<A: Address>(headers: &Headers<A>) -> CtState {
-    if headers.begins() { CtState::NEW } else { CtState::NEW.next(headers.flags, End::Client) }
+    let state = CtState::HALF_OPEN;
+    if headers.begins() { state } else { state.next(headers.flags, End::Client) }
 }
 
 /// An entry that turns its packets into `ends`.

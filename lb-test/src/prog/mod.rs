@@ -95,7 +95,9 @@ impl KernelBench {
         self.empty::<{ AFFINITY.0 }, { AFFINITY.1 }>(maps::AFFINITY_V4)?;
         self.empty::<{ AFFINITY.0 }, { AFFINITY.1 }>(maps::AFFINITY_V6)?;
         self.empty::<{ V4.0 }, { V4.1 }>(maps::CONNTRACK_V4)?;
-        self.empty::<{ V6.0 }, { V6.1 }>(maps::CONNTRACK_V6)
+        self.empty::<{ V6.0 }, { V6.1 }>(maps::CONNTRACK_V6)?;
+        self.empty::<{ V4.0 }, { V4.1 }>(maps::HALF_OPEN_V4)?;
+        self.empty::<{ V6.0 }, { V6.1 }>(maps::HALF_OPEN_V6)
     }
 
     fn empty<const KEY: usize, const VALUE: usize>(&self, map: &str) -> Result<()> {

@@ -1,0 +1,107 @@
+//! Packets of flows that nothing but a hint remembers: those that began in a flood.
+//!
+//! So many flows a tick are remembered before they are proven; of more, the flow cache keeps a hint for
+//! each direction, which later ones overwrite. The client's packets find their backend without it, by
+//! hash; an answer finds its way back by it. A packet of the client after an answer proves the
+//! flow.
+
+use lb_common::{
+    abi::{Address, CachedFlow, CtAction, CtEntry, Hinted},
+    conntrack::CtState,
+};
+
+use super::{Direction, Found, Origin, first::Choice, is_here};
+use crate::{parse::Headers, tables::Tables};
+
+/// Keeps hints of a decision on the destination alone, one for each direction.
+#[inline(always)]
+pub(super) fn keep<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    choice: &Choice<A>,
+    decision: &mut CachedFlow<A>,
+) {
+    let hinted = Hinted {
+        service: choice.backend.service,
+        backend: choice.id,
+        generation: choice.backend.generation,
+        is_answered: false,
+    };
+    let ends = decision.becomes();
+    decision.hop = hinted.into();
+    decision.set(&ends.reversed(), &headers.flow.reversed(), CtAction::REPLY);
+    tables.keep_hint(decision);
+    decision.set(&headers.flow, &ends, CtAction::FORWARD);
+    tables.keep_hint(decision);
+}
+
+/// Decides on a packet by a hint; `None` if there is none, or a client must be given a backend anew.
+#[inline(always)]
+pub(super) fn hinted<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    origin: Origin,
+    decision: &mut CachedFlow<A>,
+) -> Option<Found> {
+    if !tables.hint(&headers.flow, decision) {
+        return None;
+    }
+    if !is_here(decision.action, origin) {
+        return (origin.direction() == Direction::Ingress).then_some(Found::Nothing);
+    }
+    let hinted = Hinted::from(decision.hop);
+    if decision.action == CtAction::REPLY {
+        if !headers.flags.resets() {
+            answer(headers, tables, decision);
+        }
+        return Some(Found::Decided);
+    }
+    let backend = tables.backend(hinted.backend)?;
+    if !hinted.is_answered || !headers.flags.is_plain() || !backend.serves(hinted.generation) {
+        return None;
+    }
+    prove(headers, tables, decision);
+    Some(Found::Decided)
+}
+
+/// Notes in the hint for the client's packets that its backend has answered.
+#[inline(always)]
+fn answer<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, decision: &mut CachedFlow<A>) {
+    let ends = decision.becomes();
+    decision.hop = Hinted { is_answered: true, ..decision.hop.into() }.into();
+    decision.set(&ends.reversed(), &headers.flow.reversed(), CtAction::FORWARD);
+    tables.keep_hint(decision);
+    decision.set(&headers.flow, &ends, CtAction::REPLY);
+}
+
+/// Writes both entries of a flow.
+#[inline(always)]
+fn prove<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, decision: &CachedFlow<A>) {
+    let Some(scratch) = tables.scratch() else { return };
+    let hinted = Hinted::from(decision.hop);
+    let ends = decision.becomes();
+    scratch.set(CtEntry {
+        src: ends.src,
+        dst: ends.dst,
+        src_port: ends.src_port,
+        dst_port: ends.dst_port,
+        action: CtAction::FORWARD,
+        state: CtState::ESTABLISHED.with(CtState::ANSWERED).0,
+        pad: 0,
+        service: hinted.service,
+        backend: hinted.backend,
+        generation: hinted.generation,
+        last_seen: tables.now(),
+        device: 0,
+    });
+    tables.track(&headers.flow, scratch);
+    scratch.set(CtEntry {
+        src: headers.flow.dst,
+        dst: headers.flow.src,
+        src_port: headers.flow.dst_port,
+        dst_port: headers.flow.src_port,
+        action: CtAction::REPLY,
+        ..scratch.get()
+    });
+    tables.track(&ends.reversed(), scratch);
+}
