@@ -13,11 +13,12 @@ use std::{
 
 use lb_common::{
     abi::{
-        Abi, Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, CtEntry, CtKey, Fragment,
-        FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind, Ipv4, Ipv6, L4Proto,
-        NextHop, Region, Source, SourceRange,
+        Abi, Address, Affinity, AffinityKey, Backend, BackendFlags, BePort, CachedFlow, CtEntry,
+        CtKey, Fragment, FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind, Ipv4,
+        Ipv6, L4Proto, NextHop, Region, Source, SourceRange, Target,
     },
     cache::{FACTORS, Factors, Hint, Stamp},
+    carrier,
     conntrack::{TICK_SHIFT, Timeouts},
     filter, limit,
 };
@@ -30,7 +31,7 @@ use crate::{
         SNAT_RANGE,
     },
     parse,
-    path::{answer::Answers, fragment::Fragments},
+    path::{answer::Answers, carrier::Targets, fragment::Fragments},
     tables::{Backends, CtRef, Ends, Ref, Tables},
 };
 
@@ -350,6 +351,10 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         self.resets_removed
     }
 
+    fn carrier_port(&self) -> BePort {
+        BePort::new(carrier::PORT)
+    }
+
     fn snat_range(&self) -> (u32, u32) {
         let (first, count) = self.snat_range;
         (first.into(), count.into())
@@ -370,6 +375,16 @@ impl<A: FromIp> Fragments<A> for FakeTables<A> {
             let key = FrontendKey::<A>::from_bytes(key).expect("a key");
             key.address == address && !frontend.flags.has(FrontendFlags::HOST_ONLY)
         })
+    }
+}
+
+impl<A: FromIp> Targets<A> for FakeTables<A> {
+    fn target(&self, target: &Target<A>) -> Option<u32> {
+        let is_it = |backend: &Backend<A>| {
+            *target == Target::new(backend.address, backend.port, backend.service)
+                && backend.flags.has(BackendFlags::LOCAL)
+        };
+        self.backends.iter().find(|(_, backend)| is_it(backend)).map(|(id, _)| *id)
     }
 }
 

@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 
 use lb_common::{
     abi::{
-        Abi, Address, Affinity, AffinityKey, Backend, CachedFlow, CtAction, CtEntry, CtKey,
+        Abi, Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, CtAction, CtEntry, CtKey,
         Frontend, FrontendKey, NextHop, Region, Source,
     },
     conntrack::CtState,
@@ -106,6 +106,9 @@ pub trait Tables<A: Address>: Backends<A> {
 
     /// Are TCP connections to a backend that was removed reset?
     fn resets_removed(&self) -> bool;
+
+    /// The port that carriers go to; zero if there are none.
+    fn carrier_port(&self) -> BePort;
 
     /// First port and number of ports of the SNAT range.
     fn snat_range(&self) -> (u32, u32);

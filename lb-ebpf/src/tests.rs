@@ -430,3 +430,8 @@ fn what_became_of_a_first_fragment_is_forgotten_in_time() {
         }
     }
 }
+
+#[test]
+fn what_does_not_fit_a_carrier_is_told() {
+    run(cases::dsr::what_does_not_fit_a_carrier_is_told);
+}

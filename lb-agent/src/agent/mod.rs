@@ -242,6 +242,7 @@ impl Agent {
             local_addresses: network.addresses.clone(),
             primary_addresses: network.primary.addresses().collect(),
             local_sources: BTreeSet::new(),
+            forwarding: self.settings.forwarding,
             masquerade_all: self.settings.masquerade_all,
         };
         self.engine.see(facts, &mut self.problems);

@@ -3,6 +3,7 @@
 //! [`Tables`] is all that the agent writes for Services. `bpf` performs it on pinned maps, `fake`
 //! in memory. Not for: deciding what to write, or in which order.
 
+mod backends;
 mod cgroup;
 mod clsact;
 mod control;
@@ -54,7 +55,9 @@ pub use xdp::XdpHook;
 fn size_flag(map: &str) -> Option<&'static str> {
     match map {
         maps::FRONTENDS_V4 | maps::FRONTENDS_V6 => Some("max-frontends"),
-        maps::BACKENDS_V4 | maps::BACKENDS_V6 => Some("max-backends"),
+        maps::BACKENDS_V4 | maps::BACKENDS_V6 | maps::TARGETS_V4 | maps::TARGETS_V6 => {
+            Some("max-backends")
+        }
         maps::AFFINITY_V4 | maps::AFFINITY_V6 => Some("affinity-max"),
         maps::CONNTRACK_V4 | maps::CONNTRACK_V6 | maps::HALF_OPEN_V4 | maps::HALF_OPEN_V6 => {
             Some("conntrack-max")

@@ -8,13 +8,12 @@ use std::{
 };
 
 use ipnet::IpNet;
-use lb_common::abi::{
-    Abi, Address, Backend, BePort, Frontend, FrontendKey, Ipv4, Ipv6, L4Proto, maps,
-};
+use lb_common::abi::{Address, Backend, BePort, Frontend, FrontendKey, Ipv4, Ipv6, L4Proto, maps};
 
 use super::{
-    BackendEntry, BackendId, FrontendAddress, FrontendEntry, PerformError, ServiceId, Snapshot,
-    Step, TableError, Tables,
+    BackendEntry, FrontendAddress, FrontendEntry, PerformError, ServiceId, Snapshot, Step,
+    TableError, Tables,
+    backends::Backends,
     control::ControlMap,
     filter::{self, Writes},
     map::Map,
@@ -28,7 +27,7 @@ use crate::model::{Family, Protocol};
 /// The maps of one family.
 struct FamilyMaps<A> {
     frontends: Map<FrontendKey<A>, Frontend>,
-    backends: Map<u32, Backend<A>>,
+    backends: Backends<A>,
 }
 
 impl<A: Address + Into<IpAddr>> FamilyMaps<A> {
@@ -53,32 +52,6 @@ impl<A: Address + Into<IpAddr>> FamilyMaps<A> {
         }
         Ok(())
     }
-
-    fn read_backends(&self, snapshot: &mut Snapshot, family: Family) -> Result<(), TableError> {
-        for (index, backend) in self.backends.entries()? {
-            let id = BackendId { family, index };
-            if !backend.is_live() {
-                if backend.generation != 0 {
-                    snapshot.retired.insert(id, backend.generation);
-                }
-                continue;
-            }
-            let entry = BackendEntry {
-                address: SocketAddr::new(backend.address.into(), backend.port.get()),
-                flags: backend.flags,
-                generation: backend.generation,
-                service: ServiceId(backend.service),
-            };
-            snapshot.backends.insert(id, entry);
-        }
-        Ok(())
-    }
-
-    /// Clears a backend but for its generation, which the next use of the id goes on from.
-    fn retire(&self, index: u32) -> Result<(), TableError> {
-        let generation = self.backends.get(&index)?.map_or(0, |backend| backend.generation);
-        self.backends.put(&index, &Backend { generation, ..Backend::zeroed() })
-    }
 }
 
 /// The kernel's tables for Services, in pinned maps.
@@ -102,11 +75,11 @@ impl KernelTables {
         Ok(Self {
             v4: FamilyMaps {
                 frontends: Map::open(folder, maps::FRONTENDS_V4)?,
-                backends: Map::open(folder, maps::BACKENDS_V4)?,
+                backends: Backends::open(folder, [maps::BACKENDS_V4, maps::TARGETS_V4])?,
             },
             v6: FamilyMaps {
                 frontends: Map::open(folder, maps::FRONTENDS_V6)?,
-                backends: Map::open(folder, maps::BACKENDS_V6)?,
+                backends: Backends::open(folder, [maps::BACKENDS_V6, maps::TARGETS_V6])?,
             },
             slots: Slots::open(folder)?,
             sources: Sources::open(folder)?,
@@ -177,8 +150,8 @@ impl KernelTables {
                 IpAddr::V6(ip) => self.v6.frontends.remove(&frontend_key(Ipv6::from(ip), address)),
             },
             Step::RemoveBackend(id) => match id.family {
-                Family::V4 => self.v4.retire(id.index),
-                Family::V6 => self.v6.retire(id.index),
+                Family::V4 => self.v4.backends.retire(id.index),
+                Family::V6 => self.v6.backends.retire(id.index),
             },
             Step::PutSourceRange(id, range) => self.sources.put(*id, range),
             Step::RemoveSourceRange(id, range) => self.sources.remove(*id, range),
@@ -212,8 +185,8 @@ impl KernelTables {
         }
         // Families may be mixed in a run: after a failure none of it counts as done. Writing an
         // entry twice does no harm.
-        self.v4.backends.put_all(&v4).map_err(|(_, error)| (0, error))?;
-        self.v6.backends.put_all(&v6).map_err(|(_, error)| (0, error))
+        self.v4.backends.put_all(&v4).map_err(|error| (0, error))?;
+        self.v6.backends.put_all(&v6).map_err(|error| (0, error))
     }
 
     fn put_frontends(&self, run: &[Step]) -> Result<(), (usize, TableError)> {
@@ -251,8 +224,8 @@ impl Tables for KernelTables {
         self.pings.clear();
         self.v4.read_frontends(&mut snapshot, &mut self.pings)?;
         self.v6.read_frontends(&mut snapshot, &mut self.pings)?;
-        self.v4.read_backends(&mut snapshot, Family::V4)?;
-        self.v6.read_backends(&mut snapshot, Family::V6)?;
+        self.v4.backends.read(&mut snapshot, Family::V4)?;
+        self.v6.backends.read(&mut snapshot, Family::V6)?;
         // An agent that adopts the tables of another one has set none of their bits.
         snapshot.frontends.keys().for_each(|address| self.control.set(frontend_bit(address)));
         let backends = snapshot.backends.values().map(|entry| entry.address);

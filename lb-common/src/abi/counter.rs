@@ -54,6 +54,8 @@ macro_rules! counters {
 counters! {
     /// A ping to an address that Services have.
     Ping = Answer "ping",
+    /// A packet that another node carried here is for no Service that its backend on this node is of.
+    CarrierRefused = Drop "carrier_refused",
     /// A slot named a backend that is not there.
     DanglingSlot = Drop "dangling_slot",
     /// A later fragment for a Service came before the first one, which alone holds the ports.

@@ -2,6 +2,7 @@
 
 use lb_common::{
     abi::{Abi, Address, Counter, L4Proto},
+    carrier::WORDS,
     checksum::Difference,
 };
 
@@ -53,6 +54,21 @@ impl Packet for Buffer {
 
     fn fits(&self, mtu: u16) -> bool {
         self.0.len() <= usize::from(mtu) + ETHERNET_HEADER
+    }
+
+    fn put_before<A: Address>(
+        &mut self,
+        headers: &[u32; WORDS],
+        length: usize,
+    ) -> Result<(), Counter> {
+        let headers = headers.as_bytes()[..length].iter().copied();
+        self.0.splice(ETHERNET_HEADER..ETHERNET_HEADER, headers);
+        Ok(())
+    }
+
+    fn remove_before<A: Address>(&mut self, length: usize) -> Result<(), Counter> {
+        self.0.drain(ETHERNET_HEADER..ETHERNET_HEADER + length);
+        Ok(())
     }
 
     fn resize(&mut self, length: usize) -> Result<(), Counter> {

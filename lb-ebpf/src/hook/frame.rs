@@ -1,7 +1,10 @@
 //! A frame of XDP as a [`Packet`]: read and written in place, its checksums kept by our own sums.
 
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_xdp_adjust_tail, programs::XdpContext};
-use lb_common::abi::{Abi, Address, Counter, DeviceFlags, Ipv4, L4Proto};
+use lb_common::{
+    abi::{Abi, Address, Counter, DeviceFlags, Ipv4, L4Proto},
+    carrier::WORDS,
+};
 use lb_ebpf::{
     packet::{ETHERNET_HEADER, L4Checksum, Packet},
     parse::{Headers, L3},
@@ -139,6 +142,18 @@ impl Packet for Frame {
     #[inline(always)]
     fn fits(&self, mtu: u16) -> bool {
         self.0.data_end() - self.0.data() <= usize::from(mtu) + ETHERNET_HEADER
+    }
+
+    /// Never: what is to be carried is TC's.
+    #[inline(always)]
+    fn put_before<A: Address>(&mut self, _: &[u32; WORDS], _: usize) -> Result<(), Counter> {
+        Err(Counter::RewriteFailed)
+    }
+
+    /// Never, as above.
+    #[inline(always)]
+    fn remove_before<A: Address>(&mut self, _: usize) -> Result<(), Counter> {
+        Err(Counter::RewriteFailed)
     }
 
     #[inline(always)]

@@ -1,6 +1,7 @@
 //! Where we are attached.
 
 pub mod bind;
+mod carrier;
 mod frame;
 pub mod ip_device;
 mod peers;

@@ -2,18 +2,18 @@
 
 use aya_ebpf::EbpfContext;
 use lb_common::abi::{
-    Address, Affinity, AffinityKey, Backend, CachedFlow, Control, Counter, CtKey, DeviceRole,
-    Fragment, FragmentKey, Frontend, FrontendKey, NextHop, Region, Source,
+    Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, Control, Counter, CtKey,
+    DeviceRole, Fragment, FragmentKey, Frontend, FrontendKey, NextHop, Region, Source, Target,
 };
 use lb_ebpf::{
-    path::{answer::Answers, fragment::Fragments},
+    path::{answer::Answers, carrier::Targets, fragment::Fragments},
     tables::{Backends, CtRef, Ends, Ref, Tables},
 };
 
 use super::route::{self, Routing};
 use crate::{
-    globals::{CT_UDP_STREAM, MIGRATE, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
-    maps::{self, BpfBackends, Maps, cache, fragments::FragmentMaps},
+    globals::{CARRIER_PORT, CT_UDP_STREAM, MIGRATE, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
+    maps::{self, BpfBackends, Maps, cache, fragments::FragmentMaps, targets::TargetMaps},
 };
 
 /// A program's context, as far as some questions need it.
@@ -195,6 +195,11 @@ impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     }
 
     #[inline(always)]
+    fn carrier_port(&self) -> BePort {
+        BePort::new(CARRIER_PORT.load() as u16)
+    }
+
+    #[inline(always)]
     fn snat_range(&self) -> (u32, u32) {
         (SNAT_FIRST.load(), SNAT_COUNT.load())
     }
@@ -221,5 +226,12 @@ impl<A: Address + FragmentMaps + Routing, C: Context> Answers<A> for BpfTables<A
     #[inline(always)]
     fn may_answer(&self) -> bool {
         maps::answers::may_answer()
+    }
+}
+
+impl<A: Address + TargetMaps + Routing, C: Context> Targets<A> for BpfTables<A, C> {
+    #[inline(always)]
+    fn target(&self, target: &Target<A>) -> Option<u32> {
+        A::target(target)
     }
 }

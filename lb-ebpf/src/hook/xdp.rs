@@ -9,7 +9,7 @@ use aya_ebpf::{
     helpers::bpf_redirect,
     programs::XdpContext,
 };
-use lb_common::abi::{Abi as _, Address, CachedFlow, Counter, CounterKind, Ipv4, Ipv6};
+use lb_common::abi::{Abi as _, Address, CachedFlow, Counter, CounterKind, CtAction, Ipv4, Ipv6};
 use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next},
@@ -251,12 +251,13 @@ fn send<A: Address>(
     }
 }
 
-/// Is a packet one to be sent on, to a neighbour that is known, by a device that takes it, in one
-/// piece, before its time to live ends?
+/// Is a packet one to be sent on as it is, to a neighbour that is known, by a device that takes it, in
+/// one piece, before its time to live ends?
 #[inline(always)]
 fn can_send<A: Address>(frame: &Frame, headers: &Headers<A>, decision: &CachedFlow<A>) -> bool {
     let hop = &decision.hop;
     decision.action.redirects()
+        && decision.action != CtAction::FORWARD_DSR
         && hop.is_known()
         && frame.fits(hop.mtu)
         && headers.ttl > 1

@@ -10,7 +10,7 @@ use lb_common::{
     conntrack::CtState,
 };
 
-use super::{Found, Origin, first::Choice, is_here};
+use super::{Direction, Found, Origin, first::Choice, is_here};
 use crate::{parse::Headers, tables::Tables};
 
 /// Keeps hints of a decision on the destination alone, one for each direction.
@@ -48,7 +48,7 @@ pub(super) fn hinted<A: Address>(
         return None;
     }
     if !is_here(decision.action, origin) {
-        return (origin == Origin::Incoming).then_some(Found::Nothing);
+        return (origin.direction() == Direction::Ingress).then_some(Found::Nothing);
     }
     let hinted = Hinted::from(decision.hop);
     if decision.action == CtAction::REPLY {

@@ -5,7 +5,7 @@ use lb_common::{
     conntrack::{CtState, End, is_expired, silence},
 };
 
-use super::{Found, Origin, is_here};
+use super::{Direction, Found, Origin, carrier, is_here};
 use crate::{
     parse::Headers,
     tables::{CtRef, Tables},
@@ -28,7 +28,7 @@ pub(super) fn known<A: Address>(
     let action = entry.action;
     if !is_here(action, origin) {
         // Reverse translation belongs to egress: coming in, the packet is one of pod and client.
-        return Ok((origin == Origin::Incoming).then_some(Found::Nothing));
+        return Ok((origin.direction() == Direction::Ingress).then_some(Found::Nothing));
     }
     if action.is_forward() {
         if must_choose_again(headers, tables, &entry) {
@@ -47,6 +47,9 @@ pub(super) fn known<A: Address>(
     } else {
         NextHop::of(entry.device)
     };
+    if action == CtAction::FORWARD_DSR {
+        carrier::narrow::<A>(&mut decision.hop);
+    }
     let is_whole = note(tables, headers, entry_ref);
     if !is_whole && action.is_forward() {
         // Its answers are somebody else's by now.
@@ -87,14 +90,16 @@ fn is_proven<A: Address>(
 #[inline(always)]
 fn prove<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: CtRef<A>) {
     let Some(scratch) = tables.scratch() else { return };
-    let peer = entry_ref.get().peer(headers.flow.protocol);
-    set_opposite(tables, headers, (entry_ref, scratch));
-    scratch.set_proven();
-    tables.track(&peer, scratch);
+    if entry_ref.action() != CtAction::FORWARD_DSR {
+        let peer = entry_ref.get().peer(headers.flow.protocol);
+        set_opposite(tables, headers, (entry_ref, scratch));
+        scratch.set_proven();
+        tables.track(&peer, scratch);
+        tables.forget_half_open(&peer);
+    }
     scratch.set(entry_ref.get());
     scratch.set_proven();
     tables.track(&headers.flow, scratch);
-    tables.forget_half_open(&peer);
     tables.forget_half_open(&headers.flow);
 }
 
@@ -110,6 +115,9 @@ fn note<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: Ct
     let next = CtState(entry.state).next(headers.flags, from);
     let now = tables.now();
     entry_ref.touch(next, now);
+    if entry.action == CtAction::FORWARD_DSR {
+        return true;
+    }
     // The client's next packet is to see that it was answered.
     let is_first_answer = next.is_half_open() && next != CtState(entry.state);
     // Nobody takes anything from a flow that is proven and open.
@@ -157,7 +165,11 @@ fn set_opposite<A: Address>(
     headers: &Headers<A>,
     (entry_ref, to): (CtRef<A>, CtRef<A>),
 ) {
-    let action = entry_ref.action().opposite();
+    let mut action = entry_ref.action().opposite();
+    if action == CtAction::REPLY_SNAT && entry_ref.get().src == headers.flow.src {
+        // A process of this node, whose packets another node carries here.
+        action = CtAction::REPLY_TO_HOST;
+    }
     let device = if action == CtAction::REPLY_TO_HOST { tables.device() } else { 0 };
     to.set_opposite(entry_ref, &headers.flow, (action, device));
 }

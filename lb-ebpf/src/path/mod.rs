@@ -13,6 +13,7 @@
 
 mod act;
 pub mod answer;
+pub mod carrier;
 pub mod first;
 pub mod fragment;
 mod hinted;
@@ -41,6 +42,8 @@ pub enum Direction {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]
 pub enum Origin {
+    /// It came in by a device, in a carrier.
+    Carried,
     /// It leaves by a device and came in by another.
     Forwarded,
     /// It leaves by a device; a socket of this node sent it.
@@ -55,7 +58,7 @@ impl Origin {
     pub const fn direction(self) -> Direction {
         match self {
             Self::Forwarded | Self::Host => Direction::Egress,
-            Self::Incoming => Direction::Ingress,
+            Self::Carried | Self::Incoming => Direction::Ingress,
         }
     }
 }

@@ -39,7 +39,7 @@ pub(super) fn dnat<A: Address>(
 ) -> Result<(), Counter> {
     let (forward, reply, device) = match client {
         Client::Host => (CtAction::FORWARD_FROM_HOST, CtAction::REPLY_TO_HOST, tables.device()),
-        Client::Outside | Client::Pod => (CtAction::FORWARD, CtAction::REPLY, 0),
+        Client::Carried | Client::Outside | Client::Pod => (CtAction::FORWARD, CtAction::REPLY, 0),
     };
     let reply_flow = reply_flow(headers, &choice.backend);
     decision.set(&headers.flow, &reply_flow.reversed(), forward);
@@ -57,8 +57,8 @@ pub(super) fn dnat<A: Address>(
     Ok(())
 }
 
-/// Decides on a translation of both ends, but for the source port: that is for [`claim`]. A host process
-/// keeps its address, which is this node's already.
+/// Decides on a translation of both ends, but for the source port: that is for [`claim`]. A process
+/// of this node keeps its address, and gets its replies by the device of its packets.
 ///
 /// # Errors
 ///
@@ -75,7 +75,9 @@ pub(super) fn snat<A: Address>(
     let mut ends = CtKey { dst: backend.address, dst_port: backend.port, ..headers.flow };
     let (mut forward, mut reply, mut device) =
         (CtAction::FORWARD_FROM_HOST, CtAction::REPLY_TO_HOST, tables.device());
-    if client != Client::Host {
+    if client == Client::Carried {
+        forward = CtAction::FORWARD_SNAT;
+    } else if client != Client::Host {
         let hop = tables.route(headers.flow.src, backend.address).ok_or(Counter::NoRoute)?;
         ends.src = tables.source_at(hop.device).ok_or(Counter::NoSourceAddress)?;
         (forward, reply, device) = (CtAction::FORWARD_SNAT, CtAction::REPLY_SNAT, 0);
@@ -84,6 +86,34 @@ pub(super) fn snat<A: Address>(
     let back = tables.scratch().ok_or(Counter::RewriteFailed)?;
     back.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, seen) });
     decision.set(&headers.flow, &ends, forward);
+    Ok(())
+}
+
+/// Decides that the packets of a flow are carried to the node of their backend, and remembers that, but in a
+/// flood: the backend is found again. Replies are never seen; the flow counts as answered, or it
+/// would be forgotten before a silent client goes on.
+///
+/// # Errors
+///
+/// Without a route or a source address.
+#[inline(always)]
+pub(super) fn dsr<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    choice: &Choice<A>,
+    decision: &mut CachedFlow<A>,
+) -> Result<(), Counter> {
+    let Backend { address, port, .. } = choice.backend;
+    let hop = tables.route(headers.flow.src, address).ok_or(Counter::NoRoute)?;
+    let src = tables.source_at(hop.device).ok_or(Counter::NoSourceAddress)?;
+    let ends = CtKey { src, dst: address, dst_port: port, ..headers.flow };
+    decision.set(&headers.flow, &ends, CtAction::FORWARD_DSR);
+    if tables.may_remember() {
+        let seen = (tables.now(), first_state(headers).with(CtState::ANSWERED));
+        let scratch = tables.scratch().ok_or(Counter::RewriteFailed)?;
+        scratch.set(entry(&ends, choice, CtAction::FORWARD_DSR, seen));
+        tables.track(&headers.flow, scratch);
+    }
     Ok(())
 }
 

@@ -11,6 +11,7 @@ mod ask;
 mod beside;
 mod bind;
 mod bulk;
+mod dsr;
 mod flood;
 mod frames;
 mod generator;
