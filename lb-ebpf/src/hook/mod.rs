@@ -2,6 +2,7 @@
 
 pub mod bind;
 mod frame;
+pub mod ip_device;
 mod peers;
 mod route;
 mod skb;

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Neither accepts nor drops: the next program, ours or a CNI's, decides (`TCX_NEXT`).
-const NEXT: i32 = -1;
+pub(super) const NEXT: i32 = -1;
 const SHOT: i32 = TC_ACT_SHOT as i32;
 const TC_ACT_REDIRECT: i32 = 7;
 /// What a step answers with if another one is to follow; a verdict of TC otherwise.
