@@ -7,6 +7,7 @@
 //! | [`flow`] | a 5-tuple as it stands on the wire, and its hash |
 //! | [`conntrack`] | what a packet makes of the state of its flow; how long a silent flow is kept |
 //! | [`checksum`], [`crc32c`] | RFC 1624 arithmetic; the same for the checksum of SCTP |
+//! | [`carrier`] | how a packet is brought to another node, and what it says of its backend |
 //! | [`limit`] | how many answers of its own a node makes |
 //! | [`maglev`] | the table of slots (feature `alloc`) |
 //!
@@ -19,6 +20,7 @@ extern crate alloc;
 
 pub mod abi;
 pub mod cache;
+pub mod carrier;
 pub mod checksum;
 pub mod conntrack;
 pub mod crc32c;

@@ -1,5 +1,7 @@
 //! A node without a kernel: packets as byte buffers, tables in memory, routes by heart.
 
+mod buffer;
+mod half_open;
 mod judge;
 
 use std::{
@@ -11,24 +13,25 @@ use std::{
 
 use lb_common::{
     abi::{
-        Abi, Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, Counter, CtEntry, CtKey,
-        Fragment, FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind, Ipv4, Ipv6,
-        L4Proto, NextHop, Region, Source, SourceRange,
+        Abi, Address, Affinity, AffinityKey, Backend, BackendFlags, BePort, CachedFlow, CtEntry,
+        CtKey, Fragment, FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind, Ipv4,
+        Ipv6, L4Proto, NextHop, Region, Source, SourceRange, Target,
     },
     cache::{FACTORS, Factors, Hint, Stamp},
-    checksum::Difference,
+    carrier,
     conntrack::{TICK_SHIFT, Timeouts},
     filter, limit,
 };
+
+use buffer::Buffer;
 
 use crate::{
     cases::{
         BackendSpec, Bench, Device, Fate, FrontendSpec, Hook, Host, Outcome, Prefix, SERVICE,
         SNAT_RANGE,
     },
-    packet::{ETHERNET_HEADER, L4Checksum, Packet},
     parse,
-    path::{answer::Answers, fragment::Fragments},
+    path::{answer::Answers, carrier::Targets, fragment::Fragments},
     tables::{Backends, CtRef, Ends, Ref, Tables},
 };
 
@@ -38,60 +41,6 @@ const ODD: Factors = [0x9e37_79b9_7f4a_7c15; FACTORS];
 const MTU: u16 = 1500;
 /// Link-layer addresses of the next hop: frames' own, so that what is sent by them looks the same.
 const MACS: [u16; 6] = [2, 0, 0x0100, 2, 0, 0x0200];
-
-/// A frame that can be rewritten.
-struct Buffer(Vec<u8>);
-
-impl Buffer {
-    fn change_checksum(&mut self, checksum: &L4Checksum, change: Difference) -> Option<()> {
-        let old = self.read::<u16>(checksum.offset)?;
-        let is_udp = checksum.protocol == L4Proto::UDP;
-        if is_udp && old == 0 {
-            return Some(());
-        }
-        let new = change.apply(old);
-        let new = if is_udp && new == 0 { 0xffff } else { new };
-        self.write(checksum.offset, &new).ok()
-    }
-}
-
-impl Packet for Buffer {
-    fn read<T: Abi>(&self, offset: usize) -> Option<T> {
-        T::from_bytes(self.0.get(offset..offset + size_of::<T>())?)
-    }
-
-    fn write<T: Abi>(&mut self, offset: usize, value: &T) -> Result<(), Counter> {
-        let place = self.0.get_mut(offset..offset + size_of::<T>());
-        place.ok_or(Counter::RewriteFailed)?.copy_from_slice(value.as_bytes());
-        Ok(())
-    }
-
-    fn write_addresses<A: Address>(
-        &mut self,
-        offset: usize,
-        source_and_destination: [A; 2],
-    ) -> Result<(), Counter> {
-        self.write(offset, &source_and_destination)
-    }
-
-    fn repair_l4_checksum(&mut self, checksum: L4Checksum) -> Result<(), Counter> {
-        [checksum.addresses, checksum.ports]
-            .into_iter()
-            .try_for_each(|change| self.change_checksum(&checksum, change))
-            .ok_or(Counter::RewriteFailed)
-    }
-
-    fn pull(&mut self, _headers: u32) {}
-
-    fn fits(&self, mtu: u16) -> bool {
-        self.0.len() <= usize::from(mtu) + ETHERNET_HEADER
-    }
-
-    fn resize(&mut self, length: usize) -> Result<(), Counter> {
-        self.0.resize(length, 0);
-        Ok(())
-    }
-}
 
 /// An address of a family that the specifications of cases hold.
 trait FromIp: Address + Into<IpAddr> {
@@ -113,6 +62,9 @@ impl FromIp for Ipv6 {
 /// An entry that stays where it is.
 type Entry<T> = Box<UnsafeCell<T>>;
 
+/// A table of flows.
+type Flows<A> = RefCell<HashMap<Vec<u8>, Entry<CtEntry<A>>>>;
+
 /// The tables of one family, and the device that the packet is at.
 struct FakeTables<A> {
     backends: HashMap<u32, Backend<A>>,
@@ -120,14 +72,17 @@ struct FakeTables<A> {
     regions: HashMap<u32, Vec<u32>>,
     affinity: RefCell<HashMap<AffinityKey, Entry<Affinity>>>,
     sources: HashMap<u32, Vec<SourceRange<A>>>,
-    conntrack: RefCell<HashMap<Vec<u8>, Entry<CtEntry<A>>>>,
+    conntrack: Flows<A>,
+    half_open: Flows<A>,
     scratch: Entry<CtEntry<A>>,
     fragments: RefCell<HashMap<Vec<u8>, Fragment<A>>>,
     next_answer: Cell<u64>,
     filter: HashSet<u32>,
     flows: RefCell<HashMap<Vec<u8>, CachedFlow<A>>>,
     /// Flows that may still be remembered before they are proven.
-    half_open: Cell<u32>,
+    rememberable: Cell<u32>,
+    /// First packets whose flows were not remembered.
+    unremembered: Cell<u32>,
     epoch: u32,
     /// Where the last question to the routing table led.
     routed: Cell<u32>,
@@ -147,12 +102,14 @@ impl<A: FromIp> FakeTables<A> {
             affinity: RefCell::default(),
             sources: HashMap::new(),
             conntrack: RefCell::default(),
+            half_open: RefCell::default(),
             scratch: Box::new(UnsafeCell::new(CtEntry::zeroed())),
             fragments: RefCell::default(),
             next_answer: Cell::default(),
             filter: HashSet::new(),
             flows: RefCell::default(),
-            half_open: Cell::new(u32::MAX),
+            rememberable: Cell::new(u32::MAX),
+            unremembered: Cell::default(),
             epoch: 0,
             routed: Cell::new(0),
             device: Device::Uplink,
@@ -204,18 +161,18 @@ impl<A: FromIp> FakeTables<A> {
 }
 
 impl<A: FromIp> FakeTables<A> {
-    fn proven(&self) -> usize {
-        let conntrack = self.conntrack.borrow();
-        let states = conntrack.values().map(|entry| reference(entry).seen().0);
-        states.filter(|state| !state.is_half_open()).count()
+    /// The table that an entry belongs in.
+    fn table(&self, entry: CtRef<A>) -> &Flows<A> {
+        if entry.seen().0.is_half_open() { &self.half_open } else { &self.conntrack }
     }
 
     fn evict_from(&mut self, src: SocketAddr) {
         let is_from =
             |key: &CtKey<A>| (key.src.into(), key.src_port.get()) == (src.ip(), src.port());
-        self.conntrack
-            .get_mut()
-            .retain(|key, _| !CtKey::from_bytes(key).is_some_and(|key| is_from(&key)));
+        for table in [&mut self.conntrack, &mut self.half_open] {
+            let flows = table.get_mut();
+            flows.retain(|key, _| !CtKey::from_bytes(key).is_some_and(|key| is_from(&key)));
+        }
     }
 }
 
@@ -295,28 +252,33 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
     }
 
     fn may_remember(&self) -> bool {
-        let left = self.half_open.get();
-        self.half_open.set(left.saturating_sub(1));
+        let left = self.rememberable.get();
+        self.rememberable.set(left.saturating_sub(1));
         left > 0
     }
 
-    fn forget_half_open(&self, _flow: &CtKey<A>) {
-        // One table for both: what is proven is written over what was not.
+    fn count_unremembered(&self) {
+        self.unremembered.set(self.unremembered.get() + 1);
+    }
+
+    fn forget_half_open(&self, flow: &CtKey<A>) {
+        self.half_open.borrow_mut().remove(flow.as_bytes());
     }
 
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>> {
-        self.conntrack.borrow().get(flow.as_bytes()).map(reference)
+        let find = |table: &Flows<A>| table.borrow().get(flow.as_bytes()).map(reference);
+        find(&self.conntrack).or_else(|| find(&self.half_open))
     }
 
     fn track(&self, flow: &CtKey<A>, entry: CtRef<A>) {
         self.uncache(flow);
-        let mut conntrack = self.conntrack.borrow_mut();
-        let place = conntrack.entry(flow.as_bytes().to_vec());
+        let mut flows = self.table(entry).borrow_mut();
+        let place = flows.entry(flow.as_bytes().to_vec());
         reference(place.or_insert_with(|| Box::new(UnsafeCell::new(entry.get())))).set(entry.get());
     }
 
     fn claim(&self, flow: &CtKey<A>, entry: CtRef<A>) -> bool {
-        let is_free = self.conntrack(flow).is_none();
+        let is_free = !self.table(entry).borrow().contains_key(flow.as_bytes());
         if is_free {
             self.track(flow, entry);
         }
@@ -326,6 +288,7 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
     fn forget(&self, flow: &CtKey<A>) {
         self.uncache(flow);
         self.conntrack.borrow_mut().remove(flow.as_bytes());
+        self.forget_half_open(flow);
     }
 
     fn scratch(&self) -> Option<CtRef<A>> {
@@ -388,6 +351,10 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         self.resets_removed
     }
 
+    fn carrier_port(&self) -> BePort {
+        BePort::new(carrier::PORT)
+    }
+
     fn snat_range(&self) -> (u32, u32) {
         let (first, count) = self.snat_range;
         (first.into(), count.into())
@@ -408,6 +375,16 @@ impl<A: FromIp> Fragments<A> for FakeTables<A> {
             let key = FrontendKey::<A>::from_bytes(key).expect("a key");
             key.address == address && !frontend.flags.has(FrontendFlags::HOST_ONLY)
         })
+    }
+}
+
+impl<A: FromIp> Targets<A> for FakeTables<A> {
+    fn target(&self, target: &Target<A>) -> Option<u32> {
+        let is_it = |backend: &Backend<A>| {
+            *target == Target::new(backend.address, backend.port, backend.service)
+                && backend.flags.has(BackendFlags::LOCAL)
+        };
+        self.backends.iter().find(|(_, backend)| is_it(backend)).map(|(id, _)| *id)
     }
 }
 
@@ -443,21 +420,6 @@ impl FakeBench {
     /// Has connections that began before us left to the stack.
     pub(crate) fn migrate(&mut self) {
         (self.v4.migrates, self.v6.migrates) = (true, true);
-    }
-
-    /// Remembers no flow before it is proven.
-    pub(crate) fn remember_none(&mut self) {
-        (self.v4.half_open, self.v6.half_open) = (Cell::new(0), Cell::new(0));
-    }
-
-    /// Entries of flows.
-    pub(crate) fn remembered(&self) -> usize {
-        self.v4.conntrack.borrow().len() + self.v6.conntrack.borrow().len()
-    }
-
-    /// Entries of flows that are proven.
-    pub(crate) fn proven(&self) -> usize {
-        self.v4.proven() + self.v6.proven()
     }
 
     /// Has connections to removed backends reset.

@@ -1,11 +1,14 @@
 //! What is fixed at load: read-only, so that the verifier removes dead paths.
 
 use aya_ebpf::Global;
-use lb_common::conntrack::Timeouts;
+use lb_common::{carrier, conntrack::Timeouts};
 
 /// 64 less the binary logarithm of the number of cached flows.
 #[unsafe(no_mangle)]
 pub static FLOWS_SHIFT: Global<u32> = Global::new(64 - 18);
+/// Port that carriers come to and are sent to, in host order; zero for none.
+#[unsafe(no_mangle)]
+pub static CARRIER_PORT: Global<u32> = Global::new(carrier::PORT as u32);
 /// Ticks until a silent half-closed connection is forgotten.
 #[unsafe(no_mangle)]
 pub static CT_TCP_CLOSE_WAIT: Global<u32> = Global::new(Timeouts::DEFAULT.tcp_close_wait);

@@ -1,7 +1,10 @@
 //! Every map, and the only unsafe access to one.
 
 pub mod answers;
+pub mod cache;
 pub mod fragments;
+pub mod rebuild;
+pub mod targets;
 
 use core::{marker::PhantomData, ptr::NonNull};
 
@@ -10,25 +13,23 @@ use aya_ebpf::{
     btf_maps::{
         Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, SkStorage, lpm_trie::Key,
     },
-    helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns},
+    helpers::bpf_ktime_get_coarse_ns,
     macros::btf_map,
 };
 use lb_common::{
     abi::{
-        Address, Affinity, AffinityKey, Backend, CHUNKS_PER_ARRAY, CachedFlow, Chunk, Control,
-        Counter, CtEntry, CtKey, Device, Frontend, FrontendKey, Ipv4, Ipv6, MAX_CHUNK_ARRAYS,
-        Region, SLOTS_PER_CHUNK, SocketPeers, Source, Swept,
+        Address, Affinity, AffinityKey, Backend, CHUNKS_PER_ARRAY, CachedFlow, Chunk, Counter,
+        CtEntry, CtKey, Device, Frontend, FrontendKey, Ipv4, Ipv6, MAX_CHUNK_ARRAYS, Region,
+        SLOTS_PER_CHUNK, SocketPeers, Source, Swept,
     },
-    cache::{self, Hint, Stamp},
     conntrack::{CtState, TICK_SHIFT},
-    filter,
 };
 use lb_ebpf::{
     parse::Headers,
-    tables::{Backends, CtRef, Ends, Ref},
+    tables::{Backends, CtRef, Ref},
 };
 
-use crate::globals::{FLOWS_SHIFT, HALF_OPEN_RATE};
+use crate::globals::HALF_OPEN_RATE;
 
 /// Elements begin at a page, so that one of IPv4's flows is one cache line.
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -74,8 +75,6 @@ static SOURCE_RANGES_V6: LpmTrie<Source<Ipv6>, u32, DEFAULT_SIZE> = LpmTrie::new
 static DEVICES: HashMap<u32, Device, 4096, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
-#[btf_map]
-static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
 #[btf_map]
 static FLOWS_V4: Array<CachedFlow<Ipv4>, DEFAULT_SIZE, MMAPABLE> = Array::new();
 #[btf_map]
@@ -333,99 +332,6 @@ impl<A: Address + Maps> Backends<A> for BpfBackends<A> {
     }
 }
 
-/// What the agent tells all programs.
-#[inline(always)]
-pub fn control() -> Option<&'static Control> {
-    CONTROL.get(0)
-}
-
-/// What the filter says of a packet's ends.
-#[inline(always)]
-pub fn ends<A: Address>(control: &Control, flow: &CtKey<A>) -> Ends {
-    let words = if control.filter & 1 == 0 { &control.filters[0] } else { &control.filters[1] };
-    let has = |bit| {
-        let (word, bit) = filter::place(bit);
-        words[word] & bit != 0
-    };
-    Ends {
-        to_frontend: has(filter::frontend(&flow.dst, flow.dst_port, flow.protocol)),
-        from_backend: has(filter::backend(&flow.src, flow.src_port, flow.protocol)),
-    }
-}
-
-/// What cached elements depend on.
-#[inline(always)]
-fn stamp(control: &'static Control) -> Stamp<'static> {
-    // SAFETY: a helper without arguments.
-    let jiffies = unsafe { bpf_jiffies64() };
-    Stamp { factors: &control.factors, epoch: control.epoch, jiffies }
-}
-
-/// Copies what is cached of a flow; false if that is nothing, or no longer true.
-#[inline(always)]
-pub fn recall<A: Address + Maps>(
-    control: &'static Control,
-    flow: &CtKey<A>,
-    decision: &mut CachedFlow<A>,
-) -> bool {
-    let stamp = stamp(control);
-    let key = stamp.key(flow);
-    let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) else { return false };
-    // SAFETY: elements of an array stay allocated; another CPU may write meanwhile, which the
-    // element's sum tells.
-    unsafe { copy(element, decision) };
-    stamp.vouches(decision, &key)
-}
-
-/// Caches a decision for the packets of its flow that follow.
-#[inline(always)]
-pub fn cache<A: Address + Maps>(control: &'static Control, decision: &mut CachedFlow<A>) {
-    let stamp = stamp(control);
-    let key = stamp.key(&decision.flow);
-    decision.check = stamp.sum(decision, &key);
-    if let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) {
-        // SAFETY: as for `recall`.
-        unsafe { copy(decision, element) };
-    }
-}
-
-/// Ends what is cached of a flow.
-#[inline(always)]
-pub fn uncache<A: Address + Maps>(control: &'static Control, flow: &CtKey<A>) {
-    let stamp = Stamp { factors: &control.factors, epoch: 0, jiffies: 0 };
-    if let Some(element) = A::cached(cache::place(stamp.key(flow).hash, FLOWS_SHIFT.load())) {
-        // SAFETY: as for `recall`; one store.
-        unsafe { (*element).check = 0 };
-    }
-}
-
-/// Copies what is hinted of a flow; false if that is nothing.
-#[inline(always)]
-pub fn hint<A: Address + Maps>(
-    control: &'static Control,
-    flow: &CtKey<A>,
-    decision: &mut CachedFlow<A>,
-) -> bool {
-    let hint = Hint::new(&control.factors, now());
-    let key = hint.key(flow);
-    let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) else { return false };
-    // SAFETY: as for `recall`.
-    unsafe { copy(element, decision) };
-    hint.vouches(decision, &key)
-}
-
-/// Keeps a decision as a hint.
-#[inline(always)]
-pub fn keep_hint<A: Address + Maps>(control: &'static Control, decision: &mut CachedFlow<A>) {
-    let hint = Hint::new(&control.factors, now());
-    let key = hint.key(&decision.flow);
-    decision.check = hint.sum(decision, &key);
-    if let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) {
-        // SAFETY: as for `recall`.
-        unsafe { copy(decision, element) };
-    }
-}
-
 /// May this CPU remember one more flow that is not proven, in this tick?
 #[inline(always)]
 pub fn may_remember() -> bool {
@@ -438,20 +344,6 @@ pub fn may_remember() -> bool {
     }
     *count += 1;
     *count <= HALF_OPEN_RATE.load()
-}
-
-/// Copies a decision, word by word: as one value it would pass through the stack.
-///
-/// # Safety
-///
-/// Both must be allocated, and lie at a multiple of eight bytes, as values of maps do.
-#[inline(always)]
-unsafe fn copy<A>(from: *const CachedFlow<A>, to: *mut CachedFlow<A>) {
-    let (from, to) = (from.cast::<u64>(), to.cast::<u64>());
-    for word in 0..size_of::<CachedFlow<A>>() / size_of::<u64>() {
-        // SAFETY: the caller promises it.
-        unsafe { to.add(word).write(from.add(word).read_volatile()) };
-    }
 }
 
 /// The backend id in a slot of a region.

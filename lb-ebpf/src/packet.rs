@@ -2,6 +2,7 @@
 
 use lb_common::{
     abi::{Abi, Address, Counter, L4Proto},
+    carrier::WORDS,
     checksum::Difference,
 };
 
@@ -43,6 +44,25 @@ pub trait Packet {
 
     /// May it be sent by a device that takes so many bytes from the IP header on?
     fn fits(&self, mtu: u16) -> bool;
+
+    /// Puts the first `length` bytes of the headers of a carrier, of the packet's own family, before its IP
+    /// header; TCP that is cut later is cut into shorter pieces for that.
+    ///
+    /// # Errors
+    ///
+    /// [`Counter::RewriteFailed`] if the kernel refuses.
+    fn put_before<A: Address>(
+        &mut self,
+        headers: &[u32; WORDS],
+        length: usize,
+    ) -> Result<(), Counter>;
+
+    /// Removes `length` bytes behind the Ethernet header: those of a carrier of the family.
+    ///
+    /// # Errors
+    ///
+    /// [`Counter::RewriteFailed`] if the kernel refuses.
+    fn remove_before<A: Address>(&mut self, length: usize) -> Result<(), Counter>;
 
     /// Makes the packet `length` bytes long, from the Ethernet header on.
     ///

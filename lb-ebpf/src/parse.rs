@@ -50,6 +50,12 @@ impl<A> Headers<A> {
         self.id != 0
     }
 
+    /// Offset of the identification in the first fragment of a packet.
+    #[inline(always)]
+    pub fn id(&self) -> usize {
+        usize::from(self.id)
+    }
+
     /// May the packet be the first of its flow? A TCP segment other than a SYN never is, nor an SCTP
     /// packet other than an INIT.
     #[inline(always)]

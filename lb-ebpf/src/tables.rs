@@ -4,7 +4,7 @@ use core::ptr::NonNull;
 
 use lb_common::{
     abi::{
-        Abi, Address, Affinity, AffinityKey, Backend, CachedFlow, CtAction, CtEntry, CtKey,
+        Abi, Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, CtAction, CtEntry, CtKey,
         Frontend, FrontendKey, NextHop, Region, Source,
     },
     conntrack::CtState,
@@ -50,6 +50,9 @@ pub trait Tables<A: Address>: Backends<A> {
     /// May one more flow be remembered that is not proven? Counts it.
     #[must_use]
     fn may_remember(&self) -> bool;
+
+    /// Counts a flow that is not remembered.
+    fn count_unremembered(&self);
 
     /// The entry of a flow, proven or not.
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>>;
@@ -103,6 +106,9 @@ pub trait Tables<A: Address>: Backends<A> {
 
     /// Are TCP connections to a backend that was removed reset?
     fn resets_removed(&self) -> bool;
+
+    /// The port that carriers go to; zero if there are none.
+    fn carrier_port(&self) -> BePort;
 
     /// First port and number of ports of the SNAT range.
     fn snat_range(&self) -> (u32, u32);

@@ -68,6 +68,13 @@ impl Service {
         self
     }
 
+    /// Sets an annotation.
+    #[must_use]
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.0["metadata"]["annotations"][key] = value.into();
+        self
+    }
+
     /// Adds a TCP port that leads to `target`, a number or the name of a container port.
     #[must_use]
     pub fn tcp(self, port: u16, target: impl Into<Value>) -> Self {

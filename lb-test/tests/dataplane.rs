@@ -18,6 +18,8 @@ use lb_common::abi::{
 use lb_common::conntrack::Timeouts;
 use lb_test::{Node, NodeSpec, Topology, require_topology};
 
+#[path = "dataplane/filter.rs"]
+mod filter;
 #[path = "dataplane/sweep.rs"]
 mod sweep;
 
@@ -30,6 +32,7 @@ fn options(node: &Node, tc_attach: TcAttach) -> KernelOptions {
         tc_attach,
         xdp: true,
         snat_ports: (61000, 65535),
+        carrier_port: lb_common::carrier::PORT,
         mid_flow: MidFlow::Balanced,
         reset_tcp: false,
         timeouts: Timeouts::DEFAULT,

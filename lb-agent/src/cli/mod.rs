@@ -12,6 +12,7 @@ use crate::telemetry::{self, LogFormat};
 
 mod check;
 mod cleanup;
+mod forwarding;
 mod netfilter;
 mod output;
 mod parse;

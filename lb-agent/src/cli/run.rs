@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::netfilter::NetfilterArgs;
+use super::{forwarding::ForwardingArgs, netfilter::NetfilterArgs};
 use crate::{
     agent::{self, Start},
     check::{self, Outcome, Plan},
@@ -72,6 +72,8 @@ pub(super) struct RunArgs {
     pub(super) reset_tcp_on_removal: bool,
     #[command(flatten)]
     pub(super) clients: ClientArgs,
+    #[command(flatten)]
+    pub(super) forwarding: ForwardingArgs,
     /// Entries of the agent's own conntrack, each family [default: 32768 for each CPU, at least 131072,
     /// less where memory is short]
     #[arg(long, value_name = "N", value_parser = size())]
@@ -255,6 +257,8 @@ fn settings(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<Settings> {
         masquerade_all: arguments.clients.masquerade_all,
         detect_local: arguments.clients.detect_local(),
         snat_ports: node.snat_port_range,
+        forwarding: arguments.forwarding.forwarding,
+        dsr_port: arguments.forwarding.dsr_port,
         mid_flow: if arguments.migrate { MidFlow::LeftToStack } else { MidFlow::Balanced },
         reset_tcp_on_removal: arguments.reset_tcp_on_removal,
         node_ports: node.service_node_port_range,

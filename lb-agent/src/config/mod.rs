@@ -15,6 +15,7 @@ mod values;
 pub use crate::{
     dataplane::{MidFlow, SocketLb, TcAttach, XdpMode},
     health::ProxyNames,
+    model::Forwarding,
     sysctl::NetfilterSettings,
 };
 pub use local::{DetectLocal, DetectLocalMode, network};
@@ -89,6 +90,10 @@ pub struct Settings {
     pub masquerade_all: bool,
     /// Ports that SNAT may give to a client.
     pub snat_ports: PortRange,
+    /// How packets of clients outside come to backends on other nodes.
+    pub forwarding: Forwarding,
+    /// Port that packets are carried to between nodes; zero for none.
+    pub dsr_port: u16,
     /// What becomes of connections that began before the agent.
     pub mid_flow: MidFlow,
     /// Are TCP connections to a backend that was removed reset?

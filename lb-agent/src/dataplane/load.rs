@@ -37,8 +37,10 @@ pub(super) fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelE
     let (snat_first, snat_count) = (u32::from(first), u32::from(last - first) + 1);
     let flows = flows(options.conntrack_max);
     let flows_shift = u64::BITS - flows.trailing_zeros();
+    let carrier_port = u32::from(options.carrier_port);
     let mut loader = EbpfLoader::new();
     loader
+        .override_global(globals::CARRIER_PORT, &carrier_port, true)
         .override_global(globals::FLOWS_SHIFT, &flows_shift, true)
         .override_global(globals::HOST_NETNS, &netns, true)
         .override_global(globals::MARK, &mark, true)

@@ -3,12 +3,14 @@
 //! [`Tables`] is all that the agent writes for Services. `bpf` performs it on pinned maps, `fake`
 //! in memory. Not for: deciding what to write, or in which order.
 
+mod backends;
 mod cgroup;
 mod clsact;
 mod control;
 mod drain;
 pub mod fake;
 pub mod faulty;
+mod filter;
 mod kernel;
 mod load;
 mod map;
@@ -37,6 +39,7 @@ use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind, Region, maps};
 use crate::model::Family;
 
 pub use crate::desired::FrontendAddress;
+pub use control::FlowCache;
 pub use drain::Drain;
 pub use kernel::{Kernel, KernelError};
 pub use load::object;
@@ -52,7 +55,9 @@ pub use xdp::XdpHook;
 fn size_flag(map: &str) -> Option<&'static str> {
     match map {
         maps::FRONTENDS_V4 | maps::FRONTENDS_V6 => Some("max-frontends"),
-        maps::BACKENDS_V4 | maps::BACKENDS_V6 => Some("max-backends"),
+        maps::BACKENDS_V4 | maps::BACKENDS_V6 | maps::TARGETS_V4 | maps::TARGETS_V6 => {
+            Some("max-backends")
+        }
         maps::AFFINITY_V4 | maps::AFFINITY_V6 => Some("affinity-max"),
         maps::CONNTRACK_V4 | maps::CONNTRACK_V6 | maps::HALF_OPEN_V4 | maps::HALF_OPEN_V6 => {
             Some("conntrack-max")

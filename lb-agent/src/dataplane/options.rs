@@ -67,6 +67,8 @@ pub struct KernelOptions {
     pub xdp: bool,
     /// First and last port that SNAT may use.
     pub snat_ports: (u16, u16),
+    /// Port that packets are carried to between nodes (DSR); zero for none.
+    pub carrier_port: u16,
     /// What becomes of a connection that conntrack does not know.
     pub mid_flow: MidFlow,
     /// Are TCP connections to a backend that was removed reset?

@@ -20,7 +20,7 @@ pub struct SizeKept {
 }
 
 /// Entries that each map is to have room for.
-pub(super) const fn sizes(options: &KernelOptions) -> [(&'static str, u32); 10] {
+pub(super) const fn sizes(options: &KernelOptions) -> [(&'static str, u32); 12] {
     let half_open = half_open(options.conntrack_max);
     [
         (maps::AFFINITY_V4, options.affinity_max),
@@ -31,6 +31,8 @@ pub(super) const fn sizes(options: &KernelOptions) -> [(&'static str, u32); 10] 
         (maps::CONNTRACK_V6, options.conntrack_max),
         (maps::FRONTENDS_V4, options.max_frontends),
         (maps::FRONTENDS_V6, options.max_frontends),
+        (maps::TARGETS_V4, options.max_backends),
+        (maps::TARGETS_V6, options.max_backends),
         (maps::HALF_OPEN_V4, half_open),
         (maps::HALF_OPEN_V6, half_open),
     ]

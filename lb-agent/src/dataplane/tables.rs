@@ -4,18 +4,18 @@ use std::{
     collections::{BTreeSet, btree_map::Entry},
     net::{IpAddr, SocketAddr},
     path::Path,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
-use lb_common::{
-    abi::{Abi, Address, Backend, BePort, Frontend, FrontendKey, Ipv4, Ipv6, L4Proto, maps},
-    filter,
-};
+use lb_common::abi::{Address, Backend, BePort, Frontend, FrontendKey, Ipv4, Ipv6, L4Proto, maps};
 
 use super::{
-    BackendEntry, BackendId, FrontendAddress, FrontendEntry, PerformError, ServiceId, Snapshot,
-    Step, TableError, Tables,
+    BackendEntry, FrontendAddress, FrontendEntry, PerformError, ServiceId, Snapshot, Step,
+    TableError, Tables,
+    backends::Backends,
     control::ControlMap,
+    filter::{self, Writes},
     map::Map,
     pings::{self, Pings},
     slots::Slots,
@@ -27,7 +27,7 @@ use crate::model::{Family, Protocol};
 /// The maps of one family.
 struct FamilyMaps<A> {
     frontends: Map<FrontendKey<A>, Frontend>,
-    backends: Map<u32, Backend<A>>,
+    backends: Backends<A>,
 }
 
 impl<A: Address + Into<IpAddr>> FamilyMaps<A> {
@@ -52,32 +52,6 @@ impl<A: Address + Into<IpAddr>> FamilyMaps<A> {
         }
         Ok(())
     }
-
-    fn read_backends(&self, snapshot: &mut Snapshot, family: Family) -> Result<(), TableError> {
-        for (index, backend) in self.backends.entries()? {
-            let id = BackendId { family, index };
-            if !backend.is_live() {
-                if backend.generation != 0 {
-                    snapshot.retired.insert(id, backend.generation);
-                }
-                continue;
-            }
-            let entry = BackendEntry {
-                address: SocketAddr::new(backend.address.into(), backend.port.get()),
-                flags: backend.flags,
-                generation: backend.generation,
-                service: ServiceId(backend.service),
-            };
-            snapshot.backends.insert(id, entry);
-        }
-        Ok(())
-    }
-
-    /// Clears a backend but for its generation, which the next use of the id goes on from.
-    fn retire(&self, index: u32) -> Result<(), TableError> {
-        let generation = self.backends.get(&index)?.map_or(0, |backend| backend.generation);
-        self.backends.put(&index, &Backend { generation, ..Backend::zeroed() })
-    }
 }
 
 /// The kernel's tables for Services, in pinned maps.
@@ -88,6 +62,7 @@ pub struct KernelTables {
     sources: Sources,
     pings: Pings,
     control: ControlMap,
+    writes: Arc<Writes>,
 }
 
 impl KernelTables {
@@ -100,17 +75,23 @@ impl KernelTables {
         Ok(Self {
             v4: FamilyMaps {
                 frontends: Map::open(folder, maps::FRONTENDS_V4)?,
-                backends: Map::open(folder, maps::BACKENDS_V4)?,
+                backends: Backends::open(folder, [maps::BACKENDS_V4, maps::TARGETS_V4])?,
             },
             v6: FamilyMaps {
                 frontends: Map::open(folder, maps::FRONTENDS_V6)?,
-                backends: Map::open(folder, maps::BACKENDS_V6)?,
+                backends: Backends::open(folder, [maps::BACKENDS_V6, maps::TARGETS_V6])?,
             },
             slots: Slots::open(folder)?,
             sources: Sources::open(folder)?,
             pings: Pings::default(),
             control: ControlMap::open(folder)?,
+            writes: Arc::default(),
         })
+    }
+
+    /// Lets the maker of filters know what is written.
+    pub(super) fn shared_with(self, writes: &Arc<Writes>) -> Self {
+        Self { writes: Arc::clone(writes), ..self }
     }
 
     /// Makes these the sources that count as clients on this node, and no others.
@@ -124,7 +105,12 @@ impl KernelTables {
 
     /// Performs a run of steps of one kind; how many of them were done if one fails.
     fn perform_run(&mut self, run: &[Step]) -> Result<(), (usize, TableError)> {
-        run.iter().flat_map(bits).for_each(|bit| self.control.set(bit));
+        let writes = Arc::clone(&self.writes);
+        let bits: Vec<u32> = run.iter().flat_map(bits).collect();
+        let _writing = (!bits.is_empty()).then(|| writes.begin());
+        for bit in bits {
+            self.control.set(bit);
+        }
         match &run[0] {
             Step::PutBackend(..) => self.put_backends(run),
             Step::PutFrontend(..) => self.put_frontends(run),
@@ -137,10 +123,12 @@ impl KernelTables {
             | Step::RemoveBackend(_)
             | Step::RemoveFrontend(_)
             | Step::RemoveSourceRange(..) => {
-                for (done, step) in run.iter().enumerate() {
-                    self.perform_one(step).map_err(|error| (done, error))?;
-                }
-                Ok(())
+                let mut steps = run.iter().enumerate();
+                let performed = steps.try_for_each(|(done, step)| {
+                    self.perform_one(step).map_err(|error| (done, error))
+                });
+                self.writes.removed();
+                performed
             }
         }
     }
@@ -162,8 +150,8 @@ impl KernelTables {
                 IpAddr::V6(ip) => self.v6.frontends.remove(&frontend_key(Ipv6::from(ip), address)),
             },
             Step::RemoveBackend(id) => match id.family {
-                Family::V4 => self.v4.retire(id.index),
-                Family::V6 => self.v6.retire(id.index),
+                Family::V4 => self.v4.backends.retire(id.index),
+                Family::V6 => self.v6.backends.retire(id.index),
             },
             Step::PutSourceRange(id, range) => self.sources.put(*id, range),
             Step::RemoveSourceRange(id, range) => self.sources.remove(*id, range),
@@ -197,8 +185,8 @@ impl KernelTables {
         }
         // Families may be mixed in a run: after a failure none of it counts as done. Writing an
         // entry twice does no harm.
-        self.v4.backends.put_all(&v4).map_err(|(_, error)| (0, error))?;
-        self.v6.backends.put_all(&v6).map_err(|(_, error)| (0, error))
+        self.v4.backends.put_all(&v4).map_err(|error| (0, error))?;
+        self.v6.backends.put_all(&v6).map_err(|error| (0, error))
     }
 
     fn put_frontends(&self, run: &[Step]) -> Result<(), (usize, TableError)> {
@@ -236,8 +224,12 @@ impl Tables for KernelTables {
         self.pings.clear();
         self.v4.read_frontends(&mut snapshot, &mut self.pings)?;
         self.v6.read_frontends(&mut snapshot, &mut self.pings)?;
-        self.v4.read_backends(&mut snapshot, Family::V4)?;
-        self.v6.read_backends(&mut snapshot, Family::V6)?;
+        self.v4.backends.read(&mut snapshot, Family::V4)?;
+        self.v6.backends.read(&mut snapshot, Family::V6)?;
+        // An agent that adopts the tables of another one has set none of their bits.
+        snapshot.frontends.keys().for_each(|address| self.control.set(frontend_bit(address)));
+        let backends = snapshot.backends.values().map(|entry| entry.address);
+        backends.flat_map(filter::bits_of_backend).for_each(|bit| self.control.set(bit));
         let named = snapshot.frontends.values().flat_map(|entry| [entry.internal, entry.external]);
         for region in named.filter(|region| region.length > 0) {
             if let Entry::Vacant(place) = snapshot.regions.entry(region.first_chunk) {
@@ -267,24 +259,15 @@ fn is_same_run(a: &Step, b: &Step) -> bool {
 /// The filter's bits for what a step writes.
 fn bits(step: &Step) -> Vec<u32> {
     match step {
-        Step::PutBackend(_, entry) => {
-            let port = BePort::new(entry.address.port());
-            // Any protocol: a backend does not say its own.
-            let bit = |protocol| match entry.address.ip() {
-                IpAddr::V4(ip) => filter::backend(&Ipv4::from(ip), port, protocol),
-                IpAddr::V6(ip) => filter::backend(&Ipv6::from(ip), port, protocol),
-            };
-            [Protocol::Sctp, Protocol::Tcp, Protocol::Udp].map(|p| bit(proto(p))).to_vec()
-        }
-        Step::PutFrontend(address, _) => {
-            let (port, protocol) = (BePort::new(address.port), proto(address.protocol));
-            vec![match address.ip {
-                IpAddr::V4(ip) => filter::frontend(&Ipv4::from(ip), port, protocol),
-                IpAddr::V6(ip) => filter::frontend(&Ipv6::from(ip), port, protocol),
-            }]
-        }
+        Step::PutBackend(_, entry) => filter::bits_of_backend(entry.address).to_vec(),
+        Step::PutFrontend(address, _) => vec![frontend_bit(address)],
         _ => Vec::new(),
     }
+}
+
+fn frontend_bit(address: &FrontendAddress) -> u32 {
+    let socket = SocketAddr::new(address.ip, address.port);
+    filter::bit_of_frontend(socket, proto(address.protocol))
 }
 
 fn frontend_key<A: Address>(ip: A, address: &FrontendAddress) -> FrontendKey<A> {

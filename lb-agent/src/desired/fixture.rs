@@ -56,6 +56,7 @@ pub(crate) fn service(family: Family, name: &str, n: u8) -> Service {
         external_policy: TrafficPolicy::Cluster,
         affinity_timeout: None,
         source_ranges: Vec::new(),
+        forwarding: None,
         health_check_node_port: None,
     }
 }

@@ -76,7 +76,12 @@ impl Exposure<'_> {
         let outside = self.outside_flags();
         let short_circuit =
             |kind, more| entry(kind, ListKind::Cluster, external, outside.with(more));
-        let cluster_ip = entry(FrontendKind::CLUSTER_IP, internal, internal, self.masquerade());
+        let cluster_ip = entry(
+            FrontendKind::CLUSTER_IP,
+            internal,
+            internal,
+            self.masquerade().with(self.forwarding()),
+        );
         let balancer = short_circuit(FrontendKind::LOAD_BALANCER, self.source_check());
         let external_ip = short_circuit(FrontendKind::EXTERNAL_IP, FrontendFlags::NONE);
         let node_port = short_circuit(FrontendKind::NODE_PORT, FrontendFlags::NONE);
@@ -106,11 +111,18 @@ impl Exposure<'_> {
         if self.facts.masquerade_all { FrontendFlags::MASQUERADE } else { FrontendFlags::NONE }
     }
 
+    /// Policy Local leads clients outside to endpoints of this node alone.
+    fn forwarding(&self) -> FrontendFlags {
+        let forwarding = self.service.forwarding.unwrap_or(self.facts.forwarding);
+        let carries = forwarding.carries(self.port.protocol);
+        if carries { FrontendFlags::DSR } else { FrontendFlags::NONE }
+    }
+
     /// What addresses for clients outside the cluster have in common. Policy Local keeps clients'
     /// addresses (S6.2), and so asks who is local.
     fn outside_flags(&self) -> FrontendFlags {
         match self.service.external_policy {
-            TrafficPolicy::Cluster => self.masquerade(),
+            TrafficPolicy::Cluster => self.masquerade().with(self.forwarding()),
             TrafficPolicy::Local if self.facts.local_sources.is_empty() => FrontendFlags::NONE,
             TrafficPolicy::Local => FrontendFlags::LOCAL_BY_SOURCE,
         }

@@ -10,7 +10,7 @@ use std::{
 use ipnet::IpNet;
 use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind};
 
-use crate::model::{Family, ObjectName, Problem, Protocol};
+use crate::model::{Family, Forwarding, ObjectName, Problem, Protocol};
 
 use super::HealthCheck;
 
@@ -30,6 +30,8 @@ pub struct NodeFacts {
     pub primary_addresses: BTreeSet<IpAddr>,
     /// Sources that are clients on this node, whatever device their packets come in by (S6).
     pub local_sources: BTreeSet<IpNet>,
+    /// How packets of clients outside come to endpoints on other nodes, where a Service does not say.
+    pub forwarding: Forwarding,
     /// Do backends see this node in place of all clients, but where policy Local keeps them?
     pub masquerade_all: bool,
 }

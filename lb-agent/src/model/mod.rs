@@ -5,6 +5,7 @@
 
 mod endpoints;
 mod event;
+mod forwarding;
 mod name;
 mod service;
 mod store;
@@ -12,6 +13,7 @@ mod store;
 pub use self::{
     endpoints::{Endpoint, EndpointSlice, Node, SlicePort},
     event::{Event, Problem, ProblemKey},
+    forwarding::Forwarding,
     name::{Family, ObjectName, Protocol, is_routable},
     service::{Service, ServicePort, ServiceType, TrafficPolicy},
     store::{Change, Model},

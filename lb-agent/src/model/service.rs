@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, num::NonZeroU16, sync::Arc};
 
-use super::{ObjectName, Protocol};
+use super::{Forwarding, ObjectName, Protocol};
 
 /// `internalTrafficPolicy`, `externalTrafficPolicy`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -64,6 +64,8 @@ pub struct Service {
     pub affinity_timeout: Option<u32>,
     /// `spec.loadBalancerSourceRanges` (S9).
     pub source_ranges: Vec<ipnet::IpNet>,
+    /// How packets come to endpoints on other nodes, where it says so itself.
+    pub forwarding: Option<Forwarding>,
     /// `spec.healthCheckNodePort` (S3).
     pub health_check_node_port: Option<NonZeroU16>,
 }

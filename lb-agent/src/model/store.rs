@@ -144,6 +144,7 @@ mod tests {
             external_policy: TrafficPolicy::Cluster,
             affinity_timeout: None,
             source_ranges: Vec::new(),
+            forwarding: None,
             health_check_node_port: None,
         }
     }

@@ -115,12 +115,15 @@ impl CtAction {
     pub const FORWARD_FROM_HOST: Self = Self(2);
     /// Ingress, client to backend: write both ends and redirect.
     pub const FORWARD_SNAT: Self = Self(3);
+    /// Ingress, client to backend: carry the packet, as it is, from the one end to the other. There is
+    /// no entry for replies: they take another way.
+    pub const FORWARD_DSR: Self = Self(4);
     /// Egress, backend to client: write the frontend's address and go on.
-    pub const REPLY: Self = Self(4);
+    pub const REPLY: Self = Self(5);
     /// Ingress, backend to node: write both ends and redirect to the client.
-    pub const REPLY_SNAT: Self = Self(5);
+    pub const REPLY_SNAT: Self = Self(6);
     /// Ingress, backend to host: write the frontend's address, deliver by `device`.
-    pub const REPLY_TO_HOST: Self = Self(6);
+    pub const REPLY_TO_HOST: Self = Self(7);
 
     /// Is it for packets of the client?
     #[inline(always)]
@@ -140,17 +143,20 @@ impl CtAction {
     #[inline(always)]
     #[must_use]
     pub const fn redirects(self) -> bool {
-        matches!(self, Self::FORWARD_FROM_HOST | Self::FORWARD_SNAT | Self::REPLY_SNAT)
+        matches!(
+            self,
+            Self::FORWARD_DSR | Self::FORWARD_FROM_HOST | Self::FORWARD_SNAT | Self::REPLY_SNAT
+        )
     }
 
     /// Does that cost the packet a hop?
     #[inline(always)]
     #[must_use]
     pub const fn costs_hop(self) -> bool {
-        matches!(self, Self::FORWARD_SNAT | Self::REPLY_SNAT)
+        matches!(self, Self::FORWARD_DSR | Self::FORWARD_SNAT | Self::REPLY_SNAT)
     }
 
-    /// The action of the flow's other entry.
+    /// The action of the flow's other entry, if there is one.
     #[inline(always)]
     #[must_use]
     pub const fn opposite(self) -> Self {

@@ -1,6 +1,6 @@
 //! What the programs count, by name.
 
-/// Is the packet gone, refused, or passed on as it was?
+/// Is the packet gone, refused, passed on as it was, or served?
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum CounterKind {
     /// Answered in place of what is behind the address.
@@ -11,6 +11,8 @@ pub enum CounterKind {
     Pass,
     /// Refused with an answer.
     Reject,
+    /// Translated as any other.
+    Serve,
 }
 
 macro_rules! counters {
@@ -52,6 +54,8 @@ macro_rules! counters {
 counters! {
     /// A ping to an address that Services have.
     Ping = Answer "ping",
+    /// A packet that another node carried here is for no Service that its backend on this node is of.
+    CarrierRefused = Drop "carrier_refused",
     /// A slot named a backend that is not there.
     DanglingSlot = Drop "dangling_slot",
     /// A later fragment for a Service came before the first one, which alone holds the ports.
@@ -86,6 +90,8 @@ counters! {
     Migrating = Pass "migrating",
     /// Headers that end before the ports.
     Truncated = Pass "truncated",
+    /// The first packet of a flow, one of so many at a time that it is not remembered until it is proven.
+    NotRemembered = Serve "not_remembered",
 }
 
 #[cfg(test)]

@@ -33,8 +33,9 @@ abi! {
         pub dst: A,
         /// What to do.
         pub action: FragmentAction,
-        /// Interface index for [`FragmentAction::DELIVER`], else zero.
-        pub device: u32,
+        /// Interface index for [`FragmentAction::DELIVER`]; the backend's port and 16 bits of the flow's
+        /// hash for [`FragmentAction::CARRY`]; else zero.
+        pub detail: u32,
         /// When the first fragment was seen, in units of 2^30 ns of `CLOCK_MONOTONIC`.
         pub seen: u32,
     }
@@ -62,14 +63,16 @@ pub struct FragmentAction(pub u32);
 unsafe impl super::Abi for FragmentAction {}
 
 impl FragmentAction {
+    /// Carried, as it is, from the one end to the other.
+    pub const CARRY: Self = Self(1);
     /// Translated, or its port alone, and passed on.
-    pub const CONTINUE: Self = Self(1);
+    pub const CONTINUE: Self = Self(2);
     /// Translated and delivered by a device.
-    pub const DELIVER: Self = Self(2);
+    pub const DELIVER: Self = Self(3);
     /// Dropped or refused, and counted: the rest is of no use.
-    pub const DROP: Self = Self(3);
+    pub const DROP: Self = Self(4);
     /// Left alone.
-    pub const PASS: Self = Self(4);
+    pub const PASS: Self = Self(5);
     /// Translated and sent by a route.
-    pub const REDIRECT: Self = Self(5);
+    pub const REDIRECT: Self = Self(6);
 }

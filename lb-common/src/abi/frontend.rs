@@ -94,6 +94,8 @@ impl FrontendFlags {
     /// Clients from outside whose source is one of [`LOCAL_SOURCES`](super::LOCAL_SOURCES) count as
     /// clients on this node (S6).
     pub const LOCAL_BY_SOURCE: Self = Self(128);
+    /// Clients from outside are carried to a backend on another node, which answers them directly (DSR).
+    pub const DSR: Self = Self(512);
     /// Nobody is answered here: the entry only keeps processes of the host from binding the port.
     pub const BIND_ONLY: Self = Self(256);
 }

@@ -18,6 +18,7 @@ mod frontend;
 mod layout;
 mod socket;
 mod source;
+mod target;
 
 pub use addr::{Address, BePort, Ipv4, Ipv6, L4Proto};
 pub use affinity::{Affinity, AffinityKey, ClientKind};
@@ -32,6 +33,7 @@ pub use frontend::{Frontend, FrontendFlags, FrontendKey, FrontendKind, Region};
 pub use layout::Abi;
 pub use socket::{SOCKET_PAIRS, SocketPair, SocketPeers, StaleSocket};
 pub use source::{LOCAL_SOURCES, Source, SourceRange};
+pub use target::Target;
 
 /// Version of all layouts below, recorded beside the pinned maps.
 pub const ABI_VERSION: u32 = 3;
@@ -48,7 +50,7 @@ pub type Chunk = [u32; SLOTS_PER_CHUNK as usize];
 /// Names of the maps.
 pub mod maps {
     /// All that are pinned: `FLOWS` is not, since nothing is lost with it.
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 21] = [
         AFFINITY_V4,
         AFFINITY_V6,
         BACKENDS_V4,
@@ -68,6 +70,8 @@ pub mod maps {
         SOCKETS,
         SOURCE_RANGES_V4,
         SOURCE_RANGES_V6,
+        TARGETS_V4,
+        TARGETS_V6,
     ];
     /// LRU hash: [`AffinityKey`](super::AffinityKey) → [`Affinity`](super::Affinity) to a backend of
     /// IPv4.
@@ -99,6 +103,8 @@ pub mod maps {
     pub const FRAGMENTS_V6: &str = "FRAGMENTS_V6";
     /// Per-CPU array, not pinned: `u64` entries of conntrack made and removed, for IPv4, then IPv6.
     pub const TURNOVER: &str = "TURNOVER";
+    /// Array of one [`filter::Words`](crate::filter::Words), not pinned: the ends of living flows.
+    pub const LIVING: &str = "LIVING";
     /// Hash: [`FrontendKey`](super::FrontendKey) → [`Frontend`](super::Frontend), IPv4.
     pub const FRONTENDS_V4: &str = "FRONTENDS_V4";
     /// Hash: [`FrontendKey`](super::FrontendKey) → [`Frontend`](super::Frontend), IPv6.
@@ -115,12 +121,18 @@ pub mod maps {
     pub const SOURCE_RANGES_V4: &str = "SOURCE_RANGES_V4";
     /// Prefix trie: [`SourceRange`](super::SourceRange) → `u32` that says nothing, IPv6.
     pub const SOURCE_RANGES_V6: &str = "SOURCE_RANGES_V6";
+    /// Hash: [`Target`](super::Target) → `u32` backend id, IPv4.
+    pub const TARGETS_V4: &str = "TARGETS_V4";
+    /// Hash: [`Target`](super::Target) → `u32` backend id, IPv6.
+    pub const TARGETS_V6: &str = "TARGETS_V6";
 }
 
 /// Names of the read-only globals that the agent sets at load.
 pub mod globals {
     /// `u32`: 64 less the binary logarithm of the number of elements of `FLOWS`.
     pub const FLOWS_SHIFT: &str = "FLOWS_SHIFT";
+    /// `u32`: port that carriers come to and are sent to; zero for none.
+    pub const CARRIER_PORT: &str = "CARRIER_PORT";
     /// `u32`: ticks until a silent half-closed connection is forgotten.
     pub const CT_TCP_CLOSE_WAIT: &str = "CT_TCP_CLOSE_WAIT";
     /// `u32`: ticks until a silent connection is forgotten.

@@ -11,6 +11,7 @@
 
 pub mod affinity;
 pub mod answers;
+pub mod dsr;
 pub mod extensions;
 pub mod flows;
 pub mod fragments;
@@ -50,6 +51,17 @@ macro_rules! each_case {
             extensions::headers_before_the_ports_stay,
             extensions::other_chains_are_left_alone,
             extensions::without_endpoints_they_are_dropped,
+            dsr::a_carried_packet_is_answered_from_its_service,
+            dsr::a_carrier_is_believed_of_its_service_s_local_backends_alone,
+            dsr::a_client_on_the_backend_s_own_node_is_answered,
+            dsr::a_client_is_carried_to_a_remote_backend,
+            dsr::a_connection_stays_where_it_was_carried_to,
+            dsr::a_node_port_of_another_node_is_known_by_its_guard,
+            dsr::clients_that_are_not_carried,
+            dsr::other_datagrams_to_the_port_are_left_alone,
+            dsr::errors_about_answers_go_to_who_answered,
+            dsr::fragments_are_carried_and_unpacked,
+            dsr::s9_a_carried_client_must_be_allowed,
             flows::a_closed_connection_lets_its_port_begin_another,
             flows::a_connection_does_not_begin_with_a_removed_backend,
             flows::a_connection_past_the_service_from_a_used_port_is_left_alone,

@@ -1,7 +1,10 @@
 //! A frame of XDP as a [`Packet`]: read and written in place, its checksums kept by our own sums.
 
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_xdp_adjust_tail, programs::XdpContext};
-use lb_common::abi::{Abi, Address, Counter, DeviceFlags, Ipv4, L4Proto};
+use lb_common::{
+    abi::{Abi, Address, Counter, DeviceFlags, Ipv4, L4Proto},
+    carrier::WORDS,
+};
 use lb_ebpf::{
     packet::{ETHERNET_HEADER, L4Checksum, Packet},
     parse::{Headers, L3},
@@ -64,6 +67,9 @@ fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
 }
 
 impl Context for XdpContext {
+    // What is not remembered is for a backend here, so that TC finishes it.
+    const IS_LAST: bool = false;
+
     #[inline(always)]
     fn device(&self) -> u32 {
         let ctx: *mut xdp_md = self.ctx;
@@ -137,6 +143,18 @@ impl Packet for Frame {
     #[inline(always)]
     fn fits(&self, mtu: u16) -> bool {
         self.0.data_end() - self.0.data() <= usize::from(mtu) + ETHERNET_HEADER
+    }
+
+    /// Never: what is to be carried is TC's.
+    #[inline(always)]
+    fn put_before<A: Address>(&mut self, _: &[u32; WORDS], _: usize) -> Result<(), Counter> {
+        Err(Counter::RewriteFailed)
+    }
+
+    /// Never, as above.
+    #[inline(always)]
+    fn remove_before<A: Address>(&mut self, _: usize) -> Result<(), Counter> {
+        Err(Counter::RewriteFailed)
     }
 
     #[inline(always)]

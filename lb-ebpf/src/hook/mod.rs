@@ -1,7 +1,9 @@
 //! Where we are attached.
 
 pub mod bind;
+mod carrier;
 mod frame;
+pub mod ip_device;
 mod peers;
 mod route;
 mod skb;

@@ -2,12 +2,16 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM},
-    helpers::{bpf_skb_change_tail, bpf_skb_store_bytes, bpf_skb_vlan_pop},
+    bindings::{
+        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
+        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+    },
+    helpers::{bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_store_bytes, bpf_skb_vlan_pop},
     programs::TcContext,
 };
 use lb_common::{
     abi::{Abi, Address, Counter, Ipv4, L4Proto},
+    carrier::WORDS,
     checksum::Difference,
 };
 use lb_ebpf::{
@@ -18,6 +22,8 @@ use lb_ebpf::{
 use super::tables::Context;
 use crate::globals::MARK;
 
+/// Room between Ethernet and IP header: `BPF_ADJ_ROOM_MAC` of `include/uapi/linux/bpf.h`.
+const BPF_ADJ_ROOM_MAC: u32 = 1;
 /// Bits of a VLAN tag that name the VLAN.
 const VLAN: u32 = 0xfff;
 
@@ -47,6 +53,13 @@ impl Skb {
     pub(super) fn device(&self) -> u32 {
         // SAFETY: the context is valid for as long as the program runs.
         unsafe { (*self.0.skb.skb).ifindex }
+    }
+
+    /// The EtherType, which the kernel keeps where there is no header to read it from; in host order.
+    #[inline(always)]
+    pub(super) fn protocol(&self) -> u16 {
+        // SAFETY: the context is valid for as long as the program runs.
+        u16::from_be(unsafe { (*self.0.skb.skb).protocol } as u16)
     }
 
     /// Has this node translated the packet before?
@@ -116,6 +129,14 @@ impl Skb {
         if answer == 0 { Ok(()) } else { Err(Counter::RewriteFailed) }
     }
 
+    /// Makes so many bytes of room behind the Ethernet header, or takes so many from there.
+    #[inline(always)]
+    fn adjust_room(&mut self, bytes: i32, flags: u64) -> Result<(), Counter> {
+        // SAFETY: the context is valid for as long as the program runs.
+        let answer = unsafe { bpf_skb_adjust_room(self.0.skb.skb, bytes, BPF_ADJ_ROOM_MAC, flags) };
+        if answer == 0 { Ok(()) } else { Err(Counter::RewriteFailed) }
+    }
+
     #[inline(always)]
     fn change_l4(&self, offset: usize, change: Difference, flags: u32) -> Result<(), Counter> {
         self.0
@@ -125,6 +146,8 @@ impl Skb {
 }
 
 impl Context for TcContext {
+    const IS_LAST: bool = true;
+
     #[inline(always)]
     fn device(&self) -> u32 {
         // SAFETY: the context is valid for as long as the program runs.
@@ -185,6 +208,27 @@ impl Packet for Skb {
         // SAFETY: the context is valid for as long as the program runs.
         let is_cut_later = unsafe { (*self.0.skb.skb).gso_size } != 0;
         is_cut_later || self.0.len() <= u32::from(mtu) + ETHERNET_HEADER as u32
+    }
+
+    #[inline(always)]
+    fn put_before<A: Address>(
+        &mut self,
+        headers: &[u32; WORDS],
+        length: usize,
+    ) -> Result<(), Counter> {
+        let outer = if A::HEADER == Ipv4::HEADER {
+            BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+        } else {
+            BPF_F_ADJ_ROOM_ENCAP_L3_IPV6
+        };
+        self.adjust_room(length as i32, u64::from(outer | BPF_F_ADJ_ROOM_ENCAP_L4_UDP))?;
+        let bytes = headers.as_bytes().get(..length).ok_or(Counter::RewriteFailed)?;
+        self.store(ETHERNET_HEADER, bytes, BPF_F_RECOMPUTE_CSUM)
+    }
+
+    #[inline(always)]
+    fn remove_before<A: Address>(&mut self, length: usize) -> Result<(), Counter> {
+        self.adjust_room(-(length as i32), 0)
     }
 
     #[inline(always)]

@@ -2,22 +2,25 @@
 
 use aya_ebpf::EbpfContext;
 use lb_common::abi::{
-    Address, Affinity, AffinityKey, Backend, CachedFlow, Control, CtKey, DeviceRole, Fragment,
-    FragmentKey, Frontend, FrontendKey, NextHop, Region, Source,
+    Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, Control, Counter, CtKey,
+    DeviceRole, Fragment, FragmentKey, Frontend, FrontendKey, NextHop, Region, Source, Target,
 };
 use lb_ebpf::{
-    path::{answer::Answers, fragment::Fragments},
+    path::{answer::Answers, carrier::Targets, fragment::Fragments},
     tables::{Backends, CtRef, Ends, Ref, Tables},
 };
 
 use super::route::{self, Routing};
 use crate::{
-    globals::{CT_UDP_STREAM, MIGRATE, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
-    maps::{self, BpfBackends, Maps, fragments::FragmentMaps},
+    globals::{CARRIER_PORT, CT_UDP_STREAM, MIGRATE, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
+    maps::{self, BpfBackends, Maps, cache, fragments::FragmentMaps, targets::TargetMaps},
 };
 
 /// A program's context, as far as some questions need it.
 pub trait Context: EbpfContext {
+    /// Does no other program of ours look at the packet after this one? Then it is counted here.
+    const IS_LAST: bool;
+
     /// Interface index of the device that the packet comes in by or leaves by.
     fn device(&self) -> u32;
 }
@@ -33,7 +36,7 @@ impl<A, C> BpfTables<A, C> {
     /// `None` cannot happen: `CONTROL` has its one element.
     #[inline(always)]
     pub(super) fn new(ctx: C) -> Option<Self> {
-        Some(Self { ctx, control: maps::control()?, backends: BpfBackends::new() })
+        Some(Self { ctx, control: cache::control()?, backends: BpfBackends::new() })
     }
 }
 
@@ -62,37 +65,44 @@ impl<A: Address + Maps, C> Backends<A> for BpfTables<A, C> {
 impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     #[inline(always)]
     fn ends(&self, flow: &CtKey<A>) -> Ends {
-        maps::ends(self.control, flow)
+        cache::ends(self.control, flow)
     }
 
     #[inline(always)]
     fn recall(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
-        maps::recall(self.control, flow, decision)
+        cache::recall(self.control, flow, decision)
     }
 
     #[inline(always)]
     fn cache(&self, decision: &mut CachedFlow<A>) {
-        maps::cache(self.control, decision);
+        cache::cache(self.control, decision);
     }
 
     #[inline(always)]
     fn uncache(&self, flow: &CtKey<A>) {
-        maps::uncache(self.control, flow);
+        cache::uncache(self.control, flow);
     }
 
     #[inline(always)]
     fn hint(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
-        maps::hint(self.control, flow, decision)
+        cache::hint(self.control, flow, decision)
     }
 
     #[inline(always)]
     fn keep_hint(&self, decision: &mut CachedFlow<A>) {
-        maps::keep_hint(self.control, decision);
+        cache::keep_hint(self.control, decision);
     }
 
     #[inline(always)]
     fn may_remember(&self) -> bool {
         maps::may_remember()
+    }
+
+    #[inline(always)]
+    fn count_unremembered(&self) {
+        if C::IS_LAST {
+            maps::count(Counter::NotRemembered);
+        }
     }
 
     #[inline(always)]
@@ -103,20 +113,20 @@ impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     #[inline(always)]
     fn track(&self, flow: &CtKey<A>, entry: CtRef<A>) {
         A::track(flow, entry);
-        maps::uncache(self.control, flow);
+        cache::uncache(self.control, flow);
     }
 
     #[inline(always)]
     fn claim(&self, flow: &CtKey<A>, entry: CtRef<A>) -> bool {
         let is_claimed = A::claim(flow, entry);
-        maps::uncache(self.control, flow);
+        cache::uncache(self.control, flow);
         is_claimed
     }
 
     #[inline(always)]
     fn forget(&self, flow: &CtKey<A>) {
         A::forget(flow);
-        maps::uncache(self.control, flow);
+        cache::uncache(self.control, flow);
     }
 
     #[inline(always)]
@@ -185,6 +195,11 @@ impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     }
 
     #[inline(always)]
+    fn carrier_port(&self) -> BePort {
+        BePort::new(CARRIER_PORT.load() as u16)
+    }
+
+    #[inline(always)]
     fn snat_range(&self) -> (u32, u32) {
         (SNAT_FIRST.load(), SNAT_COUNT.load())
     }
@@ -211,5 +226,12 @@ impl<A: Address + FragmentMaps + Routing, C: Context> Answers<A> for BpfTables<A
     #[inline(always)]
     fn may_answer(&self) -> bool {
         maps::answers::may_answer()
+    }
+}
+
+impl<A: Address + TargetMaps + Routing, C: Context> Targets<A> for BpfTables<A, C> {
+    #[inline(always)]
+    fn target(&self, target: &Target<A>) -> Option<u32> {
+        A::target(target)
     }
 }

@@ -13,13 +13,14 @@ use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next, NoFlow},
     path::{
-        self, Direction, Found, Origin, PathResult, Verdict, answer, fragment,
+        self, Direction, Found, Origin, PathResult, SNAT_TRIES, Verdict, answer, carrier, fragment,
         icmp::{self, Icmp},
         refuse,
     },
 };
 
 use super::{
+    carrier::unpack,
     route::{self, Routing},
     skb::Skb,
     tables::BpfTables,
@@ -30,32 +31,40 @@ use crate::{
 };
 
 /// Neither accepts nor drops: the next program, ours or a CNI's, decides (`TCX_NEXT`).
-const NEXT: i32 = -1;
-const SHOT: i32 = TC_ACT_SHOT as i32;
+pub(super) const NEXT: i32 = -1;
+/// The origin of what was in a carrier.
+const CARRIED: u32 = Origin::Carried as u32;
+pub(super) const SHOT: i32 = TC_ACT_SHOT as i32;
 const TC_ACT_REDIRECT: i32 = 7;
 /// What a step answers with if another one is to follow; a verdict of TC otherwise.
-mod step {
+pub(super) mod step {
     /// Ask the frontends.
-    pub(super) const BEGIN: i32 = -2;
+    pub const BEGIN: i32 = -2;
+    /// Find a free source port.
+    pub const CLAIM: i32 = -10;
     /// Ask conntrack.
-    pub(super) const ASK: i32 = -3;
+    pub const ASK: i32 = -3;
     /// There is a decision made for this packet: act.
-    pub(super) const DECIDED: i32 = -4;
+    pub const DECIDED: i32 = -4;
     /// No packet of a flow; perhaps of ICMP.
-    pub(super) const OTHER: i32 = -5;
+    pub const OTHER: i32 = -5;
     /// A later fragment, which has no ports.
-    pub(super) const LATER: i32 = -6;
+    pub const LATER: i32 = -6;
     /// The same as [`ASK`], and note what becomes of this first fragment.
-    pub(super) const ASK_AND_NOTE: i32 = -7;
+    pub const ASK_AND_NOTE: i32 = -7;
     /// It does not fit the next device.
-    pub(super) const TOO_BIG: i32 = -8;
+    pub const TOO_BIG: i32 = -8;
     /// Its time to live has ended.
-    pub(super) const TTL_EXPIRED: i32 = -9;
+    pub const TTL_EXPIRED: i32 = -9;
+    /// It may be a carrier.
+    pub const CARRIER: i32 = -12;
+    /// The same as [`DECIDED`], and note what becomes of this first fragment.
+    pub const DECIDED_AND_NOTE: i32 = -11;
     /// Refuse: less the number of a counter.
-    pub(super) const REFUSE: i32 = -16;
+    pub const REFUSE: i32 = -16;
 }
 /// Headers that a path may touch: Ethernet, IPv6, TCP.
-const HEADERS: u32 = 14 + 40 + 20;
+pub(super) const HEADERS: u32 = 14 + 40 + 20;
 /// The same of ICMP, as far as the quoted ports: an IPv6 redirect with a link-layer address is the
 /// longest, longer than an error with two IPv4 headers that are full of options.
 const QUOTED_HEADERS: u32 = 14 + 40 + 40 + 16 + 40 + 8 + 4;
@@ -101,18 +110,30 @@ fn run(skb: &mut Skb, origin: Origin) -> i32 {
 fn steps<A: Steps>(skb: &Skb, origin: u32) -> i32 {
     let ctx = skb.as_ptr();
     let looked = A::look(ctx, origin);
-    let mut code = looked;
-    if code == step::ASK || code == step::ASK_AND_NOTE {
+    let (mut code, mut origin) = (looked, origin);
+    if code == step::CARRIER && origin == Origin::Incoming as u32 {
+        (code, origin) = (A::unpack(ctx, origin), CARRIED);
+    } else if code == step::ASK || code == step::ASK_AND_NOTE {
         code = A::ask(ctx, origin);
     }
     if code == step::BEGIN {
         code = A::begin(ctx, origin);
     }
+    for number in 0..SNAT_TRIES {
+        if code != step::CLAIM {
+            break;
+        }
+        code = A::claim(ctx, number);
+    }
+    if code == step::CLAIM {
+        code = end(Counter::SnatPortsExhausted);
+    }
     let is_refused = code <= step::REFUSE;
-    if code == step::DECIDED || is_refused {
+    let is_noted = looked == step::ASK_AND_NOTE || code == step::DECIDED_AND_NOTE;
+    if code == step::DECIDED || code == step::DECIDED_AND_NOTE || is_refused {
         code = A::act(ctx, origin, code);
     }
-    if looked == step::ASK_AND_NOTE {
+    if is_noted {
         A::note(ctx, origin, if is_refused { SHOT } else { code });
     }
     match code {
@@ -125,6 +146,9 @@ fn steps<A: Steps>(skb: &Skb, origin: u32) -> i32 {
 
 #[inline(always)]
 fn other<A: Steps>(ctx: *mut __sk_buff, origin: u32) -> i32 {
+    if origin == CARRIED {
+        return A::icmp(ctx, origin);
+    }
     match A::ping(ctx, origin) {
         step::OTHER => A::icmp(ctx, origin),
         verdict => verdict,
@@ -140,6 +164,8 @@ trait Steps {
     fn ask(ctx: *mut __sk_buff, origin: u32) -> i32;
     /// Asks the frontends.
     fn begin(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Tries one source port.
+    fn claim(ctx: *mut __sk_buff, number: u32) -> i32;
     /// Translates, sends, refuses, as was just decided.
     fn act(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
     /// Goes on with a packet that is not one of a flow, if it is one of ICMP.
@@ -150,6 +176,8 @@ trait Steps {
     fn note(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
     /// Answers a ping to an address of Services.
     fn ping(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Takes a packet out of its carrier and decides on it.
+    fn unpack(ctx: *mut __sk_buff, origin: u32) -> i32;
     /// Tells the sender of a packet why it ends here.
     fn tell(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
 }
@@ -175,11 +203,13 @@ steps! {
     look = lb_tc_look4(origin: u32),
     ask = lb_tc_ask4(origin: u32),
     begin = lb_tc_begin4(origin: u32),
+    claim = lb_tc_claim4(number: u32),
     act = lb_tc_act4(origin: u32, code: i32),
     icmp = lb_tc_icmp4(origin: u32),
     later = lb_tc_later4(origin: u32),
     note = lb_tc_note4(origin: u32, code: i32),
     ping = lb_tc_ping4(origin: u32),
+    unpack = lb_tc_unpack4(origin: u32),
     tell = lb_tc_tell4(origin: u32, code: i32),
 }
 steps! {
@@ -187,11 +217,13 @@ steps! {
     look = lb_tc_look6(origin: u32),
     ask = lb_tc_ask6(origin: u32),
     begin = lb_tc_begin6(origin: u32),
+    claim = lb_tc_claim6(number: u32),
     act = lb_tc_act6(origin: u32, code: i32),
     icmp = lb_tc_icmp6(origin: u32),
     later = lb_tc_later6(origin: u32),
     note = lb_tc_note6(origin: u32, code: i32),
     ping = lb_tc_ping6(origin: u32),
+    unpack = lb_tc_unpack6(origin: u32),
     tell = lb_tc_tell6(origin: u32, code: i32),
 }
 
@@ -199,8 +231,9 @@ steps! {
 #[inline(always)]
 fn origin(number: u32) -> Origin {
     match number {
-        0 => Origin::Forwarded,
-        1 => Origin::Host,
+        CARRIED => Origin::Carried,
+        1 => Origin::Forwarded,
+        2 => Origin::Host,
         _ => Origin::Incoming,
     }
 }
@@ -220,6 +253,9 @@ impl<A: Address + Maps + Routing> Next<A, Skb> for Look {
     fn run(self, skb: &mut Skb, headers: &Headers<A>) -> i32 {
         let Self(origin) = self;
         let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
+        if carrier::may_be(headers, &tables, origin) {
+            return step::CARRIER;
+        }
         let mut decision = CachedFlow::zeroed();
         match path::look(headers, &tables, origin, &mut decision) {
             path::Look::Act => {
@@ -258,12 +294,20 @@ fn begin<A: Address + Maps + Routing>(skb: Skb, from: u32) -> i32 {
     next(path::begin(headers, &tables, origin(from), decision))
 }
 
+#[inline(always)]
+fn claim<A: Address + Maps + Routing>(skb: Skb, number: u32) -> i32 {
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
+    let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
+    next(path::claim(headers, &tables, decision, number))
+}
+
 /// The step that follows from what was found.
 #[inline(always)]
-fn next(found: Result<Found, Counter>) -> i32 {
+pub(super) fn next(found: Result<Found, Counter>) -> i32 {
     match found {
         Ok(Found::Answer(counter)) => step::REFUSE - counter as i32,
         Ok(Found::Decided) => step::DECIDED,
+        Ok(Found::Claim) => step::CLAIM,
         Ok(Found::New) => step::BEGIN,
         Ok(Found::Nothing) => NEXT,
         Err(counter) => end(counter),
@@ -288,13 +332,14 @@ fn act<A: Address + Maps + Routing>(mut skb: Skb, from: u32, code: i32) -> i32 {
 
 #[inline(always)]
 fn icmp<A: Icmp + Maps + Routing>(mut skb: Skb, from: u32) -> i32 {
+    let origin = origin(from);
     if A::header(&skb).is_none() {
-        return NEXT;
+        return if origin == Origin::Carried { end(Counter::CarrierRefused) } else { NEXT };
     }
     skb.pull(QUOTED_HEADERS);
-    let direction = origin(from).direction();
+    let direction = origin.direction();
     let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
-    let verdict = icmp::icmp(&mut skb, &tables, direction);
+    let verdict = icmp::icmp(&mut skb, &tables, origin);
     last(perform(&mut skb, verdict, (&NextHop::of(0), route::redirect::<A>, direction)))
 }
 
@@ -314,7 +359,12 @@ fn later<A: Header + FragmentMaps + Routing>(mut skb: Skb, from: u32) -> i32 {
 #[inline(always)]
 fn note<A: Header + FragmentMaps + Routing>(mut skb: Skb, from: u32, code: i32) -> i32 {
     let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
+    let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
     let rest = match code {
+        TC_ACT_REDIRECT if decision.action == CtAction::FORWARD_DSR => {
+            fragment::remember_carried(&skb, &tables, headers, decision);
+            return NEXT;
+        }
         NEXT => (FragmentAction::CONTINUE, 0),
         TC_ACT_REDIRECT if decision.action == CtAction::REPLY_TO_HOST => {
             (FragmentAction::DELIVER, decision.hop.device)
@@ -322,7 +372,6 @@ fn note<A: Header + FragmentMaps + Routing>(mut skb: Skb, from: u32, code: i32) 
         TC_ACT_REDIRECT => (FragmentAction::REDIRECT, 0),
         _ => (FragmentAction::DROP, 0),
     };
-    let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
     fragment::remember(&mut skb, &tables, headers, origin(from).direction(), rest);
     NEXT
 }
@@ -357,7 +406,7 @@ fn tell<A: Icmp + FragmentMaps + Routing>(mut skb: Skb, from: u32, code: i32) ->
 /// Leaves a packet alone that is not one of a flow, and counts it if it could have been; goes on
 /// with one of another protocol.
 #[inline(always)]
-fn pass(reason: NoFlow) -> i32 {
+pub(super) fn pass(reason: NoFlow) -> i32 {
     match reason {
         NoFlow::Fragment => step::LATER,
         NoFlow::Other => step::OTHER,
@@ -393,14 +442,14 @@ fn perform(
 /// Counts a packet under a reason, and does with it what the reason says; leaves that to the last step
 /// where the sender can be told.
 #[inline(always)]
-fn end(counter: Counter) -> i32 {
+pub(super) fn end(counter: Counter) -> i32 {
     match counter {
         Counter::PacketTooBig => return step::TOO_BIG,
         Counter::TtlExpired => return step::TTL_EXPIRED,
         _ => maps::count(counter),
     }
     match counter.kind() {
-        CounterKind::Pass => NEXT,
+        CounterKind::Pass | CounterKind::Serve => NEXT,
         CounterKind::Answer | CounterKind::Drop | CounterKind::Reject => SHOT,
     }
 }

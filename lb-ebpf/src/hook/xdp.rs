@@ -10,12 +10,12 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::abi::{
-    Abi as _, Address, CachedFlow, Counter, CounterKind, DeviceFlags, Ipv4, Ipv6,
+    Abi as _, Address, CachedFlow, Counter, CounterKind, CtAction, DeviceFlags, Ipv4, Ipv6,
 };
 use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next},
-    path::{self, Found, Origin, Verdict, refuse},
+    path::{self, Found, Origin, SNAT_TRIES, Verdict, refuse},
     tables::Tables,
 };
 
@@ -35,6 +35,8 @@ mod step {
     pub(super) const ASK: i32 = -3;
     /// Ask the frontends.
     pub(super) const BEGIN: i32 = -4;
+    /// Find a free source port.
+    pub(super) const CLAIM: i32 = -5;
     /// Refuse: less the number of a counter.
     pub(super) const REFUSE: i32 = -16;
 }
@@ -61,6 +63,15 @@ fn steps<A: Steps>(ctx: *mut xdp_md) -> i32 {
     if code == step::BEGIN {
         code = A::begin(ctx);
     }
+    for number in 0..SNAT_TRIES {
+        if code != step::CLAIM {
+            break;
+        }
+        code = A::claim(ctx, number);
+    }
+    if code == step::CLAIM {
+        code = end(Counter::SnatPortsExhausted);
+    }
     match code {
         step::ACT | ..=step::REFUSE => A::act(ctx, code),
         verdict => verdict,
@@ -75,12 +86,14 @@ trait Steps {
     fn ask(ctx: *mut xdp_md) -> i32;
     /// Asks the frontends.
     fn begin(ctx: *mut xdp_md) -> i32;
+    /// Tries one source port.
+    fn claim(ctx: *mut xdp_md, number: u32) -> i32;
     /// Translates and sends, or refuses.
     fn act(ctx: *mut xdp_md, code: i32) -> i32;
 }
 
 macro_rules! steps {
-    ($family:ty, $look:ident, $ask:ident, $begin:ident, $act:ident) => {
+    ($family:ty, $look:ident, $ask:ident, $begin:ident, $claim:ident, $act:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $look(ctx: *mut xdp_md) -> i32 {
@@ -97,6 +110,12 @@ macro_rules! steps {
         #[inline(never)]
         extern "C" fn $begin(ctx: *mut xdp_md) -> i32 {
             begin::<$family>(XdpContext::new(ctx))
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $claim(ctx: *mut xdp_md, number: u32) -> i32 {
+            claim::<$family>(XdpContext::new(ctx), number)
         }
 
         #[unsafe(no_mangle)]
@@ -122,14 +141,19 @@ macro_rules! steps {
             }
 
             #[inline(always)]
+            fn claim(ctx: *mut xdp_md, number: u32) -> i32 {
+                $claim(ctx, number)
+            }
+
+            #[inline(always)]
             fn act(ctx: *mut xdp_md, code: i32) -> i32 {
                 $act(ctx, code)
             }
         }
     };
 }
-steps!(Ipv4, lb_xdp_look4, lb_xdp_ask4, lb_xdp_begin4, lb_xdp_act4);
-steps!(Ipv6, lb_xdp_look6, lb_xdp_ask6, lb_xdp_begin6, lb_xdp_act6);
+steps!(Ipv4, lb_xdp_look4, lb_xdp_ask4, lb_xdp_begin4, lb_xdp_claim4, lb_xdp_act4);
+steps!(Ipv6, lb_xdp_look6, lb_xdp_ask6, lb_xdp_begin6, lb_xdp_claim6, lb_xdp_act6);
 
 #[inline(always)]
 fn look<A: Header + Maps + Routing>(mut frame: Frame) -> i32 {
@@ -177,12 +201,20 @@ fn begin<A: Address + Maps + Routing>(ctx: XdpContext) -> i32 {
     next(path::begin(headers, &tables, Origin::Incoming, decision))
 }
 
+#[inline(always)]
+fn claim<A: Address + Maps + Routing>(ctx: XdpContext, number: u32) -> i32 {
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return PASS };
+    let Some(tables) = BpfTables::new(ctx) else { return PASS };
+    next(path::claim(headers, &tables, decision, number))
+}
+
 /// The step that follows from what was found.
 #[inline(always)]
 fn next(found: Result<Found, Counter>) -> i32 {
     match found {
         Ok(Found::Answer(counter)) => step::REFUSE - counter as i32,
         Ok(Found::Decided) => step::ACT,
+        Ok(Found::Claim) => step::CLAIM,
         Ok(Found::New) => step::BEGIN,
         Ok(Found::Nothing) => PASS,
         // TC may know better, or tells the sender, and counts it.
@@ -223,12 +255,16 @@ fn send<A: Address>(
     }
 }
 
-/// Is a packet one to be sent on, to a neighbour that is known, in one piece, before its time to live
-/// ends?
+/// Is a packet one to be sent on as it is, to a neighbour that is known, in one piece, before its time to
+/// live ends?
 #[inline(always)]
 fn can_send<A: Address>(frame: &Frame, headers: &Headers<A>, decision: &CachedFlow<A>) -> bool {
     let hop = &decision.hop;
-    decision.action.redirects() && hop.is_known() && frame.fits(hop.mtu) && headers.ttl > 1
+    decision.action.redirects()
+        && decision.action != CtAction::FORWARD_DSR
+        && hop.is_known()
+        && frame.fits(hop.mtu)
+        && headers.ttl > 1
 }
 
 /// Counts a packet under the reason why it ends here.

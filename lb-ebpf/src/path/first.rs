@@ -8,12 +8,14 @@ use lb_common::{
     flow,
 };
 
-use super::{Found, Origin, track};
+use super::{Found, Origin, carrier, track};
 use crate::{affinity, parse::Headers, tables::Tables};
 
 /// Who asks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Client {
+    /// A process of this node whose packet another node carried back here.
+    Carried,
     /// A process of this node that the socket path did not see.
     Host,
     /// A client outside this node.
@@ -66,20 +68,30 @@ pub(super) fn first<A: Address>(
         return without_backend(flags, is_outside);
     }
     let choice = choose(headers, tables, frontend, is_outside)?;
-    if must_masquerade(headers, tables, &choice, (client, flags)) {
-        if client != Client::Host && headers.ttl <= 1 {
-            return Err(Counter::TtlExpired);
-        }
+    let is_carried = carrier::is_due(&choice.backend, (client, flags));
+    let must_masquerade = !is_carried && must_masquerade(headers, tables, &choice, (client, flags));
+    if (is_carried || must_masquerade) && client != Client::Host && headers.ttl <= 1 {
+        return Err(Counter::TtlExpired);
+    }
+    if is_carried {
+        track::dsr(headers, tables, &choice, decision)?;
+    } else if must_masquerade {
         track::snat(headers, tables, &choice, client, decision)?;
     } else {
         track::dnat(headers, tables, &choice, client, decision)?;
     }
-    if decision.action.redirects() {
-        decision.hop = tables.route(decision.src, decision.dst).ok_or(Counter::NoRoute)?;
-    }
     if frontend.affinity_timeout != 0 && headers.begins() {
         let given = (choice.id, choice.backend.generation);
         affinity::remember(tables, &affinity_key(headers, frontend), given);
+    }
+    if must_masquerade {
+        return Ok(Found::Claim);
+    }
+    if decision.action.redirects() {
+        decision.hop = tables.route(decision.src, decision.dst).ok_or(Counter::NoRoute)?;
+    }
+    if is_carried {
+        carrier::narrow::<A>(&mut decision.hop);
     }
     Ok(Found::Decided)
 }
@@ -88,8 +100,8 @@ pub(super) fn first<A: Address>(
 fn client<A: Address>(tables: &impl Tables<A>, origin: Origin) -> Client {
     match origin {
         Origin::Forwarded | Origin::Host => Client::Host,
-        Origin::Incoming if tables.is_uplink() => Client::Outside,
-        Origin::Incoming => Client::Pod,
+        Origin::Carried | Origin::Incoming if tables.is_uplink() => Client::Outside,
+        Origin::Carried | Origin::Incoming => Client::Pod,
     }
 }
 

@@ -5,7 +5,12 @@
 //! here can hold it: at an address of Services it is dropped and counted, anywhere else it is left to the
 //! stack.
 
-use lb_common::abi::{Address, Counter, Fragment, FragmentAction, FragmentKey, L4Proto};
+use lb_common::{
+    abi::{
+        Address, BePort, CachedFlow, Counter, Fragment, FragmentAction, FragmentKey, Ipv4, L4Proto,
+    },
+    carrier, flow,
+};
 
 use super::{Direction, Origin, PathResult, Verdict};
 use crate::{
@@ -37,7 +42,7 @@ pub fn remember<A: Header>(
     tables: &impl Fragments<A>,
     headers: &Headers<A>,
     direction: Direction,
-    (mut action, device): (FragmentAction, u32),
+    (mut action, detail): (FragmentAction, u32),
 ) {
     let Some((id, protocol)) = A::fragment(packet) else { return };
     let Some([src, dst]) = packet.read::<[A; 2]>(L3 + A::SOURCE_OFFSET) else { return };
@@ -49,7 +54,34 @@ pub fn remember<A: Header>(
         }
         action = FragmentAction::PASS;
     }
-    tables.keep_fragment(&key, &Fragment { src, dst, action, device, seen: tables.now() });
+    tables.keep_fragment(&key, &Fragment { src, dst, action, detail, seen: tables.now() });
+}
+
+/// Remembers that a first fragment is carried, as `decision` says: it is in its carrier by now.
+#[inline(always)]
+pub fn remember_carried<A: Address>(
+    packet: &impl Packet,
+    tables: &impl Fragments<A>,
+    headers: &Headers<A>,
+    decision: &CachedFlow<A>,
+) {
+    let place = headers.id() + carrier::overhead::<A>();
+    let id = if A::HEADER == Ipv4::HEADER {
+        packet.read::<u16>(place).map(u32::from)
+    } else {
+        packet.read::<u32>(place)
+    };
+    let (Some(id), flow) = (id, &headers.flow) else { return };
+    let hash = flow::hash(flow) & 0xffff;
+    let fragment = Fragment {
+        src: decision.src,
+        dst: decision.dst,
+        action: FragmentAction::CARRY,
+        detail: hash << 16 | u32::from(decision.dst_port.0),
+        seen: tables.now(),
+    };
+    let key = key([flow.src, flow.dst], (id, flow.protocol), Direction::Ingress);
+    tables.keep_fragment(&key, &fragment);
 }
 
 /// Does with a later fragment what was done with the first one.
@@ -59,6 +91,19 @@ pub fn remember<A: Header>(
 /// Why it ends here; nothing if that is counted already.
 #[inline(always)]
 pub fn later<A: Header>(
+    packet: &mut impl Packet,
+    tables: &impl Fragments<A>,
+    origin: Origin,
+) -> Result<Verdict, Option<Counter>> {
+    match judge(packet, tables, origin) {
+        // Nothing of what is carried here may go on as it is.
+        Ok(Verdict::Pass) if origin == Origin::Carried => Err(Some(Counter::CarrierRefused)),
+        verdict => verdict,
+    }
+}
+
+#[inline(always)]
+fn judge<A: Header>(
     packet: &mut impl Packet,
     tables: &impl Fragments<A>,
     origin: Origin,
@@ -77,6 +122,13 @@ pub fn later<A: Header>(
     match first.action {
         FragmentAction::DROP => return Err(None),
         FragmentAction::PASS => return Ok(Verdict::Pass),
+        FragmentAction::CARRY if origin == Origin::Carried => return Ok(Verdict::Pass),
+        FragmentAction::CARRY => {
+            #[allow(clippy::cast_possible_truncation, reason = "both halves are taken")]
+            let target = BePort(first.detail as u16);
+            let ends = [first.src, first.dst];
+            return Ok(super::carrier::carry(packet, tables, ends, (target, first.detail >> 16))?);
+        }
         _ => {}
     }
     Ok(follow(packet, tables, ends, &first, direction)?)
@@ -92,7 +144,7 @@ fn follow<A: Address>(
     direction: Direction,
 ) -> PathResult {
     let verdict = match first.action {
-        FragmentAction::DELIVER => Verdict::Deliver(first.device),
+        FragmentAction::DELIVER => Verdict::Deliver(first.detail),
         FragmentAction::REDIRECT => {
             let hop = tables.route(first.src, first.dst).ok_or(Counter::NoRoute)?;
             if !packet.fits(hop.mtu) {

@@ -13,9 +13,10 @@ use lb_common::{
     abi::{Address, BePort, Counter, CtAction, CtEntry, CtKey, Ipv4, Ipv6, L4Proto},
     checksum::Difference,
     conntrack::{CtState, is_expired, silence},
+    flow,
 };
 
-use super::{Direction, PathResult, Verdict, act::delivery};
+use super::{Direction, Origin, PathResult, Verdict, act::delivery, carrier};
 use crate::{
     packet::Packet,
     parse::{Header, L3},
@@ -180,7 +181,7 @@ impl<A: Icmp> Quote<A> {
 }
 
 /// Translates an error about a packet of a translated flow, drops a redirect about one, and leaves
-/// all other packets alone.
+/// all other packets alone. An error about a packet that was answered by another node is carried there.
 ///
 /// # Errors
 ///
@@ -189,12 +190,21 @@ impl<A: Icmp> Quote<A> {
 pub fn icmp<A: Icmp>(
     packet: &mut impl Packet,
     tables: &impl Tables<A>,
-    direction: Direction,
+    origin: Origin,
 ) -> PathResult {
+    match judge(packet, tables, origin) {
+        // Nothing of what is carried here may go on as it is.
+        Ok(Verdict::Pass) if origin == Origin::Carried => Err(Counter::CarrierRefused),
+        verdict => verdict,
+    }
+}
+
+#[inline(always)]
+fn judge<A: Icmp>(packet: &mut impl Packet, tables: &impl Tables<A>, origin: Origin) -> PathResult {
     let Some(quote) = Quote::<A>::read(packet) else { return Ok(Verdict::Pass) };
     let Some(entry) = tables.conntrack(&quote.answers) else { return Ok(Verdict::Pass) };
     let action = entry.action();
-    let is_here = action.is_at_egress() == (direction == Direction::Egress);
+    let is_here = action.is_at_egress() == (origin.direction() == Direction::Egress);
     if kind(packet, quote.icmp).is_some_and(A::is_redirect) {
         let is_ours = action == CtAction::REPLY && is_here;
         return if is_ours { Err(Counter::IcmpRedirect) } else { Ok(Verdict::Pass) };
@@ -202,7 +212,14 @@ pub fn icmp<A: Icmp>(
     if !is_here || is_over(tables, &quote.answers, entry) {
         return Ok(Verdict::Pass);
     }
-    translate(packet, tables, &quote, entry)
+    if action != CtAction::FORWARD_DSR {
+        return translate(packet, tables, &quote, entry);
+    }
+    if origin == Origin::Carried {
+        return Ok(Verdict::Pass);
+    }
+    let CtEntry { src, dst, dst_port, .. } = entry.get();
+    carrier::carry(packet, tables, [src, dst], (dst_port, flow::hash(&quote.answers)))
 }
 
 /// Is a flow over? Then its client may have begun another one to the same backend, past this node's

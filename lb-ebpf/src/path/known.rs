@@ -5,7 +5,7 @@ use lb_common::{
     conntrack::{CtState, End, is_expired, silence},
 };
 
-use super::{Found, Origin, is_here};
+use super::{Direction, Found, Origin, carrier, is_here};
 use crate::{
     parse::Headers,
     tables::{CtRef, Tables},
@@ -28,7 +28,7 @@ pub(super) fn known<A: Address>(
     let action = entry.action;
     if !is_here(action, origin) {
         // Reverse translation belongs to egress: coming in, the packet is one of pod and client.
-        return Ok((origin == Origin::Incoming).then_some(Found::Nothing));
+        return Ok((origin.direction() == Direction::Ingress).then_some(Found::Nothing));
     }
     if action.is_forward() {
         if must_choose_again(headers, tables, &entry) {
@@ -47,7 +47,14 @@ pub(super) fn known<A: Address>(
     } else {
         NextHop::of(entry.device)
     };
+    if action == CtAction::FORWARD_DSR {
+        carrier::narrow::<A>(&mut decision.hop);
+    }
     let is_whole = note(tables, headers, entry_ref);
+    if !is_whole && action.is_forward() {
+        // Its answers are somebody else's by now.
+        return Ok(None);
+    }
     let is_proven = is_whole && is_proven(tables, headers, entry_ref);
     if is_proven && (!action.redirects() || decision.hop.is_known()) {
         tables.cache(decision);
@@ -55,7 +62,7 @@ pub(super) fn known<A: Address>(
     Ok(Some(Found::Decided))
 }
 
-/// Does a flow belong with those that are proven, or does this packet prove it?
+/// Does a flow belong with those that are proven, or does this packet prove it, so that it may be cached?
 ///
 /// A stream of datagrams that nobody answers is as good: nothing but an answer would change its entry.
 #[inline(always)]
@@ -66,7 +73,8 @@ fn is_proven<A: Address>(
 ) -> bool {
     let (state, _) = entry_ref.seen();
     if !state.is_half_open() {
-        return true;
+        // An ended one may lose its port at any time.
+        return !state.is_closed();
     }
     if !entry_ref.action().is_forward() {
         return false;
@@ -82,14 +90,16 @@ fn is_proven<A: Address>(
 #[inline(always)]
 fn prove<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: CtRef<A>) {
     let Some(scratch) = tables.scratch() else { return };
-    let peer = entry_ref.get().peer(headers.flow.protocol);
-    set_opposite(tables, headers, (entry_ref, scratch));
-    scratch.set_proven();
-    tables.track(&peer, scratch);
+    if entry_ref.action() != CtAction::FORWARD_DSR {
+        let peer = entry_ref.get().peer(headers.flow.protocol);
+        set_opposite(tables, headers, (entry_ref, scratch));
+        scratch.set_proven();
+        tables.track(&peer, scratch);
+        tables.forget_half_open(&peer);
+    }
     scratch.set(entry_ref.get());
     scratch.set_proven();
     tables.track(&headers.flow, scratch);
-    tables.forget_half_open(&peer);
     tables.forget_half_open(&headers.flow);
 }
 
@@ -105,14 +115,22 @@ fn note<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: Ct
     let next = CtState(entry.state).next(headers.flags, from);
     let now = tables.now();
     entry_ref.touch(next, now);
+    if entry.action == CtAction::FORWARD_DSR {
+        return true;
+    }
     // The client's next packet is to see that it was answered.
     let is_first_answer = next.is_half_open() && next != CtState(entry.state);
-    if entry.last_seen == now && !headers.flags.closes() && !is_first_answer {
+    // Nobody takes anything from a flow that is proven and open.
+    let may_be_taken = next.is_half_open() || next.is_closing();
+    if entry.last_seen == now && !may_be_taken {
         return true;
     }
     let peer = entry.peer(headers.flow.protocol);
-    if is_first_answer {
+    if is_first_answer || headers.flags.closes() {
         tables.uncache(&peer);
+    }
+    if headers.flags.closes() {
+        tables.uncache(&headers.flow);
     }
     match tables.conntrack(&peer) {
         Some(peer) if !peer.leads_to(&headers.flow) => {
@@ -147,7 +165,11 @@ fn set_opposite<A: Address>(
     headers: &Headers<A>,
     (entry_ref, to): (CtRef<A>, CtRef<A>),
 ) {
-    let action = entry_ref.action().opposite();
+    let mut action = entry_ref.action().opposite();
+    if action == CtAction::REPLY_SNAT && entry_ref.get().src == headers.flow.src {
+        // A process of this node, whose packets another node carries here.
+        action = CtAction::REPLY_TO_HOST;
+    }
     let device = if action == CtAction::REPLY_TO_HOST { tables.device() } else { 0 };
     to.set_opposite(entry_ref, &headers.flow, (action, device));
 }
@@ -163,7 +185,7 @@ fn is_of_a_later_flow<A: Address>(
     entry: &CtEntry<A>,
 ) -> bool {
     let is_later = if headers.flow.protocol.has_connections() {
-        headers.flags.answers_opening() && CtState(entry.state).is_closing()
+        headers.flags.answers_opening() && is_past(tables, entry)
     } else {
         is_silent(headers, tables, entry)
     };
@@ -171,6 +193,13 @@ fn is_of_a_later_flow<A: Address>(
         tables.forget(&headers.flow);
     }
     is_later
+}
+
+/// Is a connection over, or did it never begin, so that what opens one opens another?
+#[inline(always)]
+fn is_past<A: Address>(tables: &impl Tables<A>, entry: &CtEntry<A>) -> bool {
+    let state = CtState(entry.state);
+    state.is_closing() || state.is_outdated(silence(entry.last_seen, tables.now()))
 }
 
 /// Has a flow of datagrams been silent for too long to keep its backend?
@@ -199,7 +228,7 @@ fn must_choose_again<A: Address>(
         if !headers.flags.opens() {
             return false;
         }
-        if CtState(entry.state).is_closing() {
+        if is_past(tables, entry) {
             return true;
         }
     }

@@ -8,11 +8,12 @@
 //! ```
 //!
 //! A *decision* says what becomes of the packets of a flow: their new ends, and where they go. [`ask`]
-//! or [`begin`] writes one, the cache keeps it for those that follow, and [`act`](fn@act) carries it out.
+//! or [`begin`] writes one (with [`claim`] for its source port), the cache keeps it for those that follow, and [`act`](fn@act) carries it out.
 //! All are functions of their own in the kernel, which the verifier reads one by one.
 
 mod act;
 pub mod answer;
+pub mod carrier;
 pub mod first;
 pub mod fragment;
 mod hinted;
@@ -24,6 +25,7 @@ mod track;
 use lb_common::abi::{Address, CachedFlow, Counter, CtAction, L4Proto};
 
 pub use act::act;
+pub use track::{SNAT_TRIES, claim};
 
 use crate::{parse::Headers, tables::Tables};
 
@@ -40,6 +42,8 @@ pub enum Direction {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(u32)]
 pub enum Origin {
+    /// It came in by a device, in a carrier.
+    Carried,
     /// It leaves by a device and came in by another.
     Forwarded,
     /// It leaves by a device; a socket of this node sent it.
@@ -54,7 +58,7 @@ impl Origin {
     pub const fn direction(self) -> Direction {
         match self {
             Self::Forwarded | Self::Host => Direction::Egress,
-            Self::Incoming => Direction::Ingress,
+            Self::Carried | Self::Incoming => Direction::Ingress,
         }
     }
 }
@@ -96,6 +100,8 @@ pub enum Look {
 pub enum Found {
     /// It is to be refused.
     Answer(Counter),
+    /// There is a decision that lacks a source port.
+    Claim,
     /// There is a decision, made for this packet.
     Decided,
     /// Nobody knows its flow, and it may be for a frontend.

@@ -178,7 +178,8 @@ impl KernelBench {
 
     fn outcome_by_tc(&self, hook: Hook, bytes: &[u8], expected: Fate) -> Result<Outcome> {
         let before = self.counters()?;
-        let (verdict, bytes) = self.run(hook, bytes)?;
+        let (verdict, became) = self.run(hook, bytes)?;
+        let bytes = fast::without_crossing(bytes, became);
         let fate = match (verdict, expected) {
             (NEXT, _) => Fate::Next,
             (SHOT, _) => Fate::Dropped,
@@ -247,6 +248,7 @@ pub fn options(node: &Node) -> KernelOptions {
         tc_attach: TcAttach::Auto,
         xdp: true,
         snat_ports: (SNAT_RANGE.0, SNAT_RANGE.0 + SNAT_RANGE.1 - 1),
+        carrier_port: lb_common::carrier::PORT,
         mid_flow: MidFlow::Balanced,
         reset_tcp: false,
         timeouts: Timeouts::DEFAULT,

@@ -20,7 +20,7 @@ on_both_paths! {
 }
 
 /// The MTU of the narrow link: large enough for IPv6.
-const NARROW: &str = "1300";
+pub(crate) const NARROW: &str = "1300";
 
 /// A Service for each backend, at a port where iperf3 listens.
 fn bulk() -> Vec<serde_json::Value> {
@@ -113,7 +113,7 @@ fn transfers(from: &Host, to: SocketAddr, options: &[&str]) {
 
 /// The host knows that packets to `peer` must be smaller.
 #[track_caller]
-fn assert_narrow(host: &Host, peer: IpAddr) {
+pub(crate) fn assert_narrow(host: &Host, peer: IpAddr) {
     let route = host.run("ip", &["route", "get", &peer.to_string()]).unwrap();
     assert!(route.contains(&format!("mtu {NARROW}")), "{} to {peer}: {route}", host.name());
 }

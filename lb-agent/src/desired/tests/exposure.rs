@@ -222,3 +222,34 @@ fn a_list_that_no_frontend_leads_to_is_not_used() {
         }
     }
 }
+
+/// Whose clients outside are carried to other nodes: as the Service says, else the node; never under policy
+/// Local, which knows no other node.
+#[test]
+fn clients_outside_are_carried_where_service_or_node_says_so() {
+    use crate::model::Forwarding::{Dsr, Hybrid, Snat};
+    let carries = |node, said, protocol, policy| {
+        let mut service = exposed(Family::V4, CLUSTER_POLICY, policy);
+        service.forwarding = said;
+        service.ports[0].protocol = protocol;
+        let facts = NodeFacts { forwarding: node, ..facts() };
+        let tables = super::super::service(&service, [], &facts);
+        let port = tables.ports.values().next().unwrap();
+        let flags = port.frontends().map(|(address, frontend)| (*address, frontend.flags));
+        let outside = flags.filter(|(address, _)| {
+            address.port == 30080 || address.ip == ip(Family::V4, OUTSIDE, 5)
+        });
+        let carried: BTreeSet<bool> =
+            outside.map(|(_, flags)| flags.has(FrontendFlags::DSR)).collect();
+        assert_eq!(carried.len(), 1);
+        carried.first() == Some(&true)
+    };
+    let (tcp, udp) = (Protocol::Tcp, Protocol::Udp);
+    assert!(!carries(Snat, None, tcp, CLUSTER_POLICY));
+    assert!(carries(Dsr, None, udp, CLUSTER_POLICY));
+    assert!(carries(Hybrid, None, tcp, CLUSTER_POLICY));
+    assert!(!carries(Hybrid, None, udp, CLUSTER_POLICY));
+    assert!(carries(Snat, Some(Dsr), udp, CLUSTER_POLICY));
+    assert!(!carries(Dsr, Some(Snat), tcp, CLUSTER_POLICY));
+    assert!(!carries(Dsr, None, tcp, Local));
+}

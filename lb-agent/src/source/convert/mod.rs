@@ -5,6 +5,7 @@
 //! no object and no problem. Not for: choices that need more than one object.
 
 mod address;
+pub(super) mod annotation;
 mod node;
 mod port;
 mod service;

@@ -9,7 +9,7 @@ use k8s_openapi::api::core::v1 as core;
 use super::{
     Converted, Faults,
     address::usable_address,
-    is_excluded, parse_cidr,
+    annotation, is_excluded, parse_cidr,
     port::{port, protocol},
 };
 use crate::model::{Family, ObjectName, Service, ServicePort, ServiceType, TrafficPolicy};
@@ -61,6 +61,7 @@ fn read(
         external_policy,
         affinity_timeout: affinity_timeout(spec, faults),
         source_ranges,
+        forwarding: annotation::forwarding(object.metadata.annotations.as_ref(), faults),
         health_check_node_port: health_check_node_port(spec, service_type, external_policy, faults),
         name,
         cluster_ips,

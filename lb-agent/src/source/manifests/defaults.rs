@@ -5,14 +5,14 @@ use k8s_openapi::{api::core::v1 as core, apimachinery::pkg::util::intstr::IntOrS
 
 use crate::{
     model::Family,
-    source::convert::{family_name, parse_address},
+    source::convert::{annotation::is_ours, family_name, parse_address},
 };
 
 const AFFINITY_TIMEOUT: i32 = 10_800;
 
 /// Fills in what the manifest leaves out, and drops what nothing here reads.
 pub(super) fn apply(service: &mut core::Service) {
-    service.metadata.annotations = None;
+    service.metadata.annotations.iter_mut().for_each(|all| all.retain(|key, _| is_ours(key)));
     service.metadata.managed_fields = None;
     let spec = service.spec.get_or_insert_default();
     default_text(&mut spec.type_, "ClusterIP");

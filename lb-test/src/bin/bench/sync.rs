@@ -108,6 +108,7 @@ impl Pipeline {
             tc_attach: TcAttach::Auto,
             xdp: true,
             snat_ports: (61000, 65535),
+            carrier_port: lb_common::carrier::PORT,
             mid_flow: MidFlow::Balanced,
             reset_tcp: false,
             timeouts: lb_common::conntrack::Timeouts::DEFAULT,
@@ -213,6 +214,7 @@ fn service(number: u32) -> Service {
         external_policy: TrafficPolicy::Cluster,
         affinity_timeout: None,
         source_ranges: Vec::new(),
+        forwarding: None,
         health_check_node_port: None,
     }
 }

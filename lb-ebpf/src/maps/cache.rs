@@ -1,0 +1,122 @@
+//! The filter and the flow cache: arrays, read and written in place.
+
+use aya_ebpf::{btf_maps::Array, helpers::bpf_jiffies64, macros::btf_map};
+use lb_common::{
+    abi::{Address, CachedFlow, Control, CtKey},
+    cache::{self, Hint, Stamp},
+    filter,
+};
+use lb_ebpf::tables::Ends;
+
+use super::{MMAPABLE, Maps, now};
+use crate::globals::FLOWS_SHIFT;
+
+#[btf_map]
+static CONTROL: Array<Control, 1, MMAPABLE> = Array::new();
+
+/// What the agent tells all programs.
+#[inline(always)]
+pub fn control() -> Option<&'static Control> {
+    CONTROL.get(0)
+}
+
+/// What the filter says of a packet's ends.
+#[inline(always)]
+pub fn ends<A: Address>(control: &Control, flow: &CtKey<A>) -> Ends {
+    let words = if control.filter & 1 == 0 { &control.filters[0] } else { &control.filters[1] };
+    let has = |bit| {
+        let (word, bit) = filter::place(bit);
+        words[word] & bit != 0
+    };
+    Ends {
+        to_frontend: has(filter::frontend(&flow.dst, flow.dst_port, flow.protocol)),
+        from_backend: has(filter::backend(&flow.src, flow.src_port, flow.protocol)),
+    }
+}
+
+/// What cached elements depend on.
+#[inline(always)]
+fn stamp(control: &'static Control) -> Stamp<'static> {
+    // SAFETY: a helper without arguments.
+    let jiffies = unsafe { bpf_jiffies64() };
+    Stamp { factors: &control.factors, epoch: control.epoch, jiffies }
+}
+
+/// Copies what is cached of a flow; false if that is nothing, or no longer true.
+#[inline(always)]
+pub fn recall<A: Address + Maps>(
+    control: &'static Control,
+    flow: &CtKey<A>,
+    decision: &mut CachedFlow<A>,
+) -> bool {
+    let stamp = stamp(control);
+    let key = stamp.key(flow);
+    let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) else { return false };
+    // SAFETY: elements of an array stay allocated; another CPU may write meanwhile, which the
+    // element's sum tells.
+    unsafe { copy(element, decision) };
+    stamp.vouches(decision, &key)
+}
+
+/// Caches a decision for the packets of its flow that follow.
+#[inline(always)]
+pub fn cache<A: Address + Maps>(control: &'static Control, decision: &mut CachedFlow<A>) {
+    let stamp = stamp(control);
+    let key = stamp.key(&decision.flow);
+    decision.check = stamp.sum(decision, &key);
+    if let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) {
+        // SAFETY: as for `recall`.
+        unsafe { copy(decision, element) };
+    }
+}
+
+/// Ends what is cached of a flow.
+#[inline(always)]
+pub fn uncache<A: Address + Maps>(control: &'static Control, flow: &CtKey<A>) {
+    let stamp = Stamp { factors: &control.factors, epoch: 0, jiffies: 0 };
+    if let Some(element) = A::cached(cache::place(stamp.key(flow).hash, FLOWS_SHIFT.load())) {
+        // SAFETY: as for `recall`; one store.
+        unsafe { (*element).check = 0 };
+    }
+}
+
+/// Copies what is hinted of a flow; false if that is nothing.
+#[inline(always)]
+pub fn hint<A: Address + Maps>(
+    control: &'static Control,
+    flow: &CtKey<A>,
+    decision: &mut CachedFlow<A>,
+) -> bool {
+    let hint = Hint::new(&control.factors, now());
+    let key = hint.key(flow);
+    let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) else { return false };
+    // SAFETY: as for `recall`.
+    unsafe { copy(element, decision) };
+    hint.vouches(decision, &key)
+}
+
+/// Keeps a decision as a hint.
+#[inline(always)]
+pub fn keep_hint<A: Address + Maps>(control: &'static Control, decision: &mut CachedFlow<A>) {
+    let hint = Hint::new(&control.factors, now());
+    let key = hint.key(&decision.flow);
+    decision.check = hint.sum(decision, &key);
+    if let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) {
+        // SAFETY: as for `recall`.
+        unsafe { copy(decision, element) };
+    }
+}
+
+/// Copies a decision, word by word: as one value it would pass through the stack.
+///
+/// # Safety
+///
+/// Both must be allocated, and lie at a multiple of eight bytes, as values of maps do.
+#[inline(always)]
+unsafe fn copy<A>(from: *const CachedFlow<A>, to: *mut CachedFlow<A>) {
+    let (from, to) = (from.cast::<u64>(), to.cast::<u64>());
+    for word in 0..size_of::<CachedFlow<A>>() / size_of::<u64>() {
+        // SAFETY: the caller promises it.
+        unsafe { to.add(word).write(from.add(word).read_volatile()) };
+    }
+}

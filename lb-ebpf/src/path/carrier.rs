@@ -1,0 +1,259 @@
+//! Direct server return: a client's packet is carried to the node of its backend, which answers the
+//! client itself.
+//!
+//! ```text
+//! this node:  client → frontend ─► remembered by its forward entry alone ─► carried
+//! the other:  carrier ─► unpacked, believed? ─► both entries of a local flow ─► stack
+//! ```
+//!
+//! The other node chooses nothing: the carrier says to which backend. It is believed if that is on that
+//! node and of the Service port that the client asks. What was carried once is never sent to another
+//! node again.
+
+use lb_common::{
+    abi::{
+        Address, Backend, BackendFlags, BePort, CachedFlow, Counter, CtAction, CtEntry, Frontend,
+        FrontendFlags, FrontendKey, Ipv4, L4Proto, NextHop, Source, Target,
+    },
+    carrier::{self, Carrier},
+    flow,
+};
+
+use super::{
+    Found, Origin, PathResult, Verdict,
+    first::{self, Choice, Client},
+    hinted,
+    known::known,
+    track,
+};
+use crate::{
+    packet::Packet,
+    parse::{Headers, L3},
+    rewrite,
+    tables::{CtRef, Tables},
+};
+
+/// Bytes of a UDP header.
+const UDP: usize = 8;
+
+/// What carriers ask for, besides what all paths do.
+pub trait Targets<A: Address>: Tables<A> {
+    /// The id of a backend on this node.
+    fn target(&self, target: &Target<A>) -> Option<u32>;
+}
+
+/// Is a client of such a frontend carried to this backend?
+#[inline(always)]
+pub(super) fn is_due<A: Address>(
+    backend: &Backend<A>,
+    (client, flags): (Client, FrontendFlags),
+) -> bool {
+    client == Client::Outside
+        && flags.has(FrontendFlags::DSR)
+        && !flags.has(FrontendFlags::MASQUERADE)
+        && !backend.flags.has(BackendFlags::LOCAL)
+}
+
+/// Makes a hop one of packets that are to be carried.
+#[inline(always)]
+pub(super) const fn narrow<A: Address>(hop: &mut NextHop) {
+    #[allow(clippy::cast_possible_truncation, reason = "56 at most")]
+    let overhead = carrier::overhead::<A>() as u16;
+    hop.mtu = hop.mtu.saturating_sub(overhead);
+}
+
+/// Puts a packet into a carrier, as `decision` says.
+///
+/// # Errors
+///
+/// [`Counter::RewriteFailed`] if the kernel refuses.
+#[inline(always)]
+pub(super) fn pack<A: Address>(
+    packet: &mut impl Packet,
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    decision: &CachedFlow<A>,
+) -> Result<(), Counter> {
+    let ends = [decision.src, decision.dst];
+    put(packet, tables, ends, (decision.dst_port, flow::hash(&headers.flow)))
+}
+
+/// Carries a packet after those of its flow: an error about one, or a later fragment. The hash is that
+/// of the flow, which takes the same way.
+///
+/// # Errors
+///
+/// Why the packet ends here.
+#[inline(always)]
+pub(super) fn carry<A: Address>(
+    packet: &mut impl Packet,
+    tables: &impl Tables<A>,
+    [src, dst]: [A; 2],
+    target_and_hash: (BePort, u32),
+) -> PathResult {
+    let mut hop = tables.route(src, dst).ok_or(Counter::NoRoute)?;
+    narrow::<A>(&mut hop);
+    if !packet.fits(hop.mtu) {
+        return Err(Counter::PacketTooBig);
+    }
+    let ttl = packet.read(L3 + A::TTL_OFFSET).ok_or(Counter::RewriteFailed)?;
+    rewrite::decrement_ttl::<A>(packet, ttl)?;
+    put(packet, tables, [src, dst], target_and_hash)?;
+    Ok(Verdict::Route)
+}
+
+#[inline(always)]
+fn put<A: Address>(
+    packet: &mut impl Packet,
+    tables: &impl Tables<A>,
+    ends: [A; 2],
+    (target, hash): (BePort, u32),
+) -> Result<(), Counter> {
+    let (length, class) = length_and_class::<A>(packet)?;
+    let port = tables.carrier_port();
+    let carrier = Carrier { length, class, ends, target, port, hash };
+    packet.put_before::<A>(&carrier.headers(), carrier::overhead::<A>())
+}
+
+/// Length and class of a packet. A length may be wrong where the kernel cuts the packet later: it then
+/// writes that of each piece.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation, reason = "a header is short, a class has eight bits")]
+fn length_and_class<A: Address>(packet: &impl Packet) -> Result<(u16, u8), Counter> {
+    let [first, second] = packet.read::<[u16; 2]>(L3).ok_or(Counter::RewriteFailed)?;
+    let first = u16::from_be(first);
+    if A::HEADER == Ipv4::HEADER {
+        return Ok((u16::from_be(second), first as u8));
+    }
+    let payload = packet.read::<u16>(L3 + 4).ok_or(Counter::RewriteFailed)?;
+    let length = u16::from_be(payload).saturating_add(A::HEADER as u16);
+    Ok((length, (first >> 4) as u8))
+}
+
+/// May a packet be a carrier?
+#[inline(always)]
+pub fn may_be<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, origin: Origin) -> bool {
+    let port = tables.carrier_port();
+    headers.flow.dst_port == port
+        && headers.flow.protocol == L4Proto::UDP
+        && port != BePort(0)
+        && origin == Origin::Incoming
+}
+
+/// Takes a packet out of its carrier, and notes the backend as the destination of `decision`; false if
+/// it is no carrier of ours, and left as it is.
+///
+/// # Errors
+///
+/// [`Counter::RewriteFailed`] if the kernel refuses.
+#[inline(always)]
+pub fn unpack<A: Address>(
+    packet: &mut impl Packet,
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    decision: &mut CachedFlow<A>,
+) -> Result<bool, Counter> {
+    let l4 = L3 + A::HEADER;
+    if headers.l4() != l4 || headers.has_rest() || !tables.is_uplink() {
+        return Ok(false);
+    }
+    let Some(gue) = packet.read::<[u16; 4]>(l4 + UDP) else { return Ok(false) };
+    let Some(target) = carrier::target::<A>(gue) else { return Ok(false) };
+    (decision.dst, decision.dst_port) = (headers.flow.dst, target);
+    packet.remove_before::<A>(carrier::overhead::<A>())?;
+    Ok(true)
+}
+
+/// Decides on a packet that was carried here for the backend that is the destination of `decision`.
+///
+/// # Errors
+///
+/// Why the packet ends here: it must not go on to the stack as it is.
+#[inline(always)]
+pub fn accept<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Targets<A>,
+    decision: &mut CachedFlow<A>,
+) -> Result<Found, Counter> {
+    let backend = (decision.dst, decision.dst_port);
+    if headers.flags.is_plain()
+        && tables.recall(&headers.flow, decision)
+        && decision.action == CtAction::FORWARD
+        && (decision.dst, decision.dst_port) == backend
+    {
+        return Ok(Found::Decided);
+    }
+    if let Some(entry) = tables.conntrack(&headers.flow)
+        && leads_to(tables, entry, backend)
+        && let Some(found) = known(headers, tables, Origin::Carried, entry, decision)?
+    {
+        return Ok(found);
+    }
+    let is_hinted = tables.hint(&headers.flow, decision)
+        && decision.action == CtAction::FORWARD
+        && (decision.dst, decision.dst_port) == backend;
+    if is_hinted && let Some(found) = hinted::hinted(headers, tables, Origin::Carried, decision) {
+        return Ok(found);
+    }
+    begin(headers, tables, backend, decision)
+}
+
+/// Does an entry lead to this backend, on this node?
+#[inline(always)]
+fn leads_to<A: Address>(
+    tables: &impl Tables<A>,
+    entry: CtRef<A>,
+    (address, port): (A, BePort),
+) -> bool {
+    let CtEntry { action, dst, dst_port, backend, .. } = entry.get();
+    let is_here = || match tables.backend(backend) {
+        Some(backend) => backend.flags.has(BackendFlags::LOCAL),
+        None => action == CtAction::FORWARD,
+    };
+    matches!(action, CtAction::FORWARD | CtAction::FORWARD_SNAT)
+        && (dst, dst_port) == (address, port)
+        && is_here()
+}
+
+/// Begins a flow to the backend that the carrier names.
+#[inline(always)]
+fn begin<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Targets<A>,
+    (address, port): (A, BePort),
+    decision: &mut CachedFlow<A>,
+) -> Result<Found, Counter> {
+    let Frontend { service, flags, .. } =
+        frontend(headers, tables).ok_or(Counter::CarrierRefused)?;
+    let source = Source { service, address: headers.flow.src };
+    if flags.has(FrontendFlags::CHECK_SOURCE) && !tables.has_source(&source) {
+        return Err(Counter::SourceNotAllowed);
+    }
+    let target = Target::new(address, port, service);
+    let id = tables.target(&target).ok_or(Counter::CarrierRefused)?;
+    let backend = tables.backend(id).filter(|backend| {
+        let is_named = (backend.address, backend.port) == (address, port);
+        is_named && backend.service == service && backend.flags.has(BackendFlags::LOCAL)
+    });
+    let choice = Choice { id, backend: backend.ok_or(Counter::CarrierRefused)? };
+    // The stack drops what comes in under an address of the node itself.
+    let is_own = tables.source_at(tables.device()) == Some(headers.flow.src);
+    let client = if is_own { Client::Carried } else { Client::Outside };
+    if !is_own && !track::is_reply_flow_taken(headers, tables, &choice.backend) {
+        track::dnat(headers, tables, &choice, client, decision)?;
+        return Ok(Found::Decided);
+    }
+    track::snat(headers, tables, &choice, client, decision)?;
+    Ok(Found::Claim)
+}
+
+/// The frontend that a client asked for at another node: one of this node's as well, or the node port
+/// that all nodes have, by its guard.
+#[inline(always)]
+fn frontend<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>) -> Option<Frontend> {
+    if let Some(frontend) = first::frontend(headers, tables) {
+        return Some(frontend);
+    }
+    let key = FrontendKey::new(A::zeroed(), headers.flow.dst_port, headers.flow.protocol);
+    tables.frontend(&key)
+}
