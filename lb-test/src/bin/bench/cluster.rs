@@ -96,7 +96,7 @@ spec:
     for (addresses, kind) in endpoints.iter().zip(["IPv4", "IPv6"]) {
         let _ = write!(
             text,
-            r#"apiVersion: discovery.k8s.io/v1
+            r"apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {{name: {name}-{suffix}, labels: {{kubernetes.io/service-name: {name}}}}}
 addressType: {kind}
@@ -104,7 +104,7 @@ ports:
 - {{name: tcp, port: {TCP_PORT}}}
 - {{name: udp, port: {UDP_PORT}, protocol: UDP}}
 endpoints:
-"#,
+",
             suffix = kind.to_lowercase()
         );
         for address in addresses {

@@ -220,7 +220,7 @@ impl Harness {
     fn call(&mut self, layer: Layer, program: &ProgramFd) -> Result<()> {
         let [.., target] = layer.names();
         let map = self.ebpf.map_mut(target).with_context(|| format!("no map {target}"))?;
-        ProgramArray::try_from(map)?.set(0, program, 0).with_context(|| format!("{target}"))
+        ProgramArray::try_from(map)?.set(0, program, 0).context(target)
     }
 
     fn time(&self, layer: Layer, name: &str, input: &Input) -> Result<(f64, Output)> {
