@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `lb_xdp` | XDP of a device |
 //! | `lb_tc_ingress`, `lb_tc_egress` | tcx or clsact of a device |
+//! | `lb_ip_ingress`, `lb_ip_egress` | the same, where packets have no Ethernet header |
 //! | `lb_bind4` … `lb_sendmsg6` | cgroup |
 //! | `lb_stale_sockets`, `lb_sweep_v4`, `lb_sweep_v6` | iterators that the agent reads |
 #![no_std]
@@ -19,7 +20,7 @@ use aya_ebpf::{
     programs::{SockAddrContext, TcContext, XdpContext},
 };
 use hook::{
-    bind,
+    bind, ip_device,
     sock_addr::{self, Call},
     stale::{self, SocketVisit},
     sweep::{self, FlowVisit},
@@ -43,6 +44,18 @@ pub fn lb_tc_ingress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn lb_tc_egress(ctx: TcContext) -> i32 {
     tc::egress(ctx)
+}
+
+/// Packets that come in by a device without Ethernet headers.
+#[classifier]
+pub fn lb_ip_ingress(ctx: TcContext) -> i32 {
+    ip_device::ingress(ctx)
+}
+
+/// Packets that leave by a device without Ethernet headers.
+#[classifier]
+pub fn lb_ip_egress(ctx: TcContext) -> i32 {
+    ip_device::egress(ctx)
 }
 
 /// `bind` of an IPv4 socket.

@@ -3,6 +3,7 @@
 pub mod answers;
 pub mod cache;
 pub mod fragments;
+pub mod rebuild;
 pub mod targets;
 
 use core::{marker::PhantomData, ptr::NonNull};

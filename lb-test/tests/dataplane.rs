@@ -18,6 +18,8 @@ use lb_common::abi::{
 use lb_common::conntrack::Timeouts;
 use lb_test::{Node, NodeSpec, Topology, require_topology};
 
+#[path = "dataplane/filter.rs"]
+mod filter;
 #[path = "dataplane/sweep.rs"]
 mod sweep;
 

@@ -6,9 +6,11 @@
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
-use lb_agent::dataplane;
+use lb_agent::dataplane::{self, Kernel, KernelOptions, XdpHook};
+use lb_common::abi::{Abi as _, Device, DeviceFlags};
 use lb_test::{
-    prog::{KernelBench, size::Size},
+    NodeSpec, Topology,
+    prog::{self, size::Size},
     require_topology,
 };
 
@@ -16,6 +18,19 @@ const BUDGET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../lb-ebpf/verifier-b
 const TITLE: &str = "# program: instructions that the verifier may process, bytes of stack\n";
 /// Compilers and kernels differ: a twentieth more instructions than measured are allowed.
 const ALLOWANCE: u32 = 20;
+
+/// Has devices ask for the programs that are loaded for some alone.
+fn with_all_programs(options: &KernelOptions) -> Kernel {
+    let mut kernel = Kernel::start(options).unwrap_or_else(|error| panic!("{error}"));
+    for (name, flags) in [("eth0", DeviceFlags::NONE), ("lo", DeviceFlags::BEGINS_WITH_IP)] {
+        let index = nix::net::if_::if_nametoindex(name).unwrap();
+        kernel.attach_device((index, name), &Device { flags, ..Device::zeroed() }).unwrap();
+        if name == "eth0" {
+            kernel.attach_xdp(index, XdpHook::Native).unwrap();
+        }
+    }
+    kernel
+}
 
 /// The sizes of all pinned programs, by name.
 fn measured(programs: &Path) -> BTreeMap<String, Size> {
@@ -51,8 +66,11 @@ fn budget(text: &str) -> BTreeMap<String, Size> {
 #[test]
 fn programs_stay_within_their_budget() {
     require_topology!();
-    let bench = KernelBench::start().unwrap_or_else(|error| panic!("{error:#}"));
-    let sizes = measured(&bench.bpffs().join("programs"));
+    let topology = Topology::builder().node(NodeSpec::new("node1")).build().unwrap();
+    let node = topology.node("node1");
+    let options = prog::options(node);
+    let _kernel = node.enter(|| with_all_programs(&options)).unwrap();
+    let sizes = measured(&options.bpffs.join("programs"));
     println!("{}", written(&sizes));
     if std::env::var_os("UPDATE").is_some() {
         fs::write(BUDGET, written(&sizes)).unwrap();

@@ -8,7 +8,7 @@ use lb_common::abi::{Device, DeviceFlags, DeviceRole};
 
 use crate::{
     dataplane::{Kernel, KernelError, XdpHook, XdpMode},
-    net::{self, DeviceFacts, XdpFeatures},
+    net::{self, DeviceFacts, Layer, XdpFeatures},
 };
 
 /// What is to be done about XDP at a device.
@@ -61,7 +61,7 @@ impl Drivers {
         let hides_tags = || device.carries_vlans && strips_vlan_tags(device.ifindex);
         let choice = choose(mode, device, features, hides_tags);
         let flags = flags(device, features.unwrap_or_default(), choice);
-        (Device { flags, ..entry }, choice)
+        (Device { flags: entry.flags.with(flags), ..entry }, choice)
     }
 }
 
@@ -78,7 +78,7 @@ fn choose(
 ) -> Choice {
     let has_driver = features.is_none_or(|features| features.has(XdpFeatures::BASIC));
     match mode {
-        _ if device.role() != Some(DeviceRole::UPLINK) => Choice::Unfit,
+        _ if !is_fit(device) => Choice::Unfit,
         XdpMode::Off => Choice::Leave("--xdp=off"),
         XdpMode::Auto if !matches!(&*device.kind, "" | "bond") => {
             Choice::Leave("it is no hardware")
@@ -94,11 +94,16 @@ fn choose(
     }
 }
 
+/// Frames come in from outside, and are frames.
+fn is_fit(device: &DeviceFacts) -> bool {
+    device.role() == Some(DeviceRole::UPLINK) && device.layer == Layer::Ethernet
+}
+
 /// A veth sends back what came in by it when its far end has a program too, which nobody can see; what
 /// is redirected to it, where its features say so.
 fn flags(device: &DeviceFacts, features: XdpFeatures, choice: Choice) -> DeviceFlags {
     let mut flags = DeviceFlags::NONE;
-    if device.role() == Some(DeviceRole::UPLINK) && features.has(XdpFeatures::TRANSMIT) {
+    if is_fit(device) && features.has(XdpFeatures::TRANSMIT) {
         flags = flags.with(DeviceFlags::TAKES_FRAMES);
     }
     let returns = match choice {
@@ -169,7 +174,7 @@ mod tests {
             name: "eth0".to_owned(),
             kind: kind.to_owned(),
             usage: Usage::Attach(DeviceRole::UPLINK),
-            has_l2: true,
+            layer: Layer::Ethernet,
             mac: [2, 0, 0, 0, 0, 2],
             up: true,
             v4: Vec::new(),

@@ -89,6 +89,7 @@ pub async fn agent(start: Start) -> anyhow::Result<()> {
     let (named, local) = (settings.devices.clone(), settings.detect_local.clone());
     let following = net::follow(net::DeviceSettings { named, local: local.clone() });
     let following = with_progress("listing devices", following).await.context("list devices")?;
+    let _hops = watch_hops(&kernel).await?;
     let mut source = source::Source::new(source_options(&settings, &instance));
     let mut problems = Problems::told_to(source.complaints());
     room::tell(kernel.sizes_kept(), &mut problems);
@@ -246,6 +247,14 @@ impl Agent {
         };
         self.engine.see(facts, &mut self.problems);
     }
+}
+
+/// Has known flows ask for their way again when the network changes. Without it they do so by time, within
+/// seconds.
+async fn watch_hops(kernel: &Kernel) -> anyhow::Result<Option<net::HopWatch>> {
+    let cache = kernel.flow_cache()?;
+    let watch = net::watch_hops(move || cache.renew()).await;
+    Ok(watch.inspect_err(|error| tracing::warn!(%error, "follow routes and neighbours")).ok())
 }
 
 /// Without it the rest works: a kernel may lack what it needs.

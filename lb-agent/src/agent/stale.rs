@@ -1,5 +1,5 @@
 //! Ends what leads to backends that no longer serve (S11): connected sockets are closed, UDP flows
-//! forgotten; and forgets flows that have been silent for too long.
+//! forgotten; forgets flows that have been silent for too long; and makes the filter anew on the way.
 //!
 //! A thread of its own: it visits every socket and flow, and goes through network namespaces.
 //! What to do follows from the tables alone, so that nothing is missed while no agent runs.
@@ -31,6 +31,8 @@ use crate::{
 const TRIES: u8 = 3;
 /// Until a socket is looked for again that was in the middle of its `connect`.
 const AGAIN: Duration = Duration::from_millis(100);
+/// Between two filters: while something is removed all the time, each keeps what the next one leaves out.
+const FILTER: Duration = Duration::from_mins(1);
 /// Rounds take at most one part of so many of the thread's time.
 const SHARE: u32 = 5;
 
@@ -61,6 +63,7 @@ impl Sweeper {
             evictions: <[Evictions; 2]>::default(),
             tries: Tries::default(),
             complained: false,
+            filter_made: Instant::now(),
         };
         thread::Builder::new().name("stale".to_owned()).spawn(move || sweep.run(&wakes))?;
         Ok(Self { wakes: sender, fills })
@@ -87,6 +90,7 @@ struct Sweep {
     evictions: [Evictions; 2],
     tries: Tries,
     complained: bool,
+    filter_made: Instant,
 }
 
 impl Sweep {
@@ -116,12 +120,29 @@ impl Sweep {
                 tracing::warn!(%error, "close sockets whose backend is gone");
             }
         }
-        [Family::V4, Family::V6].map(|family| {
-            self.forget_flows(family).unwrap_or_else(|error| {
-                tracing::warn!(%error, "forget flows whose backend is gone, or that are silent");
-                Fill::default()
-            })
+        let filter = self.begin_filter();
+        let walked = self.walk().and_then(|fills| if filter { self.walk() } else { Ok(fills) });
+        if filter && walked.is_ok() {
+            self.finder.end_filter();
+        }
+        walked.unwrap_or_else(|error| {
+            tracing::warn!(%error, "forget flows whose backend is gone, or that are silent");
+            Default::default()
         })
+    }
+
+    /// Begins a new filter if one is due, and none was made a short while ago.
+    fn begin_filter(&mut self) -> bool {
+        if self.filter_made.elapsed() < FILTER || !self.finder.is_filter_due() {
+            return false;
+        }
+        self.filter_made = Instant::now();
+        let begun = self.finder.begin_filter();
+        begun.inspect_err(|error| tracing::warn!(%error, "make the filter anew")).is_ok()
+    }
+
+    fn walk(&mut self) -> Result<[Fill; 2], TableError> {
+        Ok([self.forget_flows(Family::V4)?, self.forget_flows(Family::V6)?])
     }
 
     fn forget_flows(&mut self, family: Family) -> Result<Fill, TableError> {

@@ -110,5 +110,5 @@ fn name_of(ifindex: u32) -> Option<String> {
 }
 
 fn direction(program: &str) -> TcAttachType {
-    if program == "lb_tc_egress" { TcAttachType::Egress } else { TcAttachType::Ingress }
+    if program.ends_with("egress") { TcAttachType::Egress } else { TcAttachType::Ingress }
 }

@@ -2,13 +2,17 @@
 //! have cached is no longer true.
 //!
 //! A bit of the filter is set before the entry that it stands for is written, and outlives it:
-//! connections go on with a backend that was removed.
+//! connections go on with a backend that was removed. `filter` makes a new one without bits that
+//! stand for nothing.
 
 use std::{
     fs::File,
     io::{self, Read as _},
     path::Path,
-    sync::atomic::Ordering::{Relaxed, SeqCst},
+    sync::atomic::{
+        AtomicU32, AtomicU64,
+        Ordering::{Relaxed, SeqCst},
+    },
 };
 
 use lb_common::{
@@ -18,6 +22,20 @@ use lb_common::{
 };
 
 use super::{TableError, map::Map, mapped::Mapped};
+
+/// What packets of known flows are served from.
+pub struct FlowCache(ControlMap);
+
+impl FlowCache {
+    pub(super) fn open(folder: &Path) -> Result<Self, TableError> {
+        ControlMap::open(folder).map(Self)
+    }
+
+    /// Ends all that is cached: each flow's next packet asks again, also where to go.
+    pub fn renew(&self) {
+        self.0.renew();
+    }
+}
 
 /// The one element of `CONTROL`, mapped.
 pub(super) struct ControlMap(Mapped<Control>);
@@ -41,12 +59,45 @@ impl ControlMap {
         self.0.half(std::mem::offset_of!(Control, epoch)).fetch_add(1, SeqCst);
     }
 
+    /// Which filter counts.
+    fn counts(&self) -> &AtomicU32 {
+        self.0.half(std::mem::offset_of!(Control, filter))
+    }
+
+    /// A word of one of the filters.
+    fn filter_word(&self, filter: usize, word: usize) -> &AtomicU64 {
+        let filters = std::mem::offset_of!(Control, filters);
+        self.0.word(filters + (filter * filter::WORDS + word) * size_of::<u64>())
+    }
+
+    /// The filter that does not count.
+    fn made(&self) -> usize {
+        usize::from(self.counts().load(SeqCst) & 1 == 0)
+    }
+
+    /// Begins another filter: without a bit, and walks over all flows note their ends from here on.
+    pub(super) fn begin_filter(&self) {
+        let made = self.made();
+        (0..filter::WORDS).for_each(|word| self.filter_word(made, word).store(0, SeqCst));
+        self.counts().fetch_or(Control::MAKES_FILTER, SeqCst);
+    }
+
+    /// Sets the bits of a word in the filter that is being made; were any of them not set?
+    pub(super) fn add_to_made(&self, word: usize, bits: u64) -> bool {
+        let before = self.filter_word(self.made(), word).fetch_or(bits, SeqCst);
+        bits & !before != 0
+    }
+
+    /// Makes the filter count that was begun.
+    pub(super) fn end_filter(&self) {
+        self.counts().store(u32::from(self.made() == 1), SeqCst);
+    }
+
     /// Sets a bit in the filters.
     pub(super) fn set(&self, bit: u32) {
         let (word, bit) = filter::place(bit);
-        for half in 0..2 {
-            let filters = std::mem::offset_of!(Control, filters);
-            let word = self.0.word(filters + (half * filter::WORDS + word) * size_of::<u64>());
+        for filter in 0..2 {
+            let word = self.filter_word(filter, word);
             if word.load(Relaxed) & bit == 0 {
                 word.fetch_or(bit, SeqCst);
             }

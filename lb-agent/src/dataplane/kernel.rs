@@ -1,18 +1,20 @@
 //! Programs: attached, and exchanged without a packet that misses both.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use aya::{Ebpf, EbpfError, programs::ProgramError};
-use lb_common::abi::{Device, maps};
+use lb_common::abi::{Device, DeviceFlags, maps};
 
 use super::{
     TableError, cgroup, clsact,
-    control::ControlMap,
+    control::{ControlMap, FlowCache},
+    filter::Writes,
     load::{kernel_at_least, load, load_program},
     map::Map,
     options::{KernelOptions, TcAttach},
@@ -92,9 +94,15 @@ impl KernelError {
 
 /// A program for a hook of devices, and the end of its link's name: egress first, so that no request
 /// is translated whose reply would not be.
-const PACKET_PROGRAMS: [(&str, AttachType, &str); 2] = [
+type PacketPrograms = [(&'static str, AttachType, &'static str); 2];
+const PACKET_PROGRAMS: PacketPrograms = [
     ("lb_tc_egress", AttachType::TcxEgress, "egress"),
     ("lb_tc_ingress", AttachType::TcxIngress, "ingress"),
+];
+/// The same for devices whose packets begin with the IP header; loaded when there is one.
+const IP_PROGRAMS: PacketPrograms = [
+    ("lb_ip_egress", AttachType::TcxEgress, "egress"),
+    ("lb_ip_ingress", AttachType::TcxIngress, "ingress"),
 ];
 
 /// The programs and maps of a running agent.
@@ -102,9 +110,12 @@ pub struct Kernel {
     pins: Pins,
     programs: BTreeMap<&'static str, OwnedFd>,
     xdp: Xdp,
-    clsact: Option<Ebpf>,
+    /// Where programs come from, those too that are loaded when a device asks for them.
+    ebpf: Ebpf,
+    uses_clsact: bool,
     devices: Map<u32, Device>,
     control: ControlMap,
+    writes: Arc<Writes>,
     stale: Option<Result<StaleFinder, KernelError>>,
     sizes_kept: Vec<SizeKept>,
 }
@@ -126,12 +137,27 @@ impl Kernel {
         }
         let devices = Map::open(&pins.maps, maps::DEVICES)?;
         let control = ControlMap::open(&pins.maps)?;
-        let stale = Some(stale::load(&mut ebpf, &pins));
+        let writes = Arc::default();
+        let stale = Some(stale::load(&mut ebpf, &pins, &writes));
         let uses_clsact = options.tc_attach == TcAttach::Clsact || !has_tcx();
-        let (xdp, clsact) = Xdp::new(ebpf, options.xdp, uses_clsact, &pins)?;
+        let xdp = Xdp::new(options.xdp, &pins)?;
+        for (name, ..) in IP_PROGRAMS {
+            remove_pin(&pins.programs.join(name))?;
+        }
         let sizes_kept = sizes::kept(options, &pins)
             .map_err(|source| KernelError::Pin { path: pins.maps.clone(), source })?;
-        let kernel = Self { pins, programs, xdp, clsact, devices, control, stale, sizes_kept };
+        let kernel = Self {
+            pins,
+            programs,
+            xdp,
+            ebpf,
+            uses_clsact,
+            devices,
+            control,
+            writes,
+            stale,
+            sizes_kept,
+        };
         cgroup::attach(&kernel.programs, &kernel.pins, options)?;
         Ok(kernel)
     }
@@ -142,7 +168,16 @@ impl Kernel {
     ///
     /// If a map has another shape.
     pub fn tables(&self) -> Result<KernelTables, TableError> {
-        KernelTables::open(&self.pins.maps)
+        Ok(KernelTables::open(&self.pins.maps)?.shared_with(&self.writes))
+    }
+
+    /// The cache of known flows.
+    ///
+    /// # Errors
+    ///
+    /// If its map has another shape.
+    pub fn flow_cache(&self) -> Result<FlowCache, TableError> {
+        FlowCache::open(&self.pins.maps)
     }
 
     /// Maps that an earlier agent made with another size; they keep it.
@@ -171,10 +206,14 @@ impl Kernel {
     ) -> Result<(), KernelError> {
         self.devices.put(&ifindex, device)?;
         self.control.renew();
-        for (program, attach_type, end) in PACKET_PROGRAMS {
-            let attached = match &mut self.clsact {
-                Some(ebpf) => clsact::attach(ebpf, program, (ifindex, name), &self.pins),
-                None => self.attach_tcx(program, ifindex, attach_type, end),
+        let begins_with_ip = device.flags.has(DeviceFlags::BEGINS_WITH_IP);
+        let programs = if begins_with_ip { IP_PROGRAMS } else { PACKET_PROGRAMS };
+        for (program, attach_type, end) in programs {
+            self.load(program)?;
+            let attached = if self.uses_clsact {
+                clsact::attach(&mut self.ebpf, program, (ifindex, name), &self.pins)
+            } else {
+                self.attach_tcx(program, ifindex, attach_type, end)
             };
             attached.map_err(|source| KernelError::Attach {
                 program,
@@ -184,7 +223,7 @@ impl Kernel {
         }
         // Only then what an earlier agent attached the other way: a packet that meets both is
         // translated once, one that meets neither would be lost.
-        if self.clsact.is_some() { self.detach_tcx(ifindex) } else { self.detach_clsact(ifindex) }
+        if self.uses_clsact { self.detach_tcx(ifindex) } else { self.detach_clsact(ifindex) }
     }
 
     /// Detaches the packet programs from a device and forgets it; one that is gone is no error.
@@ -205,7 +244,7 @@ impl Kernel {
     ///
     /// If the kernel or the device's driver refuses, or another's program is there (`EBUSY`).
     pub fn attach_xdp(&mut self, ifindex: u32, hook: XdpHook) -> Result<(), KernelError> {
-        self.xdp.attach(ifindex, hook)
+        self.xdp.attach(&mut self.ebpf, ifindex, hook)
     }
 
     /// Detaches the XDP program from a device; one that has none is no error.
@@ -224,6 +263,14 @@ impl Kernel {
     /// What the kernel says.
     pub fn devices(&self) -> Result<Vec<(u32, Device)>, TableError> {
         self.devices.entries()
+    }
+
+    /// Loads a program that is not loaded yet.
+    fn load(&mut self, program: &'static str) -> Result<(), KernelError> {
+        if let Entry::Vacant(place) = self.programs.entry(program) {
+            place.insert(load_program(&mut self.ebpf, program, &self.pins)?);
+        }
+        Ok(())
     }
 
     fn attach_tcx(

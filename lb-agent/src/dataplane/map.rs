@@ -113,6 +113,15 @@ impl<K: Abi, V: Abi> Map<K, V> {
         Ok(entries)
     }
 
+    /// Shows each entry to `look`, a batch in memory at a time.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub(super) fn for_each(&self, look: impl FnMut(K, V)) -> Result<(), TableError> {
+        self.read_batches(look).map_err(|source| self.error("list", source))
+    }
+
     /// Counts the entries that `is_it` holds for, a batch in memory at a time.
     ///
     /// # Errors
@@ -120,8 +129,7 @@ impl<K: Abi, V: Abi> Map<K, V> {
     /// What the kernel says.
     pub(super) fn count(&self, is_it: impl Fn(&V) -> bool) -> Result<u64, TableError> {
         let mut count = 0;
-        let look = |_, value| count += u64::from(is_it(&value));
-        self.read_batches(look).map_err(|source| self.error("list", source))?;
+        self.for_each(|_, value| count += u64::from(is_it(&value)))?;
         Ok(count)
     }
 

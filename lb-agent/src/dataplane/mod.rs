@@ -10,6 +10,7 @@ mod control;
 mod drain;
 pub mod fake;
 pub mod faulty;
+mod filter;
 mod kernel;
 mod load;
 mod map;
@@ -38,6 +39,7 @@ use lb_common::abi::{BackendFlags, FrontendFlags, FrontendKind, Region, maps};
 use crate::model::Family;
 
 pub use crate::desired::FrontendAddress;
+pub use control::FlowCache;
 pub use drain::Drain;
 pub use kernel::{Kernel, KernelError};
 pub use load::object;

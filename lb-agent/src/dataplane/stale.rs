@@ -7,6 +7,7 @@
 use std::{
     io::{self, Read as _},
     os::fd::{AsFd as _, OwnedFd},
+    sync::Arc,
 };
 
 use aya::{
@@ -16,7 +17,14 @@ use aya::{
 };
 use lb_common::abi::{Abi, CtEntry, CtKey, Ipv4, StaleSocket, Swept, maps};
 
-use super::{KernelError, TableError, load::load_and_pin, map::Map, pins::Pins, sys};
+use super::{
+    KernelError, TableError,
+    filter::{FilterMaker, Writes},
+    load::load_and_pin,
+    map::Map,
+    pins::Pins,
+    sys,
+};
 use crate::model::Family;
 
 /// A program, and the kernel's name of what it visits.
@@ -34,10 +42,15 @@ pub struct StaleFinder {
     v6: OwnedFd,
     counts: PerCpuArray<MapData, u64>,
     capacity: u64,
+    filter: FilterMaker,
 }
 
 /// Loads the programs and aims each at its map.
-pub(super) fn load(ebpf: &mut Ebpf, pins: &Pins) -> Result<StaleFinder, KernelError> {
+pub(super) fn load(
+    ebpf: &mut Ebpf,
+    pins: &Pins,
+    writes: &Arc<Writes>,
+) -> Result<StaleFinder, KernelError> {
     let btf = Btf::from_sys_fs().map_err(|error| KernelError::Load(error.into()))?;
     let mut link = |iterator, map| aim(ebpf, &btf, pins, (iterator, map));
     Ok(StaleFinder {
@@ -48,6 +61,7 @@ pub(super) fn load(ebpf: &mut Ebpf, pins: &Pins) -> Result<StaleFinder, KernelEr
         capacity: Map::<CtKey<Ipv4>, CtEntry<Ipv4>>::open(&pins.maps, maps::CONNTRACK_V4)?
             .capacity()
             .into(),
+        filter: filter_maker(ebpf, pins, writes)?,
     })
 }
 
@@ -55,6 +69,17 @@ pub(super) fn load(ebpf: &mut Ebpf, pins: &Pins) -> Result<StaleFinder, KernelEr
 fn counts(ebpf: &mut Ebpf) -> Result<PerCpuArray<MapData, u64>, KernelError> {
     let map = ebpf.take_map(maps::TURNOVER).expect("invariant: the object holds each map");
     PerCpuArray::try_from(map).map_err(|error| KernelError::Load(error.into()))
+}
+
+fn filter_maker(
+    ebpf: &Ebpf,
+    pins: &Pins,
+    writes: &Arc<Writes>,
+) -> Result<FilterMaker, KernelError> {
+    let Some(aya::maps::Map::Array(living)) = ebpf.map(maps::LIVING) else {
+        unreachable!("invariant: the object holds each map")
+    };
+    Ok(FilterMaker::open(&pins.maps, living.fd().as_fd(), Arc::clone(writes))?)
 }
 
 fn aim(
@@ -110,6 +135,26 @@ impl StaleFinder {
             Ok(values.iter().sum::<u64>().cast_signed())
         };
         Ok(sum(first)? - sum(first + 1)?)
+    }
+
+    /// Does the filter have bits that may stand for nothing?
+    pub fn is_filter_due(&self) -> bool {
+        self.filter.is_due()
+    }
+
+    /// Begins a filter without such bits: each [`sweep`](Self::sweep) sets those of living flows in it.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says; the filter that counts stays as it is.
+    pub fn begin_filter(&self) -> Result<(), TableError> {
+        self.filter.begin()
+    }
+
+    /// Makes the filter count that was begun. Only after two walks over each family: a walk may miss a
+    /// flow whose neighbour in the table is exchanged while it looks at that.
+    pub fn end_filter(&self) {
+        self.filter.end();
     }
 
     /// Forgets the UDP flows of a family whose backend no longer serves (S11), and all its flows that

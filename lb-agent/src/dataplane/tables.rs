@@ -2,21 +2,20 @@
 
 use std::{
     collections::{BTreeSet, btree_map::Entry},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::Path,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
-use lb_common::{
-    abi::{Address, Backend, BePort, Frontend, FrontendKey, Ipv4, Ipv6, L4Proto, maps},
-    filter,
-};
+use lb_common::abi::{Address, Backend, BePort, Frontend, FrontendKey, Ipv4, Ipv6, L4Proto, maps};
 
 use super::{
     BackendEntry, FrontendAddress, FrontendEntry, PerformError, ServiceId, Snapshot, Step,
     TableError, Tables,
     backends::Backends,
     control::ControlMap,
+    filter::{self, Writes},
     map::Map,
     pings::{self, Pings},
     slots::Slots,
@@ -63,6 +62,7 @@ pub struct KernelTables {
     sources: Sources,
     pings: Pings,
     control: ControlMap,
+    writes: Arc<Writes>,
 }
 
 impl KernelTables {
@@ -85,7 +85,13 @@ impl KernelTables {
             sources: Sources::open(folder)?,
             pings: Pings::default(),
             control: ControlMap::open(folder)?,
+            writes: Arc::default(),
         })
+    }
+
+    /// Lets the maker of filters know what is written.
+    pub(super) fn shared_with(self, writes: &Arc<Writes>) -> Self {
+        Self { writes: Arc::clone(writes), ..self }
     }
 
     /// Makes these the sources that count as clients on this node, and no others.
@@ -99,7 +105,12 @@ impl KernelTables {
 
     /// Performs a run of steps of one kind; how many of them were done if one fails.
     fn perform_run(&mut self, run: &[Step]) -> Result<(), (usize, TableError)> {
-        run.iter().flat_map(bits).for_each(|bit| self.control.set(bit));
+        let writes = Arc::clone(&self.writes);
+        let bits: Vec<u32> = run.iter().flat_map(bits).collect();
+        let _writing = (!bits.is_empty()).then(|| writes.begin());
+        for bit in bits {
+            self.control.set(bit);
+        }
         match &run[0] {
             Step::PutBackend(..) => self.put_backends(run),
             Step::PutFrontend(..) => self.put_frontends(run),
@@ -112,10 +123,12 @@ impl KernelTables {
             | Step::RemoveBackend(_)
             | Step::RemoveFrontend(_)
             | Step::RemoveSourceRange(..) => {
-                for (done, step) in run.iter().enumerate() {
-                    self.perform_one(step).map_err(|error| (done, error))?;
-                }
-                Ok(())
+                let mut steps = run.iter().enumerate();
+                let performed = steps.try_for_each(|(done, step)| {
+                    self.perform_one(step).map_err(|error| (done, error))
+                });
+                self.writes.removed();
+                performed
             }
         }
     }
@@ -213,6 +226,10 @@ impl Tables for KernelTables {
         self.v6.read_frontends(&mut snapshot, &mut self.pings)?;
         self.v4.backends.read(&mut snapshot, Family::V4)?;
         self.v6.backends.read(&mut snapshot, Family::V6)?;
+        // An agent that adopts the tables of another one has set none of their bits.
+        snapshot.frontends.keys().for_each(|address| self.control.set(frontend_bit(address)));
+        let backends = snapshot.backends.values().map(|entry| entry.address);
+        backends.flat_map(filter::bits_of_backend).for_each(|bit| self.control.set(bit));
         let named = snapshot.frontends.values().flat_map(|entry| [entry.internal, entry.external]);
         for region in named.filter(|region| region.length > 0) {
             if let Entry::Vacant(place) = snapshot.regions.entry(region.first_chunk) {
@@ -242,24 +259,15 @@ fn is_same_run(a: &Step, b: &Step) -> bool {
 /// The filter's bits for what a step writes.
 fn bits(step: &Step) -> Vec<u32> {
     match step {
-        Step::PutBackend(_, entry) => {
-            let port = BePort::new(entry.address.port());
-            // Any protocol: a backend does not say its own.
-            let bit = |protocol| match entry.address.ip() {
-                IpAddr::V4(ip) => filter::backend(&Ipv4::from(ip), port, protocol),
-                IpAddr::V6(ip) => filter::backend(&Ipv6::from(ip), port, protocol),
-            };
-            [Protocol::Sctp, Protocol::Tcp, Protocol::Udp].map(|p| bit(proto(p))).to_vec()
-        }
-        Step::PutFrontend(address, _) => {
-            let (port, protocol) = (BePort::new(address.port), proto(address.protocol));
-            vec![match address.ip {
-                IpAddr::V4(ip) => filter::frontend(&Ipv4::from(ip), port, protocol),
-                IpAddr::V6(ip) => filter::frontend(&Ipv6::from(ip), port, protocol),
-            }]
-        }
+        Step::PutBackend(_, entry) => filter::bits_of_backend(entry.address).to_vec(),
+        Step::PutFrontend(address, _) => vec![frontend_bit(address)],
         _ => Vec::new(),
     }
+}
+
+fn frontend_bit(address: &FrontendAddress) -> u32 {
+    let socket = SocketAddr::new(address.ip, address.port);
+    filter::bit_of_frontend(socket, proto(address.protocol))
 }
 
 fn frontend_key<A: Address>(ip: A, address: &FrontendAddress) -> FrontendKey<A> {

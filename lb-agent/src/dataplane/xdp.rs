@@ -55,9 +55,8 @@ enum Program {
     Loaded(OwnedFd),
     /// Why it is not, and cannot be.
     Missing(String),
-    /// In the object that the other programs came from, whose maps it shares. It is loaded when a
-    /// device is to have it: most nodes have none that can.
-    Waiting(Box<Ebpf>),
+    /// Not loaded yet: most nodes have no device that can have it.
+    Waiting,
 }
 
 /// The program and its links.
@@ -67,46 +66,39 @@ pub(super) struct Xdp {
 }
 
 impl Xdp {
-    /// Takes the object for later; where programs are attached by clsact, which needs it too, loads the
-    /// program at once and hands it back. Links of an earlier agent keep their program until they are
-    /// exchanged.
+    /// The program, to be loaded when a device is to have it. Links of an earlier agent keep theirs until they
+    /// are exchanged.
     ///
     /// # Errors
     ///
     /// If a pin cannot be removed.
-    pub(super) fn new(
-        mut ebpf: Ebpf,
-        is_wanted: bool,
-        uses_clsact: bool,
-        pins: &Pins,
-    ) -> Result<(Self, Option<Ebpf>), KernelError> {
+    pub(super) fn new(is_wanted: bool, pins: &Pins) -> Result<Self, KernelError> {
         remove_pin(&pins.programs.join(PROGRAM))?;
         let program = if !is_wanted {
             Program::Missing("not asked for".to_owned())
         } else if !kernel_at_least(SINCE) {
             Program::Missing(format!("Linux {}.{} is needed", SINCE.0, SINCE.1))
-        } else if uses_clsact {
-            match load_program(&mut ebpf, PROGRAM, pins) {
-                Ok(program) => Program::Loaded(program),
-                Err(error) => Program::Missing(error.to_string()),
-            }
         } else {
-            let xdp = Self { program: Program::Waiting(Box::new(ebpf)), pins: pins.clone() };
-            return Ok((xdp, None));
+            Program::Waiting
         };
-        Ok((Self { program, pins: pins.clone() }, uses_clsact.then_some(ebpf)))
+        Ok(Self { program, pins: pins.clone() })
     }
 
-    /// Attaches the program to a device, or exchanges the one that is there.
+    /// Attaches the program to a device, or exchanges the one that is there; the object holds it.
     ///
     /// # Errors
     ///
     /// If the kernel or the driver refuses, or another's program is there.
-    pub(super) fn attach(&mut self, ifindex: u32, hook: XdpHook) -> Result<(), KernelError> {
+    pub(super) fn attach(
+        &mut self,
+        ebpf: &mut Ebpf,
+        ifindex: u32,
+        hook: XdpHook,
+    ) -> Result<(), KernelError> {
         for other in XdpHook::ALL.into_iter().filter(|other| *other != hook) {
             remove_pin(&other.pin(ifindex, &self.pins))?;
         }
-        if let Program::Waiting(ebpf) = &mut self.program {
+        if let Program::Waiting = &mut self.program {
             self.program = Program::Loaded(load_program(ebpf, PROGRAM, &self.pins)?);
         }
         let fail = |source| KernelError::Attach {
@@ -117,7 +109,7 @@ impl Xdp {
         let program = match &self.program {
             Program::Loaded(program) => program.as_fd(),
             Program::Missing(why) => return Err(fail(io::Error::other(why.clone()))),
-            Program::Waiting(_) => return Err(fail(io::ErrorKind::NotFound.into())),
+            Program::Waiting => return Err(fail(io::ErrorKind::NotFound.into())),
         };
         let link = || sys::link_xdp(program, ifindex, hook.flags());
         exchange_or_pin(program, ifindex, &hook.pin(ifindex, &self.pins), link).map_err(fail)

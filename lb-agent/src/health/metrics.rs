@@ -100,7 +100,7 @@ impl Metrics {
             unsupported_devices: new(
                 registry,
                 "unsupported_devices",
-                "Devices without an Ethernet header, which get no programs",
+                "Devices of neither Ethernet nor IP, which get no programs",
             ),
             packets: new(registry, "packets", "Packets that were not translated"),
             closed_sockets: new(

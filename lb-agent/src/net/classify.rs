@@ -22,7 +22,7 @@ use std::{
 
 use lb_common::abi::DeviceRole;
 
-use super::{DeviceFacts, IPVS_DEVICE, NodeNetwork, Primary, SkipReason, Usage, is_global};
+use super::{DeviceFacts, IPVS_DEVICE, Layer, NodeNetwork, Primary, SkipReason, Usage, is_global};
 use crate::config::DevicePattern;
 
 /// The kind that stands for `lo`, which has none of its own.
@@ -37,8 +37,8 @@ pub struct LinkFacts {
     pub name: String,
     /// Kind; empty for hardware, `loopback` for `lo`.
     pub kind: String,
-    /// Do its packets begin with an Ethernet header?
-    pub has_l2: bool,
+    /// What its packets begin with.
+    pub layer: Layer,
     /// Is it up?
     pub up: bool,
     /// Index of its master.
@@ -119,7 +119,7 @@ impl View<'_> {
             name: link.name.clone(),
             kind: link.kind.clone(),
             usage: named_usage(link, self.usage(link), named),
-            has_l2: link.has_l2,
+            layer: link.layer,
             mac: link.mac,
             up: link.up,
             v4,
@@ -141,8 +141,8 @@ impl View<'_> {
         if matches!(&*link.kind, "dummy" | "ifb" | "nlmon" | "vcan" | "vrf") {
             return Usage::Skip(SkipReason::Dummy);
         }
-        if !link.has_l2 {
-            return Usage::Skip(SkipReason::NoL2);
+        if link.layer == Layer::Other {
+            return Usage::Skip(SkipReason::OtherLayer);
         }
         self.usage_by_master(link).unwrap_or_else(|| self.usage_alone(link))
     }
@@ -241,7 +241,7 @@ impl View<'_> {
 
 fn named_usage(link: &LinkFacts, found: Usage, named: &[DevicePattern]) -> Usage {
     match found {
-        Usage::Skip(SkipReason::Loopback | SkipReason::NoL2) => found,
+        Usage::Skip(SkipReason::Loopback | SkipReason::OtherLayer) => found,
         _ if named.is_empty() => found,
         _ if !named.iter().any(|pattern| pattern.matches(&link.name)) => {
             Usage::Skip(SkipReason::NotNamed)
@@ -253,7 +253,7 @@ fn named_usage(link: &LinkFacts, found: Usage, named: &[DevicePattern]) -> Usage
 
 /// A device whose other end is usually a pod: veth, netkit, and the tap of a virtual machine.
 fn is_veth_like(link: &LinkFacts) -> bool {
-    matches!(&*link.kind, "netkit" | "tun" | "veth")
+    matches!(&*link.kind, "netkit" | "tun" | "veth") && link.layer == Layer::Ethernet
 }
 
 fn is_tunnel(link: &LinkFacts) -> bool {

@@ -1,5 +1,7 @@
 //! Nodes as CNIs and administrators build them, and the roles that their devices must get.
 
+use lb_common::abi::DeviceFlags;
+
 use super::*;
 
 const UPLINK: Usage = Usage::Attach(DeviceRole::UPLINK);
@@ -19,7 +21,7 @@ impl Node {
             ifindex: self.links.last().map_or(1, |last| last.ifindex + 1),
             name: name.into(),
             kind: kind.into(),
-            has_l2: !matches!(kind, "wireguard" | "ipip"),
+            layer: if kind == "ipoib" { Layer::Other } else { Layer::Ethernet },
             up: true,
             ..LinkFacts::default()
         });
@@ -28,6 +30,11 @@ impl Node {
 
     fn last(&mut self) -> &mut LinkFacts {
         self.links.last_mut().unwrap()
+    }
+
+    fn begins_with_ip(mut self) -> Self {
+        self.last().layer = Layer::Ip;
+        self
     }
 
     fn peer_elsewhere(mut self) -> Self {
@@ -194,21 +201,44 @@ fn devices_that_lead_nowhere_are_left_alone() {
         .link("ifb0", "ifb")
         .link("eth1", "")
         .address("fe80::2/64")
-        .link("wg0", "wireguard")
+        .link("ib0", "ipoib")
         .address("10.9.0.1/24")
         .route(Reach::Default)
-        .link("veth1", "veth");
+        .link("veth1", "veth")
+        .link("tunl0", "ipip")
+        .begins_with_ip();
     let network = node.classified(&[]);
     let unsupported: Vec<_> = network.unsupported().map(|device| &*device.name).collect();
-    assert_eq!(unsupported, ["wg0"]);
+    assert_eq!(unsupported, ["ib0"]);
     node.expect(&[
         LO,
         ("kube-ipvs0", Usage::Skip(SkipReason::Dummy)),
         ("ifb0", Usage::Skip(SkipReason::Dummy)),
         ("eth1", Usage::Skip(SkipReason::Idle)),
-        ("wg0", Usage::Skip(SkipReason::NoL2)),
+        ("ib0", Usage::Skip(SkipReason::OtherLayer)),
         ("veth1", Usage::Skip(SkipReason::Idle)),
+        ("tunl0", Usage::Skip(SkipReason::Idle)),
     ]);
+}
+
+/// A tun device is no tap of a virtual machine, whatever a route to it says.
+#[test]
+fn devices_without_ethernet_headers_are_uplinks_with_their_own_programs() {
+    let node = with_eth0()
+        .link("wg0", "wireguard")
+        .begins_with_ip()
+        .address("10.9.0.1/24")
+        .link("tun0", "tun")
+        .begins_with_ip()
+        .route(Reach::Host)
+        .link("eth1", "")
+        .address("172.20.1.1/24");
+    let network = node.classified(&[]);
+    let flags = |device: &DeviceFacts| device.entry(network.primary).map(|entry| entry.flags);
+    let flags: Vec<_> = network.devices[1..].iter().map(flags).collect();
+    let (begins_with_ip, plain) = (Some(DeviceFlags::BEGINS_WITH_IP), Some(DeviceFlags::NONE));
+    assert_eq!(flags, [plain, begins_with_ip, begins_with_ip, plain]);
+    assert!(network.devices[1..].iter().all(|device| device.usage == UPLINK), "{network:#?}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use rtnetlink::{
     },
 };
 
-use super::{AddressFacts, LinkFacts, Reach, RouteFacts, classify::LOOPBACK};
+use super::{AddressFacts, Layer, LinkFacts, Reach, RouteFacts, classify::LOOPBACK};
 
 /// Number of the routing table of the node's own addresses.
 const LOCAL_TABLE: u32 = 255;
@@ -61,7 +61,7 @@ fn link_facts(message: LinkMessage) -> LinkFacts {
     let header = message.header;
     let mut facts = LinkFacts {
         ifindex: header.index,
-        has_l2: header.link_layer_type == LinkLayerType::Ether,
+        layer: layer(header.link_layer_type),
         up: header.flags.contains(LinkFlags::Up),
         ..LinkFacts::default()
     };
@@ -86,6 +86,21 @@ fn link_facts(message: LinkMessage) -> LinkFacts {
         }
     }
     facts
+}
+
+/// What packets of a device of this type begin with, as the kernel tells redirects
+/// (`dev_is_mac_header_xmit` of `include/linux/if_arp.h`).
+fn layer(link: LinkLayerType) -> Layer {
+    match link {
+        LinkLayerType::Ether | LinkLayerType::Loopback => Layer::Ethernet,
+        LinkLayerType::None
+        | LinkLayerType::Ppp
+        | LinkLayerType::Rawip
+        | LinkLayerType::Sit
+        | LinkLayerType::Tunnel
+        | LinkLayerType::Tunnel6 => Layer::Ip,
+        _ => Layer::Other,
+    }
 }
 
 /// None for an address that can't be used (yet): duplicate address detection decides.

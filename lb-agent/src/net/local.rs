@@ -32,7 +32,7 @@ pub fn name_pods(mut network: NodeNetwork, local: &DetectLocal) -> NodeNetwork {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::DeviceFacts;
+    use crate::net::{DeviceFacts, Layer};
 
     fn device(ifindex: u32, (name, kind): (&str, &str), usage: Usage) -> DeviceFacts {
         DeviceFacts {
@@ -40,7 +40,7 @@ mod tests {
             name: name.to_owned(),
             kind: kind.to_owned(),
             usage,
-            has_l2: true,
+            layer: Layer::Ethernet,
             mac: [0; 6],
             up: true,
             v4: Vec::new(),

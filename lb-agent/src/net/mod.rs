@@ -16,6 +16,7 @@ mod classify;
 mod dump;
 mod follow;
 mod generic;
+mod hops;
 mod local;
 mod nodeport;
 pub mod sockets;
@@ -24,6 +25,7 @@ pub use bound::bound_ports;
 pub use classify::{AddressFacts, LinkFacts, Reach, RouteFacts, classify};
 pub use follow::{DeviceSettings, Following, follow};
 pub use generic::{XdpFeatures, strips_vlan_tags, xdp_features};
+pub use hops::{HopWatch, watch_hops};
 pub use local::name_pods;
 pub use nodeport::nodeports;
 
@@ -48,7 +50,7 @@ pub struct NodeNetwork {
 impl NodeNetwork {
     /// Devices that could carry Services if this program knew how.
     pub fn unsupported(&self) -> impl Iterator<Item = &DeviceFacts> {
-        self.devices.iter().filter(|device| device.usage == Usage::Skip(SkipReason::NoL2))
+        self.devices.iter().filter(|device| device.usage == Usage::Skip(SkipReason::OtherLayer))
     }
 }
 
@@ -79,8 +81,8 @@ pub struct DeviceFacts {
     pub kind: String,
     /// Attach to it, or why not.
     pub usage: Usage,
-    /// Do its packets begin with an Ethernet header?
-    pub has_l2: bool,
+    /// What its packets begin with.
+    pub layer: Layer,
     /// Its link-layer address; zero where it has none.
     pub mac: [u8; 6],
     /// Is it up?
@@ -111,7 +113,10 @@ impl DeviceFacts {
         let own_v6 = self.v6.iter().copied().find(|&address| is_global(address.into()));
         let source_v4 = own_v4.or(primary.v4).unwrap_or(Ipv4Addr::UNSPECIFIED).into();
         let source_v6 = own_v6.or(primary.v6).unwrap_or(Ipv6Addr::UNSPECIFIED).into();
-        let flags = DeviceFlags::NONE;
+        let flags = match self.layer {
+            Layer::Ip => DeviceFlags::BEGINS_WITH_IP,
+            Layer::Ethernet | Layer::Other => DeviceFlags::NONE,
+        };
         Some(Device { source_v4, source_v6, role, mac: self.mac, flags, pad: 0 })
     }
 
@@ -120,6 +125,18 @@ impl DeviceFacts {
         let v4 = self.v4.iter().copied().map(IpAddr::from);
         v4.chain(self.v6.iter().copied().map(IpAddr::from))
     }
+}
+
+/// What the packets of a device begin with.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Layer {
+    /// An Ethernet header.
+    #[default]
+    Ethernet,
+    /// The IP header, as with tun, `WireGuard` and IPIP.
+    Ip,
+    /// Another header.
+    Other,
 }
 
 /// What is done with a device.
@@ -154,8 +171,8 @@ pub enum SkipReason {
     Idle,
     /// The loopback device.
     Loopback,
-    /// Its packets have no Ethernet header (tun, `WireGuard`, IPIP): not supported.
-    NoL2,
+    /// Its packets begin with another header than Ethernet's or IP's, as on `InfiniBand`: not supported.
+    OtherLayer,
     /// Other devices were named.
     NotNamed,
 }
@@ -167,7 +184,7 @@ impl fmt::Display for SkipReason {
             Self::Idle => "has no address and no route",
             Self::Loopback => "is the loopback device",
             Self::Member => "is served by its master",
-            Self::NoL2 => "has no Ethernet header, which is not supported",
+            Self::OtherLayer => "is neither of Ethernet nor of IP, which is not supported",
             Self::NotNamed => "is not named by --device",
         })
     }

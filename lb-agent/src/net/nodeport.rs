@@ -53,7 +53,7 @@ mod tests {
         let (mut links, mut addresses) = (Vec::new(), Vec::new());
         for (ifindex, (name, texts)) in (1..).zip(devices) {
             let name = (*name).to_owned();
-            links.push(LinkFacts { ifindex, name, has_l2: true, ..LinkFacts::default() });
+            links.push(LinkFacts { ifindex, name, ..LinkFacts::default() });
             addresses.extend(texts.iter().map(|text| AddressFacts {
                 ifindex,
                 address: text.parse().unwrap(),

@@ -8,7 +8,7 @@ use std::{
 use lb_agent::{
     config::NodePortAddresses,
     desired::NodeFacts,
-    net::{AddressFacts, LinkFacts, Reach, RouteFacts, classify, nodeports},
+    net::{AddressFacts, Layer, LinkFacts, Reach, RouteFacts, classify, nodeports},
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -77,7 +77,7 @@ impl Node {
             links.push(LinkFacts {
                 ifindex,
                 name: name.into(),
-                has_l2: true,
+                layer: Layer::Ethernet,
                 ..LinkFacts::default()
             });
             addresses.extend(address.map(|address| AddressFacts { ifindex, address, prefix: 24 }));

@@ -11,16 +11,16 @@ abi! {
         pub source_v6: Ipv6,
         /// Where it leads.
         pub role: DeviceRole,
-        /// Its own link-layer address.
+        /// Its own link-layer address; zero where it has none.
         pub mac: [u8; 6],
-        /// What the XDP program may do with it.
+        /// What programs may do with it.
         pub flags: DeviceFlags,
         /// Zero.
         pub pad: u8,
     }
 }
 
-/// What the XDP program may do with a device.
+/// What programs may do with a device.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 #[repr(transparent)]
 pub struct DeviceFlags(pub u8);
@@ -35,6 +35,8 @@ impl DeviceFlags {
     pub const TAKES_FRAMES: Self = Self(1);
     /// It sends back, without a redirect, frames that came in by it.
     pub const RETURNS_FRAMES: Self = Self(2);
+    /// Its packets begin with the IP header: it has programs of its own.
+    pub const BEGINS_WITH_IP: Self = Self(4);
 
     /// Are all of these set?
     #[inline(always)]

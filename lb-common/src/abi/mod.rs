@@ -103,6 +103,8 @@ pub mod maps {
     pub const FRAGMENTS_V6: &str = "FRAGMENTS_V6";
     /// Per-CPU array, not pinned: `u64` entries of conntrack made and removed, for IPv4, then IPv6.
     pub const TURNOVER: &str = "TURNOVER";
+    /// Array of one [`filter::Words`](crate::filter::Words), not pinned: the ends of living flows.
+    pub const LIVING: &str = "LIVING";
     /// Hash: [`FrontendKey`](super::FrontendKey) → [`Frontend`](super::Frontend), IPv4.
     pub const FRONTENDS_V4: &str = "FRONTENDS_V4";
     /// Hash: [`FrontendKey`](super::FrontendKey) → [`Frontend`](super::Frontend), IPv6.

@@ -3,6 +3,7 @@
 pub mod bind;
 mod carrier;
 mod frame;
+pub mod ip_device;
 mod peers;
 mod route;
 mod skb;

@@ -55,6 +55,13 @@ impl Skb {
         unsafe { (*self.0.skb.skb).ifindex }
     }
 
+    /// The EtherType, which the kernel keeps where there is no header to read it from; in host order.
+    #[inline(always)]
+    pub(super) fn protocol(&self) -> u16 {
+        // SAFETY: the context is valid for as long as the program runs.
+        u16::from_be(unsafe { (*self.0.skb.skb).protocol } as u16)
+    }
+
     /// Has this node translated the packet before?
     ///
     /// `tc_index` survives the way through a bridge, and nothing else uses it at these hooks.

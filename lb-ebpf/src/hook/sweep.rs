@@ -14,7 +14,7 @@ use lb_common::{
 use super::stale::{Meta, NEXT, serves, write};
 use crate::{
     globals::{CT_TCP_CLOSE_WAIT, CT_TCP_ESTABLISHED, CT_UDP, CT_UDP_STREAM},
-    maps::Maps,
+    maps::{Maps, cache, rebuild},
 };
 
 /// `struct bpf_iter__bpf_map_elem`: one entry of a conntrack map.
@@ -56,8 +56,11 @@ pub fn flow<A: Address + Maps>(visit: &FlowVisit<A>) -> i32 {
             A::forget(&flow);
             swept.expired += 1;
         }
-        // Whatever is to be made anew of all live flows is made here, of this one.
-        Fate::Lives => {}
+        Fate::Lives => {
+            if let Some(control) = cache::control() {
+                rebuild::note_ends(control, &flow, entry);
+            }
+        }
         Fate::Stale => {
             A::forget(&flow);
             swept.stale += 1;

@@ -16,13 +16,13 @@ use lb_test::{NodeSpec, Topology, clock, require_topology};
 use super::{options, steps};
 
 /// A table of flows, by bytes of key and value.
-type Flows<const K: usize, const V: usize> = HashMap<MapData, [u8; K], [u8; V]>;
+pub(super) type Flows<const K: usize, const V: usize> = HashMap<MapData, [u8; K], [u8; V]>;
 
-fn open<const K: usize, const V: usize>(map: &Path) -> Flows<K, V> {
+pub(super) fn open<const K: usize, const V: usize>(map: &Path) -> Flows<K, V> {
     HashMap::try_from(Map::LruHashMap(MapData::from_pin(map).unwrap())).unwrap()
 }
 
-fn put<A: Address, const K: usize, const V: usize>(
+pub(super) fn put<A: Address, const K: usize, const V: usize>(
     map: &mut Flows<K, V>,
     key: &CtKey<A>,
     entry: &CtEntry<A>,

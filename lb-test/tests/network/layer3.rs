@@ -1,0 +1,83 @@
+//! Devices whose packets begin with the IP header: backends behind them, and clients.
+
+use std::net::SocketAddr;
+
+use lb_test::address::DualStack;
+use lb_test::manifests::{Service, cluster_ips, list};
+use lb_test::{Agent, AgentOptions, Family, Host, NodeSpec, PodSpec, SocketLb, Topology};
+
+use crate::ask::{assert_answering, assert_refused, client_seen, echoing};
+use crate::tun::{Tunnel, lead};
+use crate::{NODE_PORT, start};
+
+/// Two nodes that reach each other's pods by a tunnel, with a pod that serves and one that asks on each.
+fn topology() -> Topology {
+    Topology::builder()
+        .node(NodeSpec::new("node1").strict_rp_filter())
+        .node(NodeSpec::new("node2"))
+        .pod(PodSpec::routed("near", "node1"))
+        .pod(PodSpec::routed("far", "node2"))
+        .pod(PodSpec::bridged("shell", "node1"))
+        .pod(PodSpec::routed("asker", "node2"))
+        .client("client")
+        .build()
+        .unwrap()
+}
+
+#[track_caller]
+fn asks(from: &Host, to: SocketAddr) {
+    assert_answering(from, to, &["near", "far"]);
+    echoing(from, to, &["--count", "3"]);
+    echoing(from, to, &["--count", "3"]);
+}
+
+/// All that ask, by either end of the tunnel.
+#[track_caller]
+fn all_ask(topology: &Topology) {
+    let tunnel =
+        DualStack { v4: [172, 23, 0, 1].into(), v6: [0xfd00, 0x23, 0, 0, 0, 0, 0, 1].into() };
+    for family in Family::BOTH {
+        let vip = cluster_ips(1).socket(family, 80);
+        asks(topology.client("client"), topology.node("node1").socket(family, NODE_PORT));
+        asks(topology.pod("shell"), vip);
+        asks(topology.node("node1"), vip);
+        asks(topology.pod("asker"), vip);
+        asks(topology.pod("asker"), tunnel.socket(family, NODE_PORT));
+        assert_refused(topology.pod("asker"), cluster_ips(2).socket(family, 80));
+    }
+}
+
+#[test]
+fn backends_and_clients_behind_a_device_without_ethernet_headers() {
+    lb_test::require_topology!();
+    let topology = topology();
+    let _tunnel = Tunnel::between_nodes(&topology);
+    let mut running = start(&topology, &["near", "far"], &["node1"]);
+    let empty = Service::new("empty", 2).select("nobody").tcp(80, 8080).udp(80, 5353);
+    topology.apply("empty.yaml", &list(&[empty.object()])).unwrap();
+    running.wait_for_service("empty");
+    // Also what answers a process of node1, which asks under the address of another device.
+    for network in ["10.96.0.0/16", "fd00:10:96::/112", "172.20.0.11/32", "fd00:20::11/128"] {
+        lead(topology.node("node2"), network);
+    }
+    all_ask(&topology);
+    for family in Family::BOTH {
+        let (asker, near) = (topology.pod("asker"), topology.pod("near").socket(family, 8080));
+        assert_eq!(client_seen(asker, near).0, asker.ip(family), "what is not ours is left alone");
+        // The route to a Service's address leads into the tunnel, too.
+        lead(topology.node("node1"), &prefix(cluster_ips(1), family));
+        asks(topology.node("node1"), cluster_ips(1).socket(family, 80));
+    }
+    running.agents.clear();
+    let options = AgentOptions::manifests(topology.manifests()).socket_lb(SocketLb::Off);
+    let options = options.argument("--tc-attach=clsact");
+    let _agent = Agent::start_synced(topology.node("node1"), options).unwrap();
+    all_ask(&topology);
+}
+
+fn prefix(address: DualStack, family: Family) -> String {
+    match family {
+        Family::V4 => format!("{}/32", address.v4),
+        Family::V6 => format!("{}/128", address.v6),
+    }
+}
