@@ -130,11 +130,20 @@ impl CtState {
     }
 
     /// Does a packet with these flags from the client prove that both ends are there? One that goes
-    /// on after an answer does: whoever sends from an address that is not his own sees no answers.
+    /// on after an answer does: whoever sends from an address that is not his own sees no answers. A
+    /// reset is none: it answers every stray segment.
     #[inline(always)]
     #[must_use]
     pub const fn is_proven_by(self, flags: TcpFlags) -> bool {
-        self.has(Self::ANSWERED) && flags.is_plain()
+        self.has(Self::ANSWERED) && !self.is_closed() && flags.is_plain()
+    }
+
+    /// Is a flow that is kept apart too old for another attempt to be one to begin it? No walk comes by
+    /// there to forget it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_outdated(self, silent: u32) -> bool {
+        self.is_half_open() && silent > TCP_OPENING
     }
 
     /// The same, kept with the flows that are proven.

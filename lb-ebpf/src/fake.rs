@@ -1,6 +1,7 @@
 //! A node without a kernel: packets as byte buffers, tables in memory, routes by heart.
 
 mod buffer;
+mod half_open;
 mod judge;
 
 use std::{
@@ -61,6 +62,9 @@ impl FromIp for Ipv6 {
 /// An entry that stays where it is.
 type Entry<T> = Box<UnsafeCell<T>>;
 
+/// A table of flows.
+type Flows<A> = RefCell<HashMap<Vec<u8>, Entry<CtEntry<A>>>>;
+
 /// The tables of one family, and the device that the packet is at.
 struct FakeTables<A> {
     backends: HashMap<u32, Backend<A>>,
@@ -68,14 +72,17 @@ struct FakeTables<A> {
     regions: HashMap<u32, Vec<u32>>,
     affinity: RefCell<HashMap<AffinityKey, Entry<Affinity>>>,
     sources: HashMap<u32, Vec<SourceRange<A>>>,
-    conntrack: RefCell<HashMap<Vec<u8>, Entry<CtEntry<A>>>>,
+    conntrack: Flows<A>,
+    half_open: Flows<A>,
     scratch: Entry<CtEntry<A>>,
     fragments: RefCell<HashMap<Vec<u8>, Fragment<A>>>,
     next_answer: Cell<u64>,
     filter: HashSet<u32>,
     flows: RefCell<HashMap<Vec<u8>, CachedFlow<A>>>,
     /// Flows that may still be remembered before they are proven.
-    half_open: Cell<u32>,
+    rememberable: Cell<u32>,
+    /// First packets whose flows were not remembered.
+    unremembered: Cell<u32>,
     epoch: u32,
     /// Where the last question to the routing table led.
     routed: Cell<u32>,
@@ -95,12 +102,14 @@ impl<A: FromIp> FakeTables<A> {
             affinity: RefCell::default(),
             sources: HashMap::new(),
             conntrack: RefCell::default(),
+            half_open: RefCell::default(),
             scratch: Box::new(UnsafeCell::new(CtEntry::zeroed())),
             fragments: RefCell::default(),
             next_answer: Cell::default(),
             filter: HashSet::new(),
             flows: RefCell::default(),
-            half_open: Cell::new(u32::MAX),
+            rememberable: Cell::new(u32::MAX),
+            unremembered: Cell::default(),
             epoch: 0,
             routed: Cell::new(0),
             device: Device::Uplink,
@@ -152,18 +161,18 @@ impl<A: FromIp> FakeTables<A> {
 }
 
 impl<A: FromIp> FakeTables<A> {
-    fn proven(&self) -> usize {
-        let conntrack = self.conntrack.borrow();
-        let states = conntrack.values().map(|entry| reference(entry).seen().0);
-        states.filter(|state| !state.is_half_open()).count()
+    /// The table that an entry belongs in.
+    fn table(&self, entry: CtRef<A>) -> &Flows<A> {
+        if entry.seen().0.is_half_open() { &self.half_open } else { &self.conntrack }
     }
 
     fn evict_from(&mut self, src: SocketAddr) {
         let is_from =
             |key: &CtKey<A>| (key.src.into(), key.src_port.get()) == (src.ip(), src.port());
-        self.conntrack
-            .get_mut()
-            .retain(|key, _| !CtKey::from_bytes(key).is_some_and(|key| is_from(&key)));
+        for table in [&mut self.conntrack, &mut self.half_open] {
+            let flows = table.get_mut();
+            flows.retain(|key, _| !CtKey::from_bytes(key).is_some_and(|key| is_from(&key)));
+        }
     }
 }
 
@@ -243,28 +252,33 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
     }
 
     fn may_remember(&self) -> bool {
-        let left = self.half_open.get();
-        self.half_open.set(left.saturating_sub(1));
+        let left = self.rememberable.get();
+        self.rememberable.set(left.saturating_sub(1));
         left > 0
     }
 
-    fn forget_half_open(&self, _flow: &CtKey<A>) {
-        // One table for both: what is proven is written over what was not.
+    fn count_unremembered(&self) {
+        self.unremembered.set(self.unremembered.get() + 1);
+    }
+
+    fn forget_half_open(&self, flow: &CtKey<A>) {
+        self.half_open.borrow_mut().remove(flow.as_bytes());
     }
 
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>> {
-        self.conntrack.borrow().get(flow.as_bytes()).map(reference)
+        let find = |table: &Flows<A>| table.borrow().get(flow.as_bytes()).map(reference);
+        find(&self.conntrack).or_else(|| find(&self.half_open))
     }
 
     fn track(&self, flow: &CtKey<A>, entry: CtRef<A>) {
         self.uncache(flow);
-        let mut conntrack = self.conntrack.borrow_mut();
-        let place = conntrack.entry(flow.as_bytes().to_vec());
+        let mut flows = self.table(entry).borrow_mut();
+        let place = flows.entry(flow.as_bytes().to_vec());
         reference(place.or_insert_with(|| Box::new(UnsafeCell::new(entry.get())))).set(entry.get());
     }
 
     fn claim(&self, flow: &CtKey<A>, entry: CtRef<A>) -> bool {
-        let is_free = self.conntrack(flow).is_none();
+        let is_free = !self.table(entry).borrow().contains_key(flow.as_bytes());
         if is_free {
             self.track(flow, entry);
         }
@@ -274,6 +288,7 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
     fn forget(&self, flow: &CtKey<A>) {
         self.uncache(flow);
         self.conntrack.borrow_mut().remove(flow.as_bytes());
+        self.forget_half_open(flow);
     }
 
     fn scratch(&self) -> Option<CtRef<A>> {
@@ -405,21 +420,6 @@ impl FakeBench {
     /// Has connections that began before us left to the stack.
     pub(crate) fn migrate(&mut self) {
         (self.v4.migrates, self.v6.migrates) = (true, true);
-    }
-
-    /// Remembers no flow before it is proven.
-    pub(crate) fn remember_none(&mut self) {
-        (self.v4.half_open, self.v6.half_open) = (Cell::new(0), Cell::new(0));
-    }
-
-    /// Entries of flows.
-    pub(crate) fn remembered(&self) -> usize {
-        self.v4.conntrack.borrow().len() + self.v6.conntrack.borrow().len()
-    }
-
-    /// Entries of flows that are proven.
-    pub(crate) fn proven(&self) -> usize {
-        self.v4.proven() + self.v6.proven()
     }
 
     /// Has connections to removed backends reset.

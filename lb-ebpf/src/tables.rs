@@ -51,6 +51,9 @@ pub trait Tables<A: Address>: Backends<A> {
     #[must_use]
     fn may_remember(&self) -> bool;
 
+    /// Counts a flow that is not remembered.
+    fn count_unremembered(&self);
+
     /// The entry of a flow, proven or not.
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>>;
 

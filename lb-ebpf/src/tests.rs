@@ -1,6 +1,7 @@
 //! Runs every case on fakes, and what only fakes can show: chance, time, and any bytes at all.
 
 mod floods;
+mod half_open;
 mod migrate;
 
 use std::{

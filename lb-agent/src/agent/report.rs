@@ -83,7 +83,7 @@ impl Report {
         for (counter, packets) in reader.counters()? {
             self.metrics.set_packets(counter, packets);
         }
-        let fill = if is_swept { reader.fill_of_services()? } else { reader.fill()? };
+        let fill = if is_swept { reader.fill_of_others()? } else { reader.fill()? };
         for map in &fill {
             self.metrics.set_map(map);
         }

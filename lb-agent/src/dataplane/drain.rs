@@ -13,8 +13,8 @@ use lb_common::{
 
 use super::{TableError, control::ControlMap, map::Map, pins::Pins, sys};
 
-/// How long a connection whose first packet was not answered is waited for, in ticks: what a client
-/// sends again within.
+/// How long a connection whose first packet was not answered, or that nobody went on with, is waited for,
+/// in ticks: what a client sends again within.
 const OPENING: u32 = 60;
 /// How long an ended connection is kept for its last packets, in ticks. Another connection from the
 /// same port must not be taken for it.
@@ -25,6 +25,8 @@ pub struct Drain {
     control: ControlMap,
     v4: Map<CtKey<Ipv4>, CtEntry<Ipv4>>,
     v6: Map<CtKey<Ipv6>, CtEntry<Ipv6>>,
+    half_open_v4: Map<CtKey<Ipv4>, CtEntry<Ipv4>>,
+    half_open_v6: Map<CtKey<Ipv6>, CtEntry<Ipv6>>,
 }
 
 impl Drain {
@@ -44,8 +46,10 @@ impl Drain {
         sys::settle();
         let v4 = Map::open(&pins.maps, maps::CONNTRACK_V4)?;
         let v6 = Map::open(&pins.maps, maps::CONNTRACK_V6)?;
+        let half_open_v4 = Map::open(&pins.maps, maps::HALF_OPEN_V4)?;
+        let half_open_v6 = Map::open(&pins.maps, maps::HALF_OPEN_V6)?;
         let control = ControlMap::open(&pins.maps)?;
-        Ok(Some(Self { control, v4, v6 }))
+        Ok(Some(Self { control, v4, v6, half_open_v4, half_open_v6 }))
     }
 
     /// Counts the connections that go on, and forgets what must not: datagrams, which would keep a
@@ -56,7 +60,9 @@ impl Drain {
     /// What the kernel says.
     pub fn living(&self) -> Result<u64, TableError> {
         let now = now();
-        let count = living(&self.v4, now)? + living(&self.v6, now)?;
+        // Those that are proven meanwhile are found in the tables that come after.
+        let half_open = living(&self.half_open_v4, now)? + living(&self.half_open_v6, now)?;
+        let count = half_open + living(&self.v4, now)? + living(&self.v6, now)?;
         // What was forgotten may be cached.
         self.control.renew();
         Ok(count)
@@ -96,7 +102,7 @@ fn fate<A: Address>(flow: &CtKey<A>, entry: &CtEntry<A>, now: u32) -> Fate {
     } else if state.is_closed() {
         silent > ENDED
     } else {
-        state == CtState::NEW && silent > OPENING
+        (state == CtState::NEW || state.is_half_open()) && silent > OPENING
     };
     if is_over { Fate::Forgotten } else { Fate::GoesOn }
 }
@@ -161,6 +167,9 @@ mod tests {
             assert_eq!(after(closed, ENDED + 1), Fate::Forgotten);
             assert_eq!(after(open, OPENING), Fate::GoesOn);
             assert_eq!(after(open, OPENING + 1), Fate::Forgotten);
+            let answered = CtState::HALF_OPEN.next(ACK, End::Backend);
+            assert_eq!(after(answered, OPENING), Fate::GoesOn);
+            assert_eq!(after(answered, OPENING + 1), Fate::Forgotten, "nobody goes on with it");
         }
     }
 

@@ -91,18 +91,18 @@ impl Reader {
     ///
     /// What the kernel says.
     pub fn fill(&self) -> Result<Vec<MapFill>, TableError> {
-        let mut fill = self.fill_of_services()?;
+        let mut fill = self.fill_of_others()?;
         fill.push(self.filled::<CtKey<Ipv4>, CtEntry<Ipv4>>(maps::CONNTRACK_V4, |_| true)?);
         fill.push(self.filled::<CtKey<Ipv6>, CtEntry<Ipv6>>(maps::CONNTRACK_V6, |_| true)?);
         Ok(fill)
     }
 
-    /// How full the maps are that hold no flows.
+    /// How full the maps are that no walk counts: all but conntrack.
     ///
     /// # Errors
     ///
     /// What the kernel says.
-    pub fn fill_of_services(&self) -> Result<Vec<MapFill>, TableError> {
+    pub fn fill_of_others(&self) -> Result<Vec<MapFill>, TableError> {
         Ok(vec![
             self.filled::<FrontendKey<Ipv4>, Frontend>(maps::FRONTENDS_V4, |_| true)?,
             self.filled::<FrontendKey<Ipv6>, Frontend>(maps::FRONTENDS_V6, |_| true)?,
@@ -112,6 +112,8 @@ impl Reader {
             self.filled::<AffinityKey, Affinity>(maps::AFFINITY_V6, |_| true)?,
             self.filled::<SourceRange<Ipv4>, u32>(maps::SOURCE_RANGES_V4, |_| true)?,
             self.filled::<SourceRange<Ipv6>, u32>(maps::SOURCE_RANGES_V6, |_| true)?,
+            self.filled::<CtKey<Ipv4>, CtEntry<Ipv4>>(maps::HALF_OPEN_V4, |_| true)?,
+            self.filled::<CtKey<Ipv6>, CtEntry<Ipv6>>(maps::HALF_OPEN_V6, |_| true)?,
         ])
     }
 

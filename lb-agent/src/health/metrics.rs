@@ -234,6 +234,7 @@ fn kind_name(kind: CounterKind) -> &'static str {
         CounterKind::Drop => "drop",
         CounterKind::Pass => "pass",
         CounterKind::Reject => "reject",
+        CounterKind::Serve => "serve",
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the programs count, by name.
 
-/// Is the packet gone, refused, or passed on as it was?
+/// Is the packet gone, refused, passed on as it was, or served?
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum CounterKind {
     /// Answered in place of what is behind the address.
@@ -11,6 +11,8 @@ pub enum CounterKind {
     Pass,
     /// Refused with an answer.
     Reject,
+    /// Translated as any other.
+    Serve,
 }
 
 macro_rules! counters {
@@ -88,6 +90,8 @@ counters! {
     Migrating = Pass "migrating",
     /// Headers that end before the ports.
     Truncated = Pass "truncated",
+    /// The first packet of a flow, one of so many at a time that it is not remembered until it is proven.
+    NotRemembered = Serve "not_remembered",
 }
 
 #[cfg(test)]

@@ -68,6 +68,9 @@ fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
 }
 
 impl Context for XdpContext {
+    // What is not remembered is for a backend here, so that TC finishes it.
+    const IS_LAST: bool = false;
+
     #[inline(always)]
     fn device(&self) -> u32 {
         let ctx: *mut xdp_md = self.ctx;

@@ -146,6 +146,8 @@ impl Skb {
 }
 
 impl Context for TcContext {
+    const IS_LAST: bool = true;
+
     #[inline(always)]
     fn device(&self) -> u32 {
         // SAFETY: the context is valid for as long as the program runs.

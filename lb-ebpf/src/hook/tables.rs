@@ -2,8 +2,8 @@
 
 use aya_ebpf::EbpfContext;
 use lb_common::abi::{
-    Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, Control, CtKey, DeviceRole,
-    Fragment, FragmentKey, Frontend, FrontendKey, NextHop, Region, Source, Target,
+    Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, Control, Counter, CtKey,
+    DeviceRole, Fragment, FragmentKey, Frontend, FrontendKey, NextHop, Region, Source, Target,
 };
 use lb_ebpf::{
     path::{answer::Answers, carrier::Targets, fragment::Fragments},
@@ -18,6 +18,9 @@ use crate::{
 
 /// A program's context, as far as some questions need it.
 pub trait Context: EbpfContext {
+    /// Does no other program of ours look at the packet after this one? Then it is counted here.
+    const IS_LAST: bool;
+
     /// Interface index of the device that the packet comes in by or leaves by.
     fn device(&self) -> u32;
 }
@@ -93,6 +96,13 @@ impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     #[inline(always)]
     fn may_remember(&self) -> bool {
         maps::may_remember()
+    }
+
+    #[inline(always)]
+    fn count_unremembered(&self) {
+        if C::IS_LAST {
+            maps::count(Counter::NotRemembered);
+        }
     }
 
     #[inline(always)]

@@ -449,7 +449,7 @@ pub(super) fn end(counter: Counter) -> i32 {
         _ => maps::count(counter),
     }
     match counter.kind() {
-        CounterKind::Pass => NEXT,
+        CounterKind::Pass | CounterKind::Serve => NEXT,
         CounterKind::Answer | CounterKind::Drop | CounterKind::Reject => SHOT,
     }
 }

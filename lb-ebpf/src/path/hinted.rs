@@ -21,6 +21,7 @@ pub(super) fn keep<A: Address>(
     choice: &Choice<A>,
     decision: &mut CachedFlow<A>,
 ) {
+    tables.count_unremembered();
     let hinted = Hinted {
         service: choice.backend.service,
         backend: choice.id,
@@ -60,7 +61,9 @@ pub(super) fn hinted<A: Address>(
     if !hinted.is_answered || !headers.flags.is_plain() || !backend.serves(hinted.generation) {
         return None;
     }
-    prove(headers, tables, decision);
+    if !prove(headers, tables, decision) {
+        return None;
+    }
     Some(Found::Decided)
 }
 
@@ -74,12 +77,23 @@ fn answer<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, decision: &
     decision.set(&headers.flow, &ends, CtAction::REPLY);
 }
 
-/// Writes both entries of a flow.
+/// Writes both entries of a flow; false if its answers are another one's by now.
 #[inline(always)]
-fn prove<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, decision: &CachedFlow<A>) {
-    let Some(scratch) = tables.scratch() else { return };
+fn prove<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    decision: &CachedFlow<A>,
+) -> bool {
+    let Some(scratch) = tables.scratch() else { return true };
     let hinted = Hinted::from(decision.hop);
     let ends = decision.becomes();
+    let reply_flow = ends.reversed();
+    if let Some(back) = tables.conntrack(&reply_flow) {
+        if !back.leads_to(&headers.flow) {
+            return false;
+        }
+        tables.forget_half_open(&reply_flow);
+    }
     scratch.set(CtEntry {
         src: ends.src,
         dst: ends.dst,
@@ -103,5 +117,6 @@ fn prove<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, decision: &C
         action: CtAction::REPLY,
         ..scratch.get()
     });
-    tables.track(&ends.reversed(), scratch);
+    tables.track(&reply_flow, scratch);
+    true
 }

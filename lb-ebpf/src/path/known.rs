@@ -51,6 +51,10 @@ pub(super) fn known<A: Address>(
         carrier::narrow::<A>(&mut decision.hop);
     }
     let is_whole = note(tables, headers, entry_ref);
+    if !is_whole && action.is_forward() {
+        // Its answers are somebody else's by now.
+        return Ok(None);
+    }
     let is_proven = is_whole && is_proven(tables, headers, entry_ref);
     if is_proven && (!action.redirects() || decision.hop.is_known()) {
         tables.cache(decision);
@@ -58,7 +62,7 @@ pub(super) fn known<A: Address>(
     Ok(Some(Found::Decided))
 }
 
-/// Does a flow belong with those that are proven, or does this packet prove it?
+/// Does a flow belong with those that are proven, or does this packet prove it, so that it may be cached?
 ///
 /// A stream of datagrams that nobody answers is as good: nothing but an answer would change its entry.
 #[inline(always)]
@@ -69,7 +73,8 @@ fn is_proven<A: Address>(
 ) -> bool {
     let (state, _) = entry_ref.seen();
     if !state.is_half_open() {
-        return true;
+        // An ended one may lose its port at any time.
+        return !state.is_closed();
     }
     if !entry_ref.action().is_forward() {
         return false;
@@ -115,12 +120,17 @@ fn note<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: Ct
     }
     // The client's next packet is to see that it was answered.
     let is_first_answer = next.is_half_open() && next != CtState(entry.state);
-    if entry.last_seen == now && !headers.flags.closes() && !is_first_answer {
+    // Nobody takes anything from a flow that is proven and open.
+    let may_be_taken = next.is_half_open() || next.is_closing();
+    if entry.last_seen == now && !may_be_taken {
         return true;
     }
     let peer = entry.peer(headers.flow.protocol);
-    if is_first_answer {
+    if is_first_answer || headers.flags.closes() {
         tables.uncache(&peer);
+    }
+    if headers.flags.closes() {
+        tables.uncache(&headers.flow);
     }
     match tables.conntrack(&peer) {
         Some(peer) if !peer.leads_to(&headers.flow) => {
@@ -175,7 +185,7 @@ fn is_of_a_later_flow<A: Address>(
     entry: &CtEntry<A>,
 ) -> bool {
     let is_later = if headers.flow.protocol.has_connections() {
-        headers.flags.answers_opening() && CtState(entry.state).is_closing()
+        headers.flags.answers_opening() && is_past(tables, entry)
     } else {
         is_silent(headers, tables, entry)
     };
@@ -183,6 +193,13 @@ fn is_of_a_later_flow<A: Address>(
         tables.forget(&headers.flow);
     }
     is_later
+}
+
+/// Is a connection over, or did it never begin, so that what opens one opens another?
+#[inline(always)]
+fn is_past<A: Address>(tables: &impl Tables<A>, entry: &CtEntry<A>) -> bool {
+    let state = CtState(entry.state);
+    state.is_closing() || state.is_outdated(silence(entry.last_seen, tables.now()))
 }
 
 /// Has a flow of datagrams been silent for too long to keep its backend?
@@ -211,7 +228,7 @@ fn must_choose_again<A: Address>(
         if !headers.flags.opens() {
             return false;
         }
-        if CtState(entry.state).is_closing() {
+        if is_past(tables, entry) {
             return true;
         }
     }

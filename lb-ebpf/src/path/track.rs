@@ -19,7 +19,7 @@ use crate::{
 
 /// Ports that are tried before SNAT gives up.
 pub const SNAT_TRIES: u32 = 8;
-/// Ticks for which a flow that is not answered keeps its port.
+/// Ticks for which a flow that nobody goes on with keeps its port.
 const OPENING: u32 = 3;
 /// Distance between two ports that are tried, in a range that is larger.
 const SNAT_STEP: u32 = 61;
@@ -145,7 +145,7 @@ pub fn claim<A: Address>(
         is_there = is_own && !headers.flags.opens();
         if is_there {
             (state, _) = old.seen();
-            back.set(old.get());
+            back.touch(state, tables.now());
         } else {
             // What is written next may be kept apart from it, and would be hidden by it.
             tables.forget(&reply_flow);
@@ -158,7 +158,12 @@ pub fn claim<A: Address>(
     let is_proven = !state.is_half_open() || state.is_proven_by(headers.flags);
     if is_proven {
         back.set_proven();
+    }
+    if is_there {
+        // It is used again, by the backend as it is now, and nobody else's to take.
         tables.track(&reply_flow, back);
+    }
+    if is_proven {
         tables.forget_half_open(&reply_flow);
     }
     if decision.action == CtAction::FORWARD_FROM_HOST || is_proven || tables.may_remember() {
@@ -200,12 +205,16 @@ pub(super) fn is_reply_flow_taken<A: Address>(
 }
 
 /// May the reply entry `back` be written anew: has its flow ended, or never really begun?
+///
+/// Answered or not: a backend answers a SYN from an address that is made up, too. A datagram and its
+/// answer are a whole flow, which more answers may follow.
 #[inline(always)]
 fn is_free<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, back: CtRef<A>) -> bool {
     let (state, last_seen) = back.seen();
-    let is_unanswered = state.is_half_open() && !state.has(CtState::ANSWERED);
+    let is_whole = !headers.flow.protocol.has_connections() && state.has(CtState::ANSWERED);
+    let is_opening = state.is_half_open() && !is_whole;
     state.is_closed()
-        || is_unanswered && silence(last_seen, tables.now()) > OPENING
+        || is_opening && silence(last_seen, tables.now()) > OPENING
         || is_silent(headers, tables, &back.get())
 }
 

@@ -20,7 +20,7 @@ fn in_a_flood_connections_begin_and_are_remembered_once_both_ends_are_there() {
         let (hook, back) = (Hook::Ingress(Device::Uplink), Hook::Egress(Device::Uplink));
         net.expect(hook, &net.first(client, vip), Fate::Next, [client, pod]);
         net.expect(hook, &net.first(client, vip), Fate::Next, [client, pod]);
-        assert_eq!(bench.remembered(), 0, "{kind:?}");
+        assert_eq!((bench.remembered(), bench.unremembered()), (0, 2), "{kind:?}");
         let mut net = Net::new(&mut bench, kind);
         net.expect_untouched(Hook::Ingress(Device::PodA), &net.later(pod, client).encode(), &[]);
         net.expect(back, &net.segment(pod, client, 0x12), Fate::Next, [vip, client]);

@@ -1,5 +1,5 @@
 //! What real networks do, each test with nodes and cables of its own kind: next hops that change,
-//! several uplinks, policy routes, tunnels, overlays, filters against spoofed sources.
+//! several uplinks, routes by rules, devices without Ethernet headers, overlays.
 //!
 //! Not for: what Services answer (`service`).
 
