@@ -13,7 +13,10 @@ use lb_common::abi::{Address, BePort, CtKey, Ipv4, Ipv6, L4Proto};
 use lb_ebpf::packet::{ETHERNET_HEADER, Packet};
 
 use super::{skb::Skb, tc};
-use crate::{globals::MARK, maps::cache};
+use crate::{
+    globals::{CARRIER_PORT, MARK},
+    maps::cache,
+};
 
 /// Headers that are read before there is another one: IPv4 with all options, ports.
 const HEADERS: u32 = 60 + 4;
@@ -102,7 +105,7 @@ fn may_be_ours_v6(skb: &Skb) -> Option<bool> {
     }
 }
 
-/// Is it for what may be a frontend, or from what may be a backend?
+/// Is it for what may be a frontend, from what may be a backend, or perhaps a carrier?
 #[inline(always)]
 fn is_of_an_end<A: Address>(skb: &Skb, protocol: L4Proto, l4: usize) -> Option<bool> {
     if !matches!(protocol, L4Proto::TCP | L4Proto::UDP | L4Proto::SCTP) {
@@ -110,6 +113,9 @@ fn is_of_an_end<A: Address>(skb: &Skb, protocol: L4Proto, l4: usize) -> Option<b
     }
     let [src, dst] = skb.read::<[A; 2]>(A::SOURCE_OFFSET)?;
     let [src_port, dst_port] = skb.read::<[BePort; 2]>(l4)?;
+    if protocol == L4Proto::UDP && u32::from(dst_port.get()) == CARRIER_PORT.load() {
+        return Some(true);
+    }
     let flow = CtKey { src, dst, src_port, dst_port, protocol, pad: [0; 3] };
     let ends = cache::ends(cache::control()?, &flow);
     Some(ends.to_frontend || ends.from_backend)
