@@ -226,7 +226,10 @@ fn s11_flows_of_a_removed_backend_are_forgotten() {
             let to = node.socket(family, 30080);
             eventually(SOON, name, || {
                 // An answer that is on its way while its flow is forgotten is lost.
-                let lines = probe(cluster.outside(), &["udp", &to.to_string(), "--timeout", "500"]);
+                // The second datagram proves the flow.
+                let to = to.to_string();
+                let two = ["udp", &to, "--timeout", "500", "--count", "2"];
+                let lines = probe(cluster.outside(), &two);
                 let payload = lines[0]["payload"].as_str().unwrap_or_default();
                 ensure!(payload.starts_with(name), "{lines:?}");
                 Ok(())
