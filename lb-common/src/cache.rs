@@ -34,7 +34,18 @@ pub struct Key {
     pub hash: u64,
 }
 
-impl Stamp<'_> {
+impl<'a> Stamp<'a> {
+    /// That of hints: what was decided on a flow that nothing else remembers, in a flood of first packets.
+    ///
+    /// The slow way asks for them; the fast one never believes them, and they stay for a minute or two
+    /// whatever the agent changes. `now` is in units of 2^30 ns.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_hints(factors: &'a Factors, now: u32) -> Self {
+        // The kernel's jiffies begin five minutes before 2^32.
+        Self { factors, epoch: now >> 7, jiffies: 0 }
+    }
+
     #[inline(always)]
     fn factor(&self, number: usize) -> u64 {
         self.factors.get(number).copied().unwrap_or_default()
@@ -81,57 +92,12 @@ impl Stamp<'_> {
     #[inline(always)]
     #[must_use]
     pub fn vouches<A: Address>(&self, element: &CachedFlow<A>, key: &Key) -> bool {
-        key.begins(element) && element.check == self.sum(element, key)
-    }
-}
-
-impl Key {
-    #[inline(always)]
-    fn begins<A: Address>(&self, element: &CachedFlow<A>) -> bool {
-        for (number, word) in self.words.into_iter().enumerate() {
+        for (number, word) in key.words.into_iter().enumerate() {
             if number <= A::PAIR_WORDS && element.word(number) != word {
                 return false;
             }
         }
-        true
-    }
-}
-
-/// How elements are read and written that are hints: what was decided on a flow that nothing else
-/// remembers, in a flood of first packets. The slow way asks for them; the fast one never believes
-/// them, and they stay for a minute or two whatever the agent changes.
-#[derive(Clone, Copy, Debug)]
-pub struct Hint<'a>(Stamp<'a>);
-
-impl<'a> Hint<'a> {
-    /// For the time in units of 2^30 ns.
-    #[inline(always)]
-    #[must_use]
-    pub const fn new(factors: &'a Factors, now: u32) -> Self {
-        /// No tick reaches so far.
-        const NEVER: u64 = 1 << 62;
-        Self(Stamp { factors, epoch: now >> 7, jiffies: NEVER })
-    }
-
-    /// As for [`Stamp`].
-    #[inline(always)]
-    #[must_use]
-    pub fn key<A: Address>(&self, flow: &CtKey<A>) -> Key {
-        self.0.key(flow)
-    }
-
-    /// As for [`Stamp`].
-    #[inline(always)]
-    #[must_use]
-    pub fn sum<A: Address>(&self, element: &CachedFlow<A>, key: &Key) -> u64 {
-        self.0.sum(element, key)
-    }
-
-    /// As for [`Stamp`].
-    #[inline(always)]
-    #[must_use]
-    pub fn vouches<A: Address>(&self, element: &CachedFlow<A>, key: &Key) -> bool {
-        self.0.vouches(element, key)
+        element.check == self.sum(element, key)
     }
 }
 
@@ -223,7 +189,7 @@ mod tests {
     #[test]
     fn a_hint_is_no_cached_flow_and_stays_for_a_minute() {
         let (mut hint, key) = (element(flow(40000)), STAMP.key(&flow(40000)));
-        let at = |now| Hint::new(&RANDOM, now);
+        let at = |now| Stamp::of_hints(&RANDOM, now);
         assert!(!at(100).vouches(&hint, &key));
         hint.check = at(100).sum(&hint, &key);
         assert!(at(100).vouches(&hint, &key) && at(127).vouches(&hint, &key));

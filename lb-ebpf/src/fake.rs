@@ -17,7 +17,7 @@ use lb_common::{
         CtKey, Fragment, FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind, Ipv4,
         Ipv6, L4Proto, NextHop, Region, Source, SourceRange, Target,
     },
-    cache::{FACTORS, Factors, Hint, Stamp},
+    cache::{FACTORS, Factors, Stamp},
     carrier,
     conntrack::{TICK_SHIFT, Timeouts},
     filter, limit,
@@ -207,6 +207,18 @@ impl<A: FromIp> FakeTables<A> {
         let jiffies = u64::from(self.now()) << 8;
         Stamp { factors: &ODD, epoch: self.epoch, jiffies }
     }
+
+    fn read(&self, stamp: &Stamp<'_>, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
+        let flows = self.flows.borrow();
+        let Some(element) = flows.get(flow.as_bytes()) else { return false };
+        *decision = *element;
+        stamp.vouches(decision, &stamp.key(flow))
+    }
+
+    fn write(&self, stamp: &Stamp<'_>, decision: &mut CachedFlow<A>) {
+        decision.check = stamp.sum(decision, &stamp.key(&decision.flow));
+        self.flows.borrow_mut().insert(decision.flow.as_bytes().to_vec(), *decision);
+    }
 }
 
 impl<A: FromIp> Tables<A> for FakeTables<A> {
@@ -220,17 +232,11 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
     }
 
     fn recall(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
-        let flows = self.flows.borrow();
-        let Some(element) = flows.get(flow.as_bytes()) else { return false };
-        *decision = *element;
-        let stamp = self.stamp();
-        stamp.vouches(decision, &stamp.key(flow))
+        self.read(&self.stamp(), flow, decision)
     }
 
     fn cache(&self, decision: &mut CachedFlow<A>) {
-        let stamp = self.stamp();
-        decision.check = stamp.sum(decision, &stamp.key(&decision.flow));
-        self.flows.borrow_mut().insert(decision.flow.as_bytes().to_vec(), *decision);
+        self.write(&self.stamp(), decision);
     }
 
     fn uncache(&self, flow: &CtKey<A>) {
@@ -238,17 +244,11 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
     }
 
     fn hint(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
-        let flows = self.flows.borrow();
-        let Some(element) = flows.get(flow.as_bytes()) else { return false };
-        *decision = *element;
-        let hint = Hint::new(&ODD, self.now());
-        hint.vouches(decision, &hint.key(flow))
+        self.read(&Stamp::of_hints(&ODD, self.now()), flow, decision)
     }
 
     fn keep_hint(&self, decision: &mut CachedFlow<A>) {
-        let hint = Hint::new(&ODD, self.now());
-        decision.check = hint.sum(decision, &hint.key(&decision.flow));
-        self.flows.borrow_mut().insert(decision.flow.as_bytes().to_vec(), *decision);
+        self.write(&Stamp::of_hints(&ODD, self.now()), decision);
     }
 
     fn may_remember(&self) -> bool {

@@ -136,8 +136,7 @@ proptest! {
     ) {
         let mut bench = FakeBench::new();
         let mut net = Net::new(&mut bench, kind);
-        let (id, client, vip) = (net.backend(Host::PodA), net.client(), net.vip(1));
-        net.frontend(vip, &[id]);
+        let [client, vip, _] = net.serve(Host::PodA);
         let hook = Hook::Ingress(Device::Uplink);
         net.expect(hook, &net.first(client, vip), Fate::Next, [client, net.target(Host::PodA)]);
         if let Some(first) = quote.first_mut() {
@@ -158,8 +157,7 @@ proptest! {
     ) {
         let mut bench = FakeBench::new();
         let mut net = Net::new(&mut bench, kind);
-        let (id, client, vip) = (net.backend(Host::PodA), net.client(), net.vip(1));
-        net.frontend(vip, &[id]);
+        let [client, vip, _] = net.serve(Host::PodA);
         let hook = Hook::Ingress(Device::Uplink);
         net.expect(hook, &net.first(client, vip), Fate::Next, [client, net.target(Host::PodA)]);
         let quote = net.later(vip, client).encode()[14..].to_vec();
@@ -201,8 +199,7 @@ fn a_flow_that_only_asks_keeps_its_port() {
     for kind in Kind::ALL {
         let mut bench = FakeBench::new();
         let mut net = Net::new(&mut bench, kind);
-        let (client, vip, id) = (net.client(), net.vip(1), net.backend(Host::Remote));
-        net.frontend(vip, &[id]);
+        let [client, vip, _] = net.serve(Host::Remote);
         let (hook, sent) = (Hook::Ingress(Device::Uplink), Fate::Sent(Device::Uplink));
         let node = net.pass(hook, &net.first(client, vip), sent).src;
         for _ in 0..3 {
@@ -393,8 +390,7 @@ fn so_many_pings_are_answered_at_a_time_and_no_more() {
     for kind in Kind::ALL {
         let mut bench = FakeBench::new();
         let mut net = Net::new(&mut bench, kind);
-        let (id, client, vip) = (net.backend(Host::PodA), net.client(), net.vip(1));
-        net.frontend(vip, &[id]);
+        let [client, vip, _] = net.serve(Host::PodA);
         let transport =
             Transport::Icmp { kind: [if kind.is_v4 { 8 } else { 128 }, 0], rest: [0; 4] };
         let ends = [client, vip].map(|end| SocketAddr::new(end.ip(), 0));
@@ -415,8 +411,7 @@ fn what_became_of_a_first_fragment_is_forgotten_in_time() {
     for kind in Kind::ALL.into_iter().filter(|kind| kind.protocol != L4Proto::SCTP) {
         let mut bench = FakeBench::new();
         let mut net = Net::new(&mut bench, kind);
-        let (id, client, vip) = (net.backend(Host::PodA), net.client(), net.vip(1));
-        net.frontend(vip, &[id]);
+        let [client, vip, _] = net.serve(Host::PodA);
         let large = Frame { payload: vec![1; 1000], ..net.later(client, vip) };
         let pieces = fragments(&large, 1, 600);
         for (seconds, counted) in [(28, &[][..]), (1, &[Counter::FragmentOutOfOrder])] {

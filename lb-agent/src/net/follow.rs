@@ -22,19 +22,24 @@ const BURST: Duration = Duration::from_millis(20);
 /// Between tries, when listing ends with an error.
 const RETRY: Duration = Duration::from_secs(1);
 
-type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+/// What netlink tells of the network.
+pub(super) type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
 
 /// The picture, kept up to date until this is dropped.
 #[derive(Debug)]
 pub struct Following {
     /// The newest picture; the first one is complete.
     pub network: watch::Receiver<NodeNetwork>,
-    tasks: [JoinHandle<()>; 2],
+    _tasks: Tasks,
 }
 
-impl Drop for Following {
+/// Tasks that end with their owner.
+#[derive(Debug)]
+pub(super) struct Tasks(pub(super) [JoinHandle<()>; 2]);
+
+impl Drop for Tasks {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        self.0.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -66,7 +71,7 @@ pub async fn follow(settings: DeviceSettings) -> io::Result<Following> {
     let (sender, network) = watch::channel(first);
     let follower = tokio::spawn(keep(handle, messages, settings, sender));
     // Aborted in this order: the follower would take the reader's end for a fault.
-    Ok(Following { network, tasks: [follower, reader] })
+    Ok(Following { network, _tasks: Tasks([follower, reader]) })
 }
 
 async fn list(handle: &Handle, settings: &DeviceSettings) -> Result<NodeNetwork, rtnetlink::Error> {

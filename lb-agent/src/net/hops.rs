@@ -7,36 +7,29 @@
 
 use std::{collections::BTreeMap, io, net::IpAddr, time::Duration};
 
-use futures::{StreamExt, TryStreamExt, channel::mpsc::UnboundedReceiver};
+use futures::{StreamExt, TryStreamExt};
 use rtnetlink::{
     Handle, MulticastGroup, new_multicast_connection,
-    packet_core::{NetlinkMessage, NetlinkPayload},
+    packet_core::NetlinkPayload,
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         link::{LinkAttribute, LinkFlags, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     },
-    sys::SocketAddr,
 };
-use tokio::{task::JoinHandle, time::sleep};
+use tokio::time::sleep;
+
+use super::follow::{Messages, Tasks};
 
 /// Between two tellings, but for [`SETTLE`].
 const PAUSE: Duration = Duration::from_millis(100);
 /// A link is told of before the routes over it go, and IPv4's go without a word.
 const SETTLE: Duration = Duration::from_millis(10);
 
-type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
-
 /// The watch over next hops, until this is dropped.
 #[derive(Debug)]
 pub struct HopWatch {
-    tasks: [JoinHandle<()>; 2],
-}
-
-impl Drop for HopWatch {
-    fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
-    }
+    _tasks: Tasks,
 }
 
 /// Calls `tell` after each change of the calling thread's network that may lead packets elsewhere;
@@ -60,7 +53,7 @@ pub async fn watch_hops(tell: impl Fn() + Send + 'static) -> io::Result<HopWatch
     known.list(&handle).await.map_err(io::Error::other)?;
     let watcher = tokio::spawn(watch(handle, messages, known, tell));
     // Aborted in this order: the watcher would take the reader's end for a fault.
-    Ok(HopWatch { tasks: [watcher, reader] })
+    Ok(HopWatch { _tasks: Tasks([watcher, reader]) })
 }
 
 async fn watch(handle: Handle, mut messages: Messages, mut known: Known, tell: impl Fn()) {
@@ -240,7 +233,11 @@ mod tests {
         },
     };
 
-    use rtnetlink::{packet_core::NetlinkHeader, packet_route::neighbour::NeighbourHeader};
+    use rtnetlink::{
+        packet_core::{NetlinkHeader, NetlinkMessage},
+        packet_route::neighbour::NeighbourHeader,
+        sys::SocketAddr,
+    };
     use tokio::time::Instant;
 
     use super::*;

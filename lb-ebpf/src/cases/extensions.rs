@@ -73,9 +73,7 @@ pub fn other_chains_are_left_alone(net: &mut Net<'_>) {
     if net.kind.is_v4 {
         return;
     }
-    let id = net.backend(Host::PodA);
-    let (client, vip) = (net.client(), net.vip(1));
-    net.frontend(vip, &[id]);
+    let [client, vip, _] = net.serve(Host::PodA);
     let frame = net.first(client, vip);
     let chains: [&[(u8, usize)]; 4] = [
         &[(DESTINATION, 8); 5],
@@ -96,9 +94,7 @@ pub fn chains_that_are_cut_off_are_counted(net: &mut Net<'_>) {
     if net.kind.is_v4 {
         return;
     }
-    let id = net.backend(Host::PodA);
-    let (client, vip) = (net.client(), net.vip(1));
-    net.frontend(vip, &[id]);
+    let [client, vip, _] = net.serve(Host::PodA);
     let bytes = with(&net.first(client, vip), &[(HOP_BY_HOP, 8), (DESTINATION, 16)]);
     for length in HEADER_END..HEADER_END + 24 + 4 {
         net.expect_untouched(UPLINK, &bytes[..length], &[Counter::Truncated]);

@@ -13,9 +13,7 @@ const OUT: Hook = Hook::Egress(Device::Uplink);
 
 /// S6: the backend on this node sees the client's address; the client sees its Service's.
 pub fn a_local_backend_sees_the_client_and_answers_as_its_service(net: &mut Net<'_>) {
-    let id = net.backend(Host::PodA);
-    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
-    net.frontend(vip, &[id]);
+    let [client, vip, pod] = net.serve(Host::PodA);
     for _ in 0..2 {
         net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod]);
         net.expect(OUT, &net.later(pod, client), Fate::Next, [vip, client]);
@@ -59,9 +57,7 @@ pub fn a_connection_past_the_service_from_a_used_port_is_left_alone(net: &mut Ne
     if !net.has_connections() {
         return;
     }
-    let id = net.backend(Host::PodA);
-    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
-    net.frontend(vip, &[id]);
+    let [client, vip, pod] = net.serve(Host::PodA);
     net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod]);
     net.expect(OUT, &net.segment(pod, client, SYN_ACK), Fate::Next, [vip, client]);
     // A SYN and ACK that is sent again belongs to the same connection.
@@ -173,9 +169,7 @@ pub fn options_of_the_header_stay(net: &mut Net<'_>) {
     if !net.kind.is_v4 {
         return;
     }
-    let id = net.backend(Host::PodA);
-    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
-    net.frontend(vip, &[id]);
+    let [client, vip, pod] = net.serve(Host::PodA);
     for length in [4, 40] {
         let options = vec![1; length];
         let request = Frame { options: options.clone(), ..net.first(client, vip) };
@@ -204,9 +198,7 @@ pub fn sctp_without_a_checksum_stays_without(net: &mut Net<'_>) {
 /// Passes a request and a reply with this transport header, and expects it in what becomes of them.
 #[track_caller]
 fn expect_both_ways(net: &mut Net<'_>, transport: Transport) {
-    let id = net.backend(Host::PodA);
-    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
-    net.frontend(vip, &[id]);
+    let [client, vip, pod] = net.serve(Host::PodA);
     let request = Frame { transport, ..net.first(client, vip) };
     net.expect(IN, &request, Fate::Next, [client, pod]);
     let reply = Frame { transport, ..net.first(pod, client) };
@@ -215,9 +207,7 @@ fn expect_both_ways(net: &mut Net<'_>, transport: Transport) {
 
 /// Where the checksum depends on the length, each byte of that counts.
 pub fn packets_of_any_length_are_whole(net: &mut Net<'_>) {
-    let id = net.backend(Host::PodA);
-    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
-    net.frontend(vip, &[id]);
+    let [client, vip, pod] = net.serve(Host::PodA);
     for length in [0, 1, 3, 239, 240, 255, 256, 1440, 3000] {
         let payload = vec![0xa5; length];
         let request = Frame { payload: payload.clone(), ..net.first(client, vip) };
@@ -229,9 +219,7 @@ pub fn packets_of_any_length_are_whole(net: &mut Net<'_>) {
 
 /// A short packet is followed by bytes that no checksum covers.
 pub fn padding_of_a_frame_is_not_part_of_the_packet(net: &mut Net<'_>) {
-    let id = net.backend(Host::PodA);
-    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
-    net.frontend(vip, &[id]);
+    let [client, vip, pod] = net.serve(Host::PodA);
     net.expect_padded(IN, &net.first(client, vip), [client, pod]);
     net.expect_padded(OUT, &net.later(pod, client), [vip, client]);
 }

@@ -99,8 +99,7 @@ pub fn packets_of_a_host_process_and_back(net: &mut Net<'_>) {
 
 /// Nobody knows for whom it is, and nothing here can hold it.
 pub fn a_later_fragment_that_comes_first_is_dropped_and_counted(net: &mut Net<'_>) {
-    let (id, client, vip) = (net.backend(Host::PodA), net.client(), net.vip(1));
-    net.frontend(vip, &[id]);
+    let [client, vip, _] = net.serve(Host::PodA);
     let pieces = fragments(&large(net, client, vip), 8, PIECE);
     for hook in [UPLINK, Hook::Ingress(Device::PodB), Hook::HostEgress(Device::Uplink)] {
         for piece in &pieces[1..] {
@@ -115,8 +114,7 @@ pub fn a_later_fragment_that_comes_first_is_dropped_and_counted(net: &mut Net<'_
 
 /// A packet that is not a Service's, at its address too, or from a flow whose identification was another's.
 pub fn packets_of_others_pass_whole(net: &mut Net<'_>) {
-    let (id, client, vip) = (net.backend(Host::PodA), net.client(), net.vip(1));
-    net.frontend(vip, &[id]);
+    let [client, vip, _] = net.serve(Host::PodA);
     let mut other_port = vip;
     other_port.set_port(81);
     for dst in [net.vip(2), other_port, net.at(Host::PodB, 9)] {
@@ -150,8 +148,7 @@ pub fn sctp_in_fragments_is_dropped_and_counted(net: &mut Net<'_>) {
     if !is_sctp(net) {
         return;
     }
-    let (id, client, vip) = (net.backend(Host::PodA), net.client(), net.vip(1));
-    net.frontend(vip, &[id]);
+    let [client, vip, _] = net.serve(Host::PodA);
     let pieces = fragments(&large(net, client, vip), 10, PIECE);
     net.expect_bytes_drop(UPLINK, &pieces[0], Counter::SctpFragment);
 }

@@ -95,9 +95,7 @@ fn expect(net: &mut Net<'_>, way: &Way) {
 /// What the client's side says of a reply, the pod must take for its own packet; what the pod's side
 /// says of a request, the client.
 pub fn errors_of_a_flow_to_a_local_backend(net: &mut Net<'_>) {
-    let id = net.backend(Host::PodA);
-    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
-    net.frontend(vip, &[id]);
+    let [client, vip, pod] = net.serve(Host::PodA);
     net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod]);
     let fate = Fate::Next;
     let to_pod = Way { hook: IN, fate, quoted: [vip, client], seen: [pod, client], router: None };
@@ -112,9 +110,7 @@ pub fn errors_of_a_flow_to_a_local_backend(net: &mut Net<'_>) {
 
 /// Under SNAT both ends are this node's business, and so is the source of a router's error.
 pub fn errors_of_a_flow_under_snat(net: &mut Net<'_>) {
-    let id = net.backend(Host::Remote);
-    let (client, vip, remote) = (net.client(), net.vip(1), net.target(Host::Remote));
-    net.frontend(vip, &[id]);
+    let [client, vip, remote] = net.serve(Host::Remote);
     let fate = Fate::Sent(Device::Uplink);
     let became = net.pass(IN, &net.first(client, vip), fate);
     let node = source_of(net, &became);
@@ -161,9 +157,7 @@ pub fn errors_with_options(net: &mut Net<'_>) {
     if !net.kind.is_v4 {
         return;
     }
-    let id = net.backend(Host::PodA);
-    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
-    net.frontend(vip, &[id]);
+    let [client, vip, pod] = net.serve(Host::PodA);
     net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod]);
     for length in (0..=40).step_by(4) {
         let options = vec![1; length];
@@ -180,9 +174,7 @@ pub fn errors_with_options(net: &mut Net<'_>) {
 
 /// Not about a flow, not to the packet's sender, not whole, no error, or not at this hook.
 pub fn other_errors_are_left_alone(net: &mut Net<'_>) {
-    let id = net.backend(Host::PodA);
-    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
-    net.frontend(vip, &[id]);
+    let [client, vip, pod] = net.serve(Host::PodA);
     let kind = kinds(net)[0];
     let of = |net: &Net<'_>, src, dst| error(&net.later(src, dst), dst, kind, LEAST);
     let (to_pod, to_client) = (of(net, vip, client), of(net, client, pod));
@@ -215,9 +207,7 @@ pub fn errors_of_a_closed_connection_are_left_alone(net: &mut Net<'_>) {
     if !net.has_connections() {
         return;
     }
-    let id = net.backend(Host::PodA);
-    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
-    net.frontend(vip, &[id]);
+    let [client, vip, pod] = net.serve(Host::PodA);
     net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod]);
     net.expect(IN, &net.segment(client, vip, RST), Fate::Next, [client, pod]);
     let error = error(&net.later(client, pod), pod, kinds(net)[0], LEAST);
@@ -226,9 +216,7 @@ pub fn errors_of_a_closed_connection_are_left_alone(net: &mut Net<'_>) {
 
 /// Path MTU discovery of a sender of large datagrams: what does not fit is a fragment.
 pub fn errors_about_a_first_fragment(net: &mut Net<'_>) {
-    let id = net.backend(Host::PodA);
-    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
-    net.frontend(vip, &[id]);
+    let [client, vip, pod] = net.serve(Host::PodA);
     net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod]);
     let [sent, known] = [vip, pod].map(|src| {
         let large = Frame { payload: vec![7; 1000], ..net.later(src, client) };

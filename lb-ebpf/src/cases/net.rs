@@ -90,6 +90,14 @@ impl<'a> Net<'a> {
         self.frontend_with(address, FrontendFlags::NONE, [backends, backends]);
     }
 
+    /// Puts the backend on a host behind the first frontend; the usual client, the frontend, the
+    /// backend's address.
+    pub fn serve(&mut self, host: Host) -> [SocketAddr; 3] {
+        let (vip, id) = (self.vip(1), self.backend(host));
+        self.frontend(vip, &[id]);
+        [self.client(), vip, self.target(host)]
+    }
+
     /// Writes a frontend with backends for clients on this node and from outside.
     pub fn frontend_with(
         &mut self,

@@ -51,9 +51,7 @@ pub fn a_remote_backend_answers_through_this_node(net: &mut Net<'_>) {
 
 /// Of any length, and with a checksum of zero, which says that there is none or that it is made later.
 pub fn packets_to_a_remote_backend_are_whole(net: &mut Net<'_>) {
-    let id = net.backend(Host::Remote);
-    let (client, vip, remote) = (net.client(), net.vip(1), net.target(Host::Remote));
-    net.frontend(vip, &[id]);
+    let [client, vip, remote] = net.serve(Host::Remote);
     let usual = net.first(client, vip).transport;
     let unsummed = match net.kind.protocol {
         L4Proto::SCTP => Transport::SctpWithoutChecksum { tag: TAG, chunk: INIT },

@@ -21,7 +21,6 @@ use crate::{
 /// Headers that are read before there is another one: IPv4 with all options, ports.
 const HEADERS: u32 = 60 + 4;
 const ETHERTYPE_OFFSET: usize = 12;
-const ICMP: L4Proto = L4Proto(1);
 /// More fragments, or a fragment offset (RFC 791, 3.1).
 const IPV4_FRAGMENT: u16 = 0x3fff;
 
@@ -89,7 +88,9 @@ fn may_be_ours_v4(skb: &Skb) -> Option<bool> {
     }
     match protocol {
         // The code with the type: the verifier does not follow the check of a single byte.
-        ICMP => skb.read::<[u8; 2]>(l4).map(|[kind, _]| matches!(kind, 3 | 5 | 8 | 11 | 12)),
+        L4Proto::ICMP => {
+            skb.read::<[u8; 2]>(l4).map(|[kind, _]| matches!(kind, 3 | 5 | 8 | 11 | 12))
+        }
         _ => is_of_an_end::<Ipv4>(skb, protocol, l4),
     }
 }
@@ -100,7 +101,9 @@ fn may_be_ours_v6(skb: &Skb) -> Option<bool> {
     match protocol.0 {
         // Headers in between (RFC 7045, 4): what follows them is read later.
         0 | 43 | 44 | 51 | 60 => Some(true),
-        58 => skb.read::<u8>(Ipv6::HEADER).map(|kind| matches!(kind, 1..=4 | 128 | 137)),
+        _ if protocol == L4Proto::ICMPV6 => {
+            skb.read::<u8>(Ipv6::HEADER).map(|kind| matches!(kind, 1..=4 | 128 | 137))
+        }
         _ => is_of_an_end::<Ipv6>(skb, protocol, Ipv6::HEADER),
     }
 }

@@ -51,8 +51,7 @@ impl Skb {
     /// Interface index of the device that it comes in by or leaves by.
     #[inline(always)]
     pub(super) fn device(&self) -> u32 {
-        // SAFETY: the context is valid for as long as the program runs.
-        unsafe { (*self.0.skb.skb).ifindex }
+        self.0.device()
     }
 
     /// The EtherType, which the kernel keeps where there is no header to read it from; in host order.

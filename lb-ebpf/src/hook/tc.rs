@@ -155,8 +155,7 @@ fn other<A: Steps>(ctx: *mut __sk_buff, origin: u32) -> i32 {
     }
 }
 
-/// The steps for one family: functions that the kernel's verifier reads one by one, and that it lets
-/// answer with any number.
+/// The steps for one family.
 trait Steps {
     /// Reads headers, filter and cache; acts on what is cached.
     fn look(ctx: *mut __sk_buff, origin: u32) -> i32;
@@ -182,24 +181,8 @@ trait Steps {
     fn tell(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
 }
 
-macro_rules! steps {
-    ($family:ty: $($name:ident = $function:ident($($argument:ident: $type:ty),*),)+) => {
-        $(#[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $function(ctx: *mut __sk_buff $(, $argument: $type)*) -> i32 {
-            $name::<$family>(Skb::new(TcContext::new(ctx)) $(, $argument)*)
-        })+
-
-        impl Steps for $family {
-            $(#[inline(always)]
-            fn $name(ctx: *mut __sk_buff $(, $argument: $type)*) -> i32 {
-                $function(ctx $(, $argument)*)
-            })+
-        }
-    };
-}
 steps! {
-    Ipv4:
+    Skb of TcContext by __sk_buff, Ipv4:
     look = lb_tc_look4(origin: u32),
     ask = lb_tc_ask4(origin: u32),
     begin = lb_tc_begin4(origin: u32),
@@ -213,7 +196,7 @@ steps! {
     tell = lb_tc_tell4(origin: u32, code: i32),
 }
 steps! {
-    Ipv6:
+    Skb of TcContext by __sk_buff, Ipv6:
     look = lb_tc_look6(origin: u32),
     ask = lb_tc_ask6(origin: u32),
     begin = lb_tc_begin6(origin: u32),

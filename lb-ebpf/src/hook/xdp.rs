@@ -92,68 +92,22 @@ trait Steps {
     fn act(ctx: *mut xdp_md, code: i32) -> i32;
 }
 
-macro_rules! steps {
-    ($family:ty, $look:ident, $ask:ident, $begin:ident, $claim:ident, $act:ident) => {
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $look(ctx: *mut xdp_md) -> i32 {
-            look::<$family>(Frame::new(XdpContext::new(ctx)))
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $ask(ctx: *mut xdp_md) -> i32 {
-            ask::<$family>(XdpContext::new(ctx))
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $begin(ctx: *mut xdp_md) -> i32 {
-            begin::<$family>(XdpContext::new(ctx))
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $claim(ctx: *mut xdp_md, number: u32) -> i32 {
-            claim::<$family>(XdpContext::new(ctx), number)
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $act(ctx: *mut xdp_md, code: i32) -> i32 {
-            act::<$family>(Frame::new(XdpContext::new(ctx)), code)
-        }
-
-        impl Steps for $family {
-            #[inline(always)]
-            fn look(ctx: *mut xdp_md) -> i32 {
-                $look(ctx)
-            }
-
-            #[inline(always)]
-            fn ask(ctx: *mut xdp_md) -> i32 {
-                $ask(ctx)
-            }
-
-            #[inline(always)]
-            fn begin(ctx: *mut xdp_md) -> i32 {
-                $begin(ctx)
-            }
-
-            #[inline(always)]
-            fn claim(ctx: *mut xdp_md, number: u32) -> i32 {
-                $claim(ctx, number)
-            }
-
-            #[inline(always)]
-            fn act(ctx: *mut xdp_md, code: i32) -> i32 {
-                $act(ctx, code)
-            }
-        }
-    };
+steps! {
+    Frame of XdpContext by xdp_md, Ipv4:
+    look = lb_xdp_look4(),
+    ask = lb_xdp_ask4(),
+    begin = lb_xdp_begin4(),
+    claim = lb_xdp_claim4(number: u32),
+    act = lb_xdp_act4(code: i32),
 }
-steps!(Ipv4, lb_xdp_look4, lb_xdp_ask4, lb_xdp_begin4, lb_xdp_claim4, lb_xdp_act4);
-steps!(Ipv6, lb_xdp_look6, lb_xdp_ask6, lb_xdp_begin6, lb_xdp_claim6, lb_xdp_act6);
+steps! {
+    Frame of XdpContext by xdp_md, Ipv6:
+    look = lb_xdp_look6(),
+    ask = lb_xdp_ask6(),
+    begin = lb_xdp_begin6(),
+    claim = lb_xdp_claim6(number: u32),
+    act = lb_xdp_act6(code: i32),
+}
 
 #[inline(always)]
 fn look<A: Header + Maps + Routing>(mut frame: Frame) -> i32 {
@@ -188,23 +142,23 @@ impl<A: Address + Maps + Routing> Next<A, Frame> for Look {
 }
 
 #[inline(always)]
-fn ask<A: Address + Maps + Routing>(ctx: XdpContext) -> i32 {
+fn ask<A: Address + Maps + Routing>(frame: Frame) -> i32 {
     let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return PASS };
-    let Some(tables) = BpfTables::new(ctx) else { return PASS };
+    let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
     next(path::ask(headers, &tables, Origin::Incoming, decision))
 }
 
 #[inline(always)]
-fn begin<A: Address + Maps + Routing>(ctx: XdpContext) -> i32 {
+fn begin<A: Address + Maps + Routing>(frame: Frame) -> i32 {
     let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return PASS };
-    let Some(tables) = BpfTables::new(ctx) else { return PASS };
+    let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
     next(path::begin(headers, &tables, Origin::Incoming, decision))
 }
 
 #[inline(always)]
-fn claim<A: Address + Maps + Routing>(ctx: XdpContext, number: u32) -> i32 {
+fn claim<A: Address + Maps + Routing>(frame: Frame, number: u32) -> i32 {
     let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return PASS };
-    let Some(tables) = BpfTables::new(ctx) else { return PASS };
+    let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
     next(path::claim(headers, &tables, decision, number))
 }
 

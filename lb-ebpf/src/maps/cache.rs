@@ -3,7 +3,7 @@
 use aya_ebpf::{btf_maps::Array, helpers::bpf_jiffies64, macros::btf_map};
 use lb_common::{
     abi::{Address, CachedFlow, Control, CtKey},
-    cache::{self, Hint, Stamp},
+    cache::{self, Key, Stamp},
     filter,
 };
 use lb_ebpf::tables::Ends;
@@ -42,6 +42,12 @@ fn stamp(control: &'static Control) -> Stamp<'static> {
     Stamp { factors: &control.factors, epoch: control.epoch, jiffies }
 }
 
+/// What hints depend on.
+#[inline(always)]
+fn stamp_of_hints(control: &'static Control) -> Stamp<'static> {
+    Stamp::of_hints(&control.factors, now())
+}
+
 /// Copies what is cached of a flow; false if that is nothing, or no longer true.
 #[inline(always)]
 pub fn recall<A: Address + Maps>(
@@ -49,35 +55,13 @@ pub fn recall<A: Address + Maps>(
     flow: &CtKey<A>,
     decision: &mut CachedFlow<A>,
 ) -> bool {
-    let stamp = stamp(control);
-    let key = stamp.key(flow);
-    let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) else { return false };
-    // SAFETY: elements of an array stay allocated; another CPU may write meanwhile, which the
-    // element's sum tells.
-    unsafe { copy(element, decision) };
-    stamp.vouches(decision, &key)
+    read(&stamp(control), flow, decision)
 }
 
 /// Caches a decision for the packets of its flow that follow.
 #[inline(always)]
 pub fn cache<A: Address + Maps>(control: &'static Control, decision: &mut CachedFlow<A>) {
-    let stamp = stamp(control);
-    let key = stamp.key(&decision.flow);
-    decision.check = stamp.sum(decision, &key);
-    if let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) {
-        // SAFETY: as for `recall`.
-        unsafe { copy(decision, element) };
-    }
-}
-
-/// Ends what is cached of a flow.
-#[inline(always)]
-pub fn uncache<A: Address + Maps>(control: &'static Control, flow: &CtKey<A>) {
-    let stamp = Stamp { factors: &control.factors, epoch: 0, jiffies: 0 };
-    if let Some(element) = A::cached(cache::place(stamp.key(flow).hash, FLOWS_SHIFT.load())) {
-        // SAFETY: as for `recall`; one store.
-        unsafe { (*element).check = 0 };
-    }
+    write(&stamp(control), decision);
 }
 
 /// Copies what is hinted of a flow; false if that is nothing.
@@ -87,22 +71,51 @@ pub fn hint<A: Address + Maps>(
     flow: &CtKey<A>,
     decision: &mut CachedFlow<A>,
 ) -> bool {
-    let hint = Hint::new(&control.factors, now());
-    let key = hint.key(flow);
-    let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) else { return false };
-    // SAFETY: as for `recall`.
-    unsafe { copy(element, decision) };
-    hint.vouches(decision, &key)
+    read(&stamp_of_hints(control), flow, decision)
 }
 
 /// Keeps a decision as a hint.
 #[inline(always)]
 pub fn keep_hint<A: Address + Maps>(control: &'static Control, decision: &mut CachedFlow<A>) {
-    let hint = Hint::new(&control.factors, now());
-    let key = hint.key(&decision.flow);
-    decision.check = hint.sum(decision, &key);
-    if let Some(element) = A::cached(cache::place(key.hash, FLOWS_SHIFT.load())) {
-        // SAFETY: as for `recall`.
+    write(&stamp_of_hints(control), decision);
+}
+
+/// Ends what is cached of a flow.
+#[inline(always)]
+pub fn uncache<A: Address + Maps>(control: &'static Control, flow: &CtKey<A>) {
+    let stamp = Stamp { factors: &control.factors, epoch: 0, jiffies: 0 };
+    if let Some(element) = element::<A>(&stamp.key(flow)) {
+        // SAFETY: as for `read`; one store.
+        unsafe { (*element).check = 0 };
+    }
+}
+
+/// Where a flow stands.
+#[inline(always)]
+fn element<A: Maps>(key: &Key) -> Option<*mut CachedFlow<A>> {
+    A::cached(cache::place(key.hash, FLOWS_SHIFT.load()))
+}
+
+#[inline(always)]
+fn read<A: Address + Maps>(
+    stamp: &Stamp<'_>,
+    flow: &CtKey<A>,
+    decision: &mut CachedFlow<A>,
+) -> bool {
+    let key = stamp.key(flow);
+    let Some(element) = element::<A>(&key) else { return false };
+    // SAFETY: elements of an array stay allocated; another CPU may write meanwhile, which the
+    // element's sum tells.
+    unsafe { copy(element, decision) };
+    stamp.vouches(decision, &key)
+}
+
+#[inline(always)]
+fn write<A: Address + Maps>(stamp: &Stamp<'_>, decision: &mut CachedFlow<A>) {
+    let key = stamp.key(&decision.flow);
+    decision.check = stamp.sum(decision, &key);
+    if let Some(element) = element::<A>(&key) {
+        // SAFETY: as for `read`.
         unsafe { copy(decision, element) };
     }
 }

@@ -192,7 +192,7 @@ pub fn accept<A: Address>(
     let is_hinted = tables.hint(&headers.flow, decision)
         && decision.action == CtAction::FORWARD
         && (decision.dst, decision.dst_port) == backend;
-    if is_hinted && let Some(found) = hinted::hinted(headers, tables, Origin::Carried, decision) {
+    if is_hinted && let Some(found) = hinted::follow(headers, tables, Origin::Carried, decision) {
         return Ok(found);
     }
     begin(headers, tables, backend, decision)

@@ -47,6 +47,17 @@ pub(super) fn hinted<A: Address>(
     if !tables.hint(&headers.flow, decision) {
         return None;
     }
+    follow(headers, tables, origin, decision)
+}
+
+/// The same by a hint that has been read into `decision`.
+#[inline(always)]
+pub(super) fn follow<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    origin: Origin,
+    decision: &mut CachedFlow<A>,
+) -> Option<Found> {
     if !is_here(decision.action, origin) {
         return (origin.direction() == Direction::Ingress).then_some(Found::Nothing);
     }
@@ -109,14 +120,7 @@ fn prove<A: Address>(
         device: 0,
     });
     tables.track(&headers.flow, scratch);
-    scratch.set(CtEntry {
-        src: headers.flow.dst,
-        dst: headers.flow.src,
-        src_port: headers.flow.dst_port,
-        dst_port: headers.flow.src_port,
-        action: CtAction::REPLY,
-        ..scratch.get()
-    });
+    scratch.set_opposite(scratch, &headers.flow, (CtAction::REPLY, 0));
     tables.track(&reply_flow, scratch);
     true
 }

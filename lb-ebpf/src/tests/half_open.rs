@@ -17,19 +17,19 @@ use crate::{
     fake::FakeBench,
 };
 
-const INTO: Hook = Hook::Ingress(Device::Uplink);
-const BACK: Hook = Hook::Egress(Device::Uplink);
-const SENT: Fate = Fate::Sent(Device::Uplink);
+pub(super) const INTO: Hook = Hook::Ingress(Device::Uplink);
+pub(super) const BACK: Hook = Hook::Egress(Device::Uplink);
+pub(super) const SENT: Fate = Fate::Sent(Device::Uplink);
 const SYN: u8 = 0x02;
-const SYN_ACK: u8 = 0x12;
-const ACK: u8 = 0x10;
+pub(super) const SYN_ACK: u8 = 0x12;
+pub(super) const ACK: u8 = 0x10;
 const FIN_ACK: u8 = 0x11;
-const RST: u8 = 0x14;
+pub(super) const RST: u8 = 0x14;
 /// Ticks after which a port can be taken from a flow that nobody goes on with.
 const GIVEN_UP: u32 = 4;
 
 /// Runs with a Service in front of one backend, of each kind for which `is_meant` says so.
-fn with_service(
+pub(super) fn with_service(
     host: Host,
     is_meant: impl Fn(Kind) -> bool,
     mut test: impl FnMut(&mut FakeBench, Kind),
@@ -44,7 +44,7 @@ fn with_service(
     }
 }
 
-fn any(_: Kind) -> bool {
+pub(super) fn any(_: Kind) -> bool {
     true
 }
 
@@ -149,8 +149,7 @@ fn an_old_attempt_neither_keeps_its_backend_nor_hides_a_connection_past_the_serv
         exchange(bench, kind, &[(INTO, SYN)]);
         bench.pass_time(ticks(120) + 1);
         let mut net = Net::new(bench, kind);
-        let (client, vip, id) = (net.client(), net.vip(1), net.backend(Host::PodB));
-        net.frontend(vip, &[id]);
+        let [client, vip, _] = net.serve(Host::PodB);
         let direct = net.segment(net.target(Host::PodA), client, SYN_ACK).encode();
         net.expect_untouched(BACK, &direct, &[]);
         let other = net.target(Host::PodB);

@@ -29,6 +29,23 @@ spec:
     )
 }
 
+/// The dual-stack Service `web` with its addresses; `ports` is a list in YAML.
+pub(crate) fn web_service(ports: &str) -> String {
+    format!(
+        "apiVersion: v1
+kind: Service
+metadata: {{name: web}}
+spec:
+  type: NodePort
+  selector: {{app: web}}
+  ipFamilyPolicy: RequireDualStack
+  clusterIP: 10.96.100.100
+  clusterIPs: [10.96.100.100, 'fd00:10:96::6464']
+  ports: {ports}
+"
+    )
+}
+
 /// A running Pod with label `app: APP` on node `node-1`, with addresses `ips`.
 pub(crate) fn pod(name: &str, app: &str, ips: &[&str], is_ready: bool) -> String {
     pod_on("node-1", name, app, ips, is_ready)

@@ -10,21 +10,11 @@ use lb_test::{
     eventually, require_kubernetes,
 };
 
-use crate::manifests::pod_on;
+use crate::manifests::{pod_on, web_service};
 
-const SERVICE: &str = "apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  type: NodePort
-  selector: {app: web}
-  ipFamilyPolicy: RequireDualStack
-  clusterIP: 10.96.100.100
-  clusterIPs: [10.96.100.100, 'fd00:10:96::6464']
-  ports:
+const PORTS: &str = "
   - {name: http, port: 80, targetPort: 8080, nodePort: 30080}
-  - {name: echo, port: 53, targetPort: 5353, nodePort: 30053, protocol: UDP}
-";
+  - {name: echo, port: 53, targetPort: 5353, nodePort: 30053, protocol: UDP}";
 const WEBS: [(&str, &str); 2] = [("web-1", "node-1"), ("web-2", "node-2")];
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two requests of a connection, and how long one may take, in milliseconds.
@@ -79,7 +69,7 @@ impl Cluster {
                  {{type: InternalIP, address: {v4}}}, {{type: InternalIP, address: '{v6}'}}]}}\n"
             );
             objects.apply(&node).await.unwrap();
-            objects.apply(SERVICE).await.unwrap();
+            objects.apply(&web_service(PORTS)).await.unwrap();
             for (name, node) in WEBS {
                 let ips = ips(self.topology.pod(name));
                 let pod = pod_on(node, name, "web", &ips.each_ref().map(String::as_str), true);

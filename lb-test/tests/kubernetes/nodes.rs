@@ -12,19 +12,9 @@ use lb_test::{
 };
 use serde_json::{Value, json};
 
-use crate::manifests::{NODE, pod_on};
+use crate::manifests::{NODE, pod_on, web_service};
 
-const SERVICE: &str = "apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec:
-  type: NodePort
-  selector: {app: web}
-  ipFamilyPolicy: RequireDualStack
-  clusterIP: 10.96.100.100
-  clusterIPs: [10.96.100.100, 'fd00:10:96::6464']
-  ports: [{name: http, port: 80, targetPort: 8080, nodePort: 30080}]
-";
+const PORTS: &str = "[{name: http, port: 80, targetPort: 8080, nodePort: 30080}]";
 const ADDRESSES: [&str; 2] = ["10.96.100.100:80", "[fd00:10:96::6464]:80"];
 /// Each endpoint has a slice of its own, so that Services have several, as large ones do.
 const SEVERAL_SLICES: [&str; 1] = ["--max-endpoints-per-slice=1"];
@@ -133,7 +123,7 @@ impl Cluster {
         cluster.with_objects(async |objects| {
             objects.apply(NODE).await.unwrap();
             objects.apply(&NODE.replace("node-1", "node-2")).await.unwrap();
-            objects.apply(SERVICE).await.unwrap();
+            objects.apply(&web_service(PORTS)).await.unwrap();
             cluster.add(objects, "web-1").await;
             cluster.add(objects, "web-2").await;
         });
@@ -168,7 +158,7 @@ fn type_transitions(cluster: &Cluster) {
     }});
     cluster.change(&alias);
     cluster.assert_no_answers();
-    cluster.with_objects(async |objects| objects.apply(SERVICE).await.unwrap());
+    cluster.with_objects(async |objects| objects.apply(&web_service(PORTS)).await.unwrap());
     cluster.assert_answers(&["web-2", "web-3"]);
 }
 
