@@ -70,6 +70,10 @@ pub(super) fn first<A: Address>(
     let choice = choose(headers, tables, frontend, is_outside)?;
     let is_carried = carrier::is_due(&choice.backend, (client, flags));
     let must_masquerade = !is_carried && must_masquerade(headers, tables, &choice, (client, flags));
+    if tables.is_ahead() && !must_masquerade {
+        // It passes the packet on, and the program behind begins the flow.
+        return Ok(Found::Nothing);
+    }
     if (is_carried || must_masquerade) && client != Client::Host && headers.ttl <= 1 {
         return Err(Counter::TtlExpired);
     }
@@ -184,5 +188,5 @@ fn must_masquerade<A: Address>(
     if client == Client::Pod && backend.address == headers.flow.src {
         return true;
     }
-    track::is_reply_flow_taken(headers, tables, backend)
+    !tables.is_ahead() && track::is_reply_flow_taken(headers, tables, backend)
 }

@@ -156,7 +156,10 @@ pub fn ask<A: Address>(
     {
         return Ok(found);
     }
-    if let Some(found) = hinted::hinted(headers, tables, origin, decision) {
+    // A connection that opens is given its backend by hash, whatever is hinted.
+    if !headers.flags.opens()
+        && let Some(found) = hinted::hinted(headers, tables, origin, decision)
+    {
         return Ok(found);
     }
     if !tables.ends(&headers.flow).to_frontend {

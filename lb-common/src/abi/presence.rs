@@ -1,0 +1,16 @@
+//! Which flows may have an entry.
+
+use super::layout::abi;
+use crate::presence::PLACES;
+
+abi! {
+    /// The one element of `PRESENCE`: see [`presence`](crate::presence). The generation lives and dies with the marks.
+    pub struct Presence {
+        /// Raised by the agent after each complete walk; zero before the first one.
+        pub generation: u32,
+        /// Zero.
+        pub pad: u32,
+        /// The last mark of each place.
+        pub marks: [u8; PLACES],
+    }
+}

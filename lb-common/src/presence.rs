@@ -1,0 +1,194 @@
+//! Which flows may have an entry: one byte tells that most have none, for less than a lookup costs.
+//!
+//! Each flow has a place; several share one. Whoever writes an entry marks its place before, with the
+//! *generation*; a walk marks the places of all entries that it finds, and the generation is raised after
+//! each complete one. So the place of an entry always has a mark of late, and a place without is that of a
+//! flow without an entry. Marks are never taken away: they grow old. Not for: who walks, and when.
+
+use crate::abi::BePort;
+
+/// Places; one byte each.
+pub const PLACES: usize = 1 << 21;
+const SHIFT: u32 = 64 - 20;
+/// First of the ports that SNAT uses if nothing else is asked for. Never another one: entries have their places by it.
+const SNAT_PORTS: u16 = 61000;
+/// Generations after which a mark still counts.
+///
+/// A walk that finds an entry leaves it one old. It may pass one by: an entry next to it in the table that is
+/// removed and used anew while the walk looks at it leads the walk elsewhere. That takes some 100 ns at the
+/// right moment, and four walks in a row for a flow without a packet.
+pub const AGES: u32 = 4;
+/// Marks there are; zero is none.
+const MARKS: u32 = u8::MAX as u32;
+
+/// The place of a flow, by its destination's port and the hash that its cached element has.
+///
+/// Flows to the ports that SNAT uses have places of their own: a flood under SNAT needs an entry for each port, and
+/// would have a mark at every place.
+#[inline(always)]
+#[must_use]
+pub const fn place(port: BePort, hash: u64) -> usize {
+    #[allow(clippy::cast_possible_truncation, reason = "20 bits are left")]
+    let place = (hash >> SHIFT) as usize & (PLACES / 2 - 1);
+    if port.get() >= SNAT_PORTS { PLACES / 2 + place } else { place }
+}
+
+/// The mark of a generation.
+///
+/// Before the first walk, generation zero, it is that of the first generation: what is written meanwhile counts
+/// when that begins.
+#[inline(always)]
+#[must_use]
+pub const fn mark(generation: u32) -> u8 {
+    if generation == 0 {
+        return 1;
+    }
+    #[allow(clippy::cast_possible_truncation, reason = "generations end at 255")]
+    let mark = generation as u8;
+    mark
+}
+
+/// May a flow have an entry whose place has this mark?
+#[inline(always)]
+#[must_use]
+pub const fn may_be_there(mark: u8, generation: u32) -> bool {
+    if generation == 0 {
+        return true;
+    }
+    let mark = mark as u32;
+    let turn = if mark > generation { MARKS } else { 0 };
+    mark != 0 && generation.wrapping_add(turn).wrapping_sub(mark) <= AGES
+}
+
+/// The generation that follows a complete walk.
+#[must_use]
+pub const fn next(generation: u32) -> u32 {
+    if generation >= MARKS { 1 } else { generation + 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+
+    #[test]
+    fn every_place_is_one_and_follows_from_the_highest_bits() {
+        let [http, snat] = [80, SNAT_PORTS].map(BePort::new);
+        assert_eq!((place(http, 0), place(http, u64::MAX)), (0, PLACES / 2 - 1));
+        assert_eq!((place(snat, 0), place(snat, u64::MAX)), (PLACES / 2, PLACES - 1));
+        assert_eq!(place(http, 1 << SHIFT), 1);
+    }
+
+    #[test]
+    fn a_mark_counts_for_some_generations_and_none_does_before_the_first_walk_is_over() {
+        assert!(may_be_there(0, 0) && may_be_there(77, 0));
+        for first in 1..=MARKS {
+            let mut generation = first;
+            assert!(!may_be_there(0, generation));
+            for _ in 0..=AGES {
+                assert!(may_be_there(mark(first), generation), "{first} {generation}");
+                generation = next(generation);
+            }
+            for _ in AGES + 1..MARKS {
+                assert!(!may_be_there(mark(first), generation), "{first} {generation}");
+                generation = next(generation);
+            }
+            assert_eq!(generation, first);
+        }
+        assert_eq!((next(0), mark(0), next(MARKS)), (1, mark(1), 1));
+    }
+
+    const FLOWS: usize = 12;
+
+    /// What happens, in any order; a flow shares its place with two others.
+    #[derive(Clone, Copy, Debug)]
+    enum Event {
+        /// A program reads the generation, to write an entry or to touch one.
+        Read(usize),
+        /// It marks the flow's place, and the entry is there.
+        Write(usize),
+        /// An entry goes.
+        Remove(usize),
+        /// The walk goes on by one flow; false passes it by.
+        Visit(bool),
+        /// The agent dies, and another one begins its first walk.
+        Die,
+    }
+
+    #[derive(Default)]
+    struct World {
+        generation: u32,
+        marks: [u8; FLOWS / 3],
+        entries: [bool; FLOWS],
+        /// Programs that have read a generation, and the flow that they are at.
+        read: Vec<(usize, u32)>,
+        /// Walks in a row that have passed a flow by.
+        missed: [u32; FLOWS],
+        at: usize,
+    }
+
+    impl World {
+        fn happen(&mut self, event: Event) {
+            match event {
+                Event::Read(flow) => self.read.push((flow, self.generation)),
+                Event::Write(nth) if !self.read.is_empty() => {
+                    let (flow, generation) = self.read.remove(nth % self.read.len());
+                    self.marks[flow / 3] = mark(generation);
+                    self.entries[flow] = true;
+                }
+                Event::Write(_) => {}
+                Event::Remove(flow) => self.entries[flow] = false,
+                Event::Visit(finds) => self.visit(finds),
+                Event::Die => self.at = 0,
+            }
+        }
+
+        fn visit(&mut self, finds: bool) {
+            if self.at == 0 {
+                // The grace period before a walk: programs end.
+                while !self.read.is_empty() {
+                    self.happen(Event::Write(0));
+                }
+            }
+            if finds || self.missed[self.at] + 1 == AGES {
+                self.missed[self.at] = 0;
+                if self.entries[self.at] {
+                    self.marks[self.at / 3] = mark(self.generation);
+                }
+            } else {
+                self.missed[self.at] += 1;
+            }
+            self.at = (self.at + 1) % FLOWS;
+            if self.at == 0 {
+                self.generation = next(self.generation);
+            }
+        }
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let flow = 0..FLOWS;
+        prop_oneof![
+            4 => flow.clone().prop_map(Event::Read),
+            3 => flow.clone().prop_map(Event::Write),
+            1 => flow.prop_map(Event::Remove),
+            40 => prop::bool::weighted(0.7).prop_map(Event::Visit),
+            1 => Just(Event::Die),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn no_entry_ever_counts_as_not_there(events in vec(event(), 0..500)) {
+            let mut world = World::default();
+            for event in events {
+                world.happen(event);
+                for flow in 0..FLOWS {
+                    let mark = world.marks[flow / 3];
+                    let is_seen = may_be_there(mark, world.generation);
+                    prop_assert!(!world.entries[flow] || is_seen, "{event:?}: {flow}");
+                }
+            }
+        }
+    }
+}
