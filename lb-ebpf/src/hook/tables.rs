@@ -181,7 +181,7 @@ impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
 
     #[inline(always)]
     fn source_at(&self, device: u32) -> Option<A> {
-        A::source(&maps::device(device)?)
+        A::source(maps::device(device)?)
     }
 
     #[inline(always)]

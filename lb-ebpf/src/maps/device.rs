@@ -29,7 +29,7 @@ struct Kept {
 
 /// What is known of a device.
 #[inline(always)]
-pub fn device(index: u32) -> Option<Device> {
+pub fn device(index: u32) -> Option<&'static Device> {
     let epoch = cache::control()?.epoch;
     let kept = KEPT_DEVICES.get_ptr_mut(index % KEPT as u32)?;
     // SAFETY: a per-CPU value, and a TC program is not preempted by another one.
@@ -39,5 +39,5 @@ pub fn device(index: u32) -> Option<Device> {
         kept.device = *unsafe { DEVICES.get(index) }?;
         (kept.index, kept.epoch) = (index, epoch);
     }
-    Some(kept.device)
+    Some(&kept.device)
 }

@@ -2,6 +2,7 @@
 
 use lb_common::{
     abi::{Address, Backend, BePort, CachedFlow, Counter, CtAction, CtEntry, CtKey},
+    carrier,
     conntrack::{CtState, End, silence},
     flow,
 };
@@ -106,7 +107,8 @@ pub(super) fn dsr<A: Address>(
     let Backend { address, port, .. } = choice.backend;
     let hop = tables.route(headers.flow.src, address).ok_or(Counter::NoRoute)?;
     let src = tables.source_at(hop.device).ok_or(Counter::NoSourceAddress)?;
-    let ends = CtKey { src, dst: address, dst_port: port, ..headers.flow };
+    let src_port = carrier::src_port(flow::hash(&headers.flow));
+    let ends = CtKey { src, dst: address, src_port, dst_port: port, ..headers.flow };
     decision.set(&headers.flow, &ends, CtAction::FORWARD_DSR);
     if tables.may_remember() {
         let seen = (tables.now(), first_state(headers).with(CtState::ANSWERED));
