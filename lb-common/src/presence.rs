@@ -7,9 +7,11 @@
 
 use crate::abi::BePort;
 
-/// Places; one byte each.
+/// Tables of places.
+pub const TABLES: usize = 2;
+/// Places in each; one byte each.
 pub const PLACES: usize = 1 << 21;
-const SHIFT: u32 = 64 - 20;
+const SHIFT: u32 = 64 - 21;
 /// First of the ports that SNAT uses if nothing else is asked for. Never another one: entries have their places by it.
 const SNAT_PORTS: u16 = 61000;
 /// Generations after which a mark still counts.
@@ -21,16 +23,21 @@ pub const AGES: u32 = 4;
 /// Marks there are; zero is none.
 const MARKS: u32 = u8::MAX as u32;
 
-/// The place of a flow, by its destination's port and the hash that its cached element has.
-///
-/// Flows to the ports that SNAT uses have places of their own: a flood under SNAT needs an entry for each port, and
-/// would have a mark at every place.
+/// The table of a flow's place: flows to the ports that SNAT uses have one of their own. A flood under SNAT
+/// needs an entry for each port and backend, and would have a mark at every place.
 #[inline(always)]
 #[must_use]
-pub const fn place(port: BePort, hash: u64) -> usize {
-    #[allow(clippy::cast_possible_truncation, reason = "20 bits are left")]
-    let place = (hash >> SHIFT) as usize & (PLACES / 2 - 1);
-    if port.get() >= SNAT_PORTS { PLACES / 2 + place } else { place }
+pub const fn table(port: BePort) -> u32 {
+    (port.get() >= SNAT_PORTS) as u32
+}
+
+/// The place of a flow in its table, by the hash that its cached element has.
+#[inline(always)]
+#[must_use]
+pub const fn place(hash: u64) -> usize {
+    #[allow(clippy::cast_possible_truncation, reason = "21 bits are left")]
+    let place = (hash >> SHIFT) as usize;
+    place & (PLACES - 1)
 }
 
 /// The mark of a generation.
@@ -74,10 +81,11 @@ mod tests {
 
     #[test]
     fn every_place_is_one_and_follows_from_the_highest_bits() {
-        let [http, snat] = [80, SNAT_PORTS].map(BePort::new);
-        assert_eq!((place(http, 0), place(http, u64::MAX)), (0, PLACES / 2 - 1));
-        assert_eq!((place(snat, 0), place(snat, u64::MAX)), (PLACES / 2, PLACES - 1));
-        assert_eq!(place(http, 1 << SHIFT), 1);
+        assert_eq!((place(0), place(u64::MAX), place(1 << SHIFT)), (0, PLACES - 1, 1));
+        assert_eq!(
+            [80, SNAT_PORTS - 1, SNAT_PORTS].map(|port| table(BePort::new(port))),
+            [0, 0, 1]
+        );
     }
 
     #[test]

@@ -477,6 +477,10 @@ impl Bench for FakeBench {
         self.v6.set_sources(service, prefixes);
     }
 
+    fn walk(&mut self, times: u32) {
+        self.walk_over_all(times);
+    }
+
     fn judge(&mut self, hook: Hook, bytes: &[u8], _expected: Fate) -> Outcome {
         let mut packet = Buffer(bytes.to_vec());
         let (fate, counter) = match parse::ethertype(&packet) {

@@ -2,7 +2,10 @@
 //!
 //! It is raised after each complete walk, by who walks; programs mark with it, and believe marks by it.
 
-use std::{path::Path, sync::atomic::Ordering::SeqCst};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering::SeqCst},
+};
 
 use lb_common::{
     abi::{Presence, maps},
@@ -11,8 +14,8 @@ use lb_common::{
 
 use super::{TableError, map::Map, mapped::Mapped, sys};
 
-/// The one element of `PRESENCE`, mapped.
-pub(super) struct Marks(Mapped<Presence>);
+/// The elements of `PRESENCE`, mapped.
+pub(super) struct Marks(Mapped<[Presence; presence::TABLES]>);
 
 impl Marks {
     pub(super) fn open(folder: &Path) -> Result<Self, TableError> {
@@ -23,7 +26,7 @@ impl Marks {
 
     /// Has there been a complete walk since the map was made? Until then no mark is believed.
     pub(super) fn are_believed(&self) -> bool {
-        self.generation() != 0
+        self.generation_of(0).load(SeqCst) != 0
     }
 
     /// Waits for programs that mark with the generation before: none may write over the marks of the walk that
@@ -34,11 +37,14 @@ impl Marks {
 
     /// Raises the generation: a walk has come by all entries there were.
     pub(super) fn end_walk(&self) {
-        let next = presence::next(self.generation());
-        self.0.half(std::mem::offset_of!(Presence, generation)).store(next, SeqCst);
+        for table in 0..presence::TABLES {
+            let generation = self.generation_of(table);
+            generation.store(presence::next(generation.load(SeqCst)), SeqCst);
+        }
     }
 
-    fn generation(&self) -> u32 {
-        self.0.half(std::mem::offset_of!(Presence, generation)).load(SeqCst)
+    fn generation_of(&self, table: usize) -> &AtomicU32 {
+        let at = table * size_of::<Presence>() + std::mem::offset_of!(Presence, generation);
+        self.0.half(at)
     }
 }

@@ -116,7 +116,7 @@ pub mod maps {
     pub const HALF_OPEN_V4: &str = "HALF_OPEN_V4";
     /// LRU hash: [`CtKey`](super::CtKey) → [`CtEntry`](super::CtEntry) of flows that are not proven, IPv6.
     pub const HALF_OPEN_V6: &str = "HALF_OPEN_V6";
-    /// Array of one [`Presence`](super::Presence).
+    /// Array of two [`Presence`](super::Presence).
     pub const PRESENCE: &str = "PRESENCE";
     /// Array of arrays of [`Chunk`](super::Chunk).
     pub const SLOTS: &str = "SLOTS";

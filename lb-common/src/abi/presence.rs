@@ -4,7 +4,8 @@ use super::layout::abi;
 use crate::presence::PLACES;
 
 abi! {
-    /// The one element of `PRESENCE`: see [`presence`](crate::presence). The generation lives and dies with the marks.
+    /// One of the two elements of `PRESENCE`, a table of places: see [`presence`](crate::presence). The generation
+    /// lives and dies with its marks.
     pub struct Presence {
         /// Raised by the agent after each complete walk; zero before the first one.
         pub generation: u32,

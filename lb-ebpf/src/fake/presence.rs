@@ -13,7 +13,7 @@ use super::{FakeBench, FakeTables, FromIp, ODD};
 /// Marks by place; the walk before the first generation is over.
 pub(super) struct Marks {
     generation: u32,
-    marks: RefCell<HashMap<usize, u8>>,
+    marks: RefCell<HashMap<(u32, usize), u8>>,
 }
 
 impl Marks {
@@ -22,8 +22,9 @@ impl Marks {
     }
 }
 
-fn place<A: FromIp>(flow: &CtKey<A>) -> usize {
-    presence::place(flow.dst_port, Stamp { factors: &ODD, epoch: 0, jiffies: 0 }.key(flow).hash)
+fn place<A: FromIp>(flow: &CtKey<A>) -> (u32, usize) {
+    let hash = Stamp { factors: &ODD, epoch: 0, jiffies: 0 }.key(flow).hash;
+    (presence::table(flow.dst_port), presence::place(hash))
 }
 
 impl<A: FromIp> FakeTables<A> {
@@ -49,8 +50,7 @@ impl<A: FromIp> FakeTables<A> {
 }
 
 impl FakeBench {
-    /// Walks over all flows so many times.
-    pub(crate) fn walk(&mut self, times: u32) {
+    pub(super) fn walk_over_all(&mut self, times: u32) {
         for _ in 0..times {
             self.v4.walk();
             self.v6.walk();

@@ -12,7 +12,7 @@ use lb_common::{
 use super::MMAPABLE;
 
 #[btf_map]
-static PRESENCE: Array<Presence, 1, MMAPABLE> = Array::new();
+static PRESENCE: Array<Presence, { presence::TABLES }, MMAPABLE> = Array::new();
 
 /// May a flow have an entry?
 #[inline(always)]
@@ -35,8 +35,8 @@ pub fn mark<A: Address>(control: &'static Control, flow: &CtKey<A>) {
 #[inline(always)]
 fn at<A: Address>(control: &'static Control, flow: &CtKey<A>) -> Option<(NonNull<u8>, u32)> {
     let stamp = Stamp { factors: &control.factors, epoch: 0, jiffies: 0 };
-    let place = presence::place(flow.dst_port, stamp.key(flow).hash);
-    let presence = NonNull::new(PRESENCE.get_ptr_mut(0)?)?;
+    let place = presence::place(stamp.key(flow).hash);
+    let presence = NonNull::new(PRESENCE.get_ptr_mut(presence::table(flow.dst_port))?)?;
     // SAFETY: as above, and `place` is within it.
     unsafe {
         let generation = (&raw const (*presence.as_ptr()).generation).read_volatile();

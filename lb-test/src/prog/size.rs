@@ -134,7 +134,8 @@ fn target(instruction: Instruction, (index, length): (usize, usize)) -> Option<u
         return index.checked_add_signed(isize::try_from(instruction.number).ok()? + 1);
     }
     let distances = [0, 1 << 16, -1 << 16].map(|cut| isize::from(instruction.offset) + cut);
-    let targets = distances.into_iter().filter_map(|distance| index.checked_add_signed(distance + 1));
+    let targets =
+        distances.into_iter().filter_map(|distance| index.checked_add_signed(distance + 1));
     { targets }.find(|target| *target < length)
 }
 
