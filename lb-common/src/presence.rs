@@ -1,7 +1,7 @@
 //! Which flows may have an entry: one byte tells that most have none, for less than a lookup costs.
 //!
 //! Each flow has a place; several share one. Whoever writes an entry marks its place before, with the
-//! *generation*; a walk marks the places of all entries that it finds, and the generation is raised after
+//! *round*; a walk marks the places of all entries that it finds, and the round is raised after
 //! each complete one. So the place of an entry always has a mark of late, and a place without is that of a
 //! flow without an entry. Marks are never taken away: they grow old. Not for: who walks, and when.
 
@@ -14,7 +14,7 @@ pub const PLACES: usize = 1 << 21;
 const SHIFT: u32 = 64 - 21;
 /// First of the ports that SNAT uses if nothing else is asked for. Never another one: entries have their places by it.
 const SNAT_PORTS: u16 = 61000;
-/// Generations after which a mark still counts.
+/// Rounds after which a mark still counts.
 ///
 /// A walk that finds an entry leaves it one old. It may pass one by: an entry next to it in the table that is
 /// removed and used anew while the walk looks at it leads the walk elsewhere. That takes some 100 ns at the
@@ -40,37 +40,37 @@ pub const fn place(hash: u64) -> usize {
     place & (PLACES - 1)
 }
 
-/// The mark of a generation.
+/// The mark of a round.
 ///
-/// Before the first walk, generation zero, it is that of the first generation: what is written meanwhile counts
+/// Before the first walk, round zero, it is that of the first round: what is written meanwhile counts
 /// when that begins.
 #[inline(always)]
 #[must_use]
-pub const fn mark(generation: u32) -> u8 {
-    if generation == 0 {
+pub const fn mark(round: u32) -> u8 {
+    if round == 0 {
         return 1;
     }
-    #[allow(clippy::cast_possible_truncation, reason = "generations end at 255")]
-    let mark = generation as u8;
+    #[allow(clippy::cast_possible_truncation, reason = "rounds end at 255")]
+    let mark = round as u8;
     mark
 }
 
 /// May a flow have an entry whose place has this mark?
 #[inline(always)]
 #[must_use]
-pub const fn may_be_there(mark: u8, generation: u32) -> bool {
-    if generation == 0 {
+pub const fn may_be_there(mark: u8, round: u32) -> bool {
+    if round == 0 {
         return true;
     }
     let mark = mark as u32;
-    let turn = if mark > generation { MARKS } else { 0 };
-    mark != 0 && generation.wrapping_add(turn).wrapping_sub(mark) <= AGES
+    let turn = if mark > round { MARKS } else { 0 };
+    mark != 0 && round.wrapping_add(turn).wrapping_sub(mark) <= AGES
 }
 
-/// The generation that follows a complete walk.
+/// The round that follows a complete walk.
 #[must_use]
-pub const fn next(generation: u32) -> u32 {
-    if generation >= MARKS { 1 } else { generation + 1 }
+pub const fn next(round: u32) -> u32 {
+    if round >= MARKS { 1 } else { round + 1 }
 }
 
 #[cfg(test)]
@@ -89,20 +89,20 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_counts_for_some_generations_and_none_does_before_the_first_walk_is_over() {
+    fn a_mark_counts_for_some_rounds_and_none_does_before_the_first_walk_is_over() {
         assert!(may_be_there(0, 0) && may_be_there(77, 0));
         for first in 1..=MARKS {
-            let mut generation = first;
-            assert!(!may_be_there(0, generation));
+            let mut round = first;
+            assert!(!may_be_there(0, round));
             for _ in 0..=AGES {
-                assert!(may_be_there(mark(first), generation), "{first} {generation}");
-                generation = next(generation);
+                assert!(may_be_there(mark(first), round), "{first} {round}");
+                round = next(round);
             }
             for _ in AGES + 1..MARKS {
-                assert!(!may_be_there(mark(first), generation), "{first} {generation}");
-                generation = next(generation);
+                assert!(!may_be_there(mark(first), round), "{first} {round}");
+                round = next(round);
             }
-            assert_eq!(generation, first);
+            assert_eq!(round, first);
         }
         assert_eq!((next(0), mark(0), next(MARKS)), (1, mark(1), 1));
     }
@@ -112,7 +112,7 @@ mod tests {
     /// What happens, in any order; a flow shares its place with two others.
     #[derive(Clone, Copy, Debug)]
     enum Event {
-        /// A program reads the generation, to write an entry or to touch one.
+        /// A program reads the round, to write an entry or to touch one.
         Read(usize),
         /// It marks the flow's place, and the entry is there.
         Write(usize),
@@ -126,10 +126,10 @@ mod tests {
 
     #[derive(Default)]
     struct World {
-        generation: u32,
+        round: u32,
         marks: [u8; FLOWS / 3],
         entries: [bool; FLOWS],
-        /// Programs that have read a generation, and the flow that they are at.
+        /// Programs that have read a round, and the flow that they are at.
         read: Vec<(usize, u32)>,
         /// Walks in a row that have passed a flow by.
         missed: [u32; FLOWS],
@@ -139,10 +139,10 @@ mod tests {
     impl World {
         fn happen(&mut self, event: Event) {
             match event {
-                Event::Read(flow) => self.read.push((flow, self.generation)),
+                Event::Read(flow) => self.read.push((flow, self.round)),
                 Event::Write(nth) if !self.read.is_empty() => {
-                    let (flow, generation) = self.read.remove(nth % self.read.len());
-                    self.marks[flow / 3] = mark(generation);
+                    let (flow, round) = self.read.remove(nth % self.read.len());
+                    self.marks[flow / 3] = mark(round);
                     self.entries[flow] = true;
                 }
                 Event::Write(_) => {}
@@ -162,14 +162,14 @@ mod tests {
             if finds || self.missed[self.at] + 1 == AGES {
                 self.missed[self.at] = 0;
                 if self.entries[self.at] {
-                    self.marks[self.at / 3] = mark(self.generation);
+                    self.marks[self.at / 3] = mark(self.round);
                 }
             } else {
                 self.missed[self.at] += 1;
             }
             self.at = (self.at + 1) % FLOWS;
             if self.at == 0 {
-                self.generation = next(self.generation);
+                self.round = next(self.round);
             }
         }
     }
@@ -193,7 +193,7 @@ mod tests {
                 world.happen(event);
                 for flow in 0..FLOWS {
                     let mark = world.marks[flow / 3];
-                    let is_seen = may_be_there(mark, world.generation);
+                    let is_seen = may_be_there(mark, world.round);
                     prop_assert!(!world.entries[flow] || is_seen, "{event:?}: {flow}");
                 }
             }

@@ -1,4 +1,4 @@
-//! The generation of the marks that tell which flows may have an entry (`lb_common::presence`).
+//! The round of the marks that tell which flows may have an entry (`lb_common::presence`).
 //!
 //! It is raised after each complete walk, by who walks; programs mark with it, and believe marks by it.
 
@@ -12,7 +12,7 @@ use lb_common::{
     presence,
 };
 
-use super::{TableError, map::Map, mapped::Mapped, sys};
+use super::{TableError, map::Map, mapped::Mapped};
 
 /// The elements of `PRESENCE`, mapped.
 pub(super) struct Marks(Mapped<[Presence; presence::TABLES]>);
@@ -26,25 +26,19 @@ impl Marks {
 
     /// Has there been a complete walk since the map was made? Until then no mark is believed.
     pub(super) fn are_believed(&self) -> bool {
-        self.generation_of(0).load(SeqCst) != 0
+        self.round_of(0).load(SeqCst) != 0
     }
 
-    /// Waits for programs that mark with the generation before: none may write over the marks of the walk that
-    /// comes.
-    pub(super) fn begin_walk(&self) {
-        sys::settle();
-    }
-
-    /// Raises the generation: a walk has come by all entries there were.
+    /// Raises the round: a walk has come by all entries there were.
     pub(super) fn end_walk(&self) {
         for table in 0..presence::TABLES {
-            let generation = self.generation_of(table);
-            generation.store(presence::next(generation.load(SeqCst)), SeqCst);
+            let round = self.round_of(table);
+            round.store(presence::next(round.load(SeqCst)), SeqCst);
         }
     }
 
-    fn generation_of(&self, table: usize) -> &AtomicU32 {
-        let at = table * size_of::<Presence>() + std::mem::offset_of!(Presence, generation);
+    fn round_of(&self, table: usize) -> &AtomicU32 {
+        let at = table * size_of::<Presence>() + std::mem::offset_of!(Presence, round);
         self.0.half(at)
     }
 }

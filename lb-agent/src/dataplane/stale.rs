@@ -184,7 +184,8 @@ impl StaleFinder {
 
     /// Begins a walk over all flows: [`sweep`](Self::sweep) and [`mark_half_open`](Self::mark_half_open) of each family.
     pub fn begin_walk(&self) {
-        self.marks.begin_walk();
+        // A program that began in the round before must not write its mark over the walk's.
+        sys::settle();
     }
 
     /// Ends a walk, which must have come by all flows: what it has not marked has no entry after a few more.

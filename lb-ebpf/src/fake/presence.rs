@@ -10,15 +10,15 @@ use lb_common::{
 
 use super::{FakeBench, FakeTables, FromIp, ODD};
 
-/// Marks by place; the walk before the first generation is over.
+/// Marks by place; the walk before the first round is over.
 pub(super) struct Marks {
-    generation: u32,
+    round: u32,
     marks: RefCell<HashMap<(u32, usize), u8>>,
 }
 
 impl Marks {
     pub(super) fn new() -> Self {
-        Self { generation: 1, marks: RefCell::default() }
+        Self { round: 1, marks: RefCell::default() }
     }
 }
 
@@ -29,13 +29,13 @@ fn place<A: FromIp>(flow: &CtKey<A>) -> (u32, usize) {
 
 impl<A: FromIp> FakeTables<A> {
     pub(super) fn mark(&self, flow: &CtKey<A>) {
-        let mark = presence::mark(self.presence.generation);
+        let mark = presence::mark(self.presence.round);
         self.presence.marks.borrow_mut().insert(place(flow), mark);
     }
 
     pub(super) fn may_be_there(&self, flow: &CtKey<A>) -> bool {
         let mark = self.presence.marks.borrow().get(&place(flow)).copied();
-        presence::may_be_there(mark.unwrap_or_default(), self.presence.generation)
+        presence::may_be_there(mark.unwrap_or_default(), self.presence.round)
     }
 
     /// Marks the places of all entries.
@@ -45,7 +45,7 @@ impl<A: FromIp> FakeTables<A> {
                 self.mark(&CtKey::from_bytes(flow).expect("a flow"));
             }
         }
-        self.presence.generation = presence::next(self.presence.generation);
+        self.presence.round = presence::next(self.presence.round);
     }
 }
 
@@ -61,7 +61,7 @@ impl FakeBench {
     pub(crate) fn walk_past(&mut self, times: u32) {
         for _ in 0..times {
             for marks in [&mut self.v4.presence, &mut self.v6.presence] {
-                marks.generation = presence::next(marks.generation);
+                marks.round = presence::next(marks.round);
             }
         }
     }

@@ -84,10 +84,7 @@ pub(super) fn first<A: Address>(
     } else {
         track::dnat(headers, tables, &choice, client, decision)?;
     }
-    if frontend.affinity_timeout != 0 && headers.begins() {
-        let given = (choice.id, choice.backend.generation);
-        affinity::remember(tables, &affinity_key(headers, frontend), given);
-    }
+    keep_affinity(headers, tables, frontend, &choice);
     if must_masquerade {
         return Ok(Found::Claim);
     }
@@ -159,6 +156,20 @@ fn choose<A: Address>(
     let id = tables.slot(region, slot).ok_or(Counter::DanglingSlot)?;
     let backend = tables.backend(id).ok_or(Counter::DanglingSlot)?;
     Ok(Choice { id, backend })
+}
+
+/// Remembers whom a client was given that begins a flow, where the Service asks for that.
+#[inline(always)]
+fn keep_affinity<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    frontend: &Frontend,
+    choice: &Choice<A>,
+) {
+    if frontend.affinity_timeout != 0 && headers.begins() {
+        let given = (choice.id, choice.backend.generation);
+        affinity::remember(tables, &affinity_key(headers, frontend), given);
+    }
 }
 
 #[inline(always)]
