@@ -84,10 +84,8 @@ pub fn route<A: Routing>(ctx: &impl Context, src: A, dst: A) -> Option<NextHop> 
     *is_known = 1;
     // SAFETY: the kernel has written the MTU here.
     let mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
-    let [a, b, c] = words(lookup.dmac);
-    let [d, e, f] = words(lookup.smac);
     let flags = maps::device(lookup.ifindex).map_or(DeviceFlags::NONE, |device| device.flags);
-    let macs = [a, b, c, d, e, f];
+    let macs = words(lookup.dmac, lookup.smac);
     Some(NextHop { mtu, macs, flags, ..NextHop::of(lookup.ifindex) })
 }
 
@@ -114,8 +112,8 @@ pub fn redirect<A: Routing>() -> Option<i32> {
     Some(unsafe { bpf_redirect_neigh(device, &mut neighbour, size, 0) as i32 })
 }
 
-/// A link-layer address by words, as they stand in memory.
+/// Two link-layer addresses by words, as they stand in memory one after the other.
 #[inline(always)]
-fn words([a, b, c, d, e, f]: [u8; 6]) -> [u16; 3] {
-    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])]
+fn words([a, b, c, d, e, f]: [u8; 6], [g, h, i, j, k, l]: [u8; 6]) -> [u32; 3] {
+    [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes)
 }
