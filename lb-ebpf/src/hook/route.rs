@@ -6,7 +6,7 @@ use aya_ebpf::{
     },
     helpers::{bpf_fib_lookup as fib_lookup, bpf_redirect_neigh},
 };
-use lb_common::abi::{DeviceFlags, Ipv4, Ipv6, NextHop};
+use lb_common::abi::{Ipv4, Ipv6, NextHop};
 
 use super::tables::Context;
 use crate::maps::{self, RouteQuery};
@@ -84,7 +84,7 @@ pub fn route<A: Routing>(ctx: &impl Context, src: A, dst: A) -> Option<NextHop> 
     *is_known = 1;
     // SAFETY: the kernel has written the MTU here.
     let mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
-    let flags = maps::device(lookup.ifindex).map_or(DeviceFlags::NONE, |device| device.flags);
+    let flags = maps::device::flags(lookup.ifindex);
     let macs = words(lookup.dmac, lookup.smac);
     Some(NextHop { mtu, macs, flags, ..NextHop::of(lookup.ifindex) })
 }

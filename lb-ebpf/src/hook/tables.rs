@@ -176,7 +176,7 @@ impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
 
     #[inline(always)]
     fn is_uplink(&self) -> bool {
-        maps::device(self.device()).is_some_and(|device| device.role == DeviceRole::UPLINK)
+        maps::device::role(self.device()) == DeviceRole::UPLINK
     }
 
     #[inline(always)]

@@ -9,9 +9,7 @@ use aya_ebpf::{
     helpers::bpf_redirect,
     programs::XdpContext,
 };
-use lb_common::abi::{
-    Abi as _, Address, CachedFlow, Counter, CounterKind, DeviceFlags, Ipv4, Ipv6,
-};
+use lb_common::abi::{Abi as _, Address, CachedFlow, Counter, CounterKind, Ipv4, Ipv6};
 use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next},
@@ -282,7 +280,7 @@ fn end(counter: Counter) -> i32 {
 #[inline(always)]
 fn answer<A: Address>(frame: &mut Frame, headers: &Headers<A>, counter: u32) -> i32 {
     let device = frame.context().device();
-    let flags = maps::device(device).map_or(DeviceFlags::NONE, |device| device.flags);
+    let flags = maps::device::flags(device);
     let Some(crossing) = frame::crossing_to(&frame.context(), (device, flags)) else {
         return PASS;
     };

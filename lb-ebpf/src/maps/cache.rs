@@ -2,8 +2,8 @@
 
 use aya_ebpf::{btf_maps::Array, helpers::bpf_jiffies64, macros::btf_map};
 use lb_common::{
-    abi::{Address, CachedFlow, Control, CtKey},
-    cache::{self, Key, Stamp},
+    abi::{Address, CachedFlow, Control, CtKey, Ipv4, Ipv6},
+    cache::{self, Stamp},
     filter,
 };
 use lb_ebpf::tables::Ends;
@@ -84,16 +84,39 @@ pub fn keep_hint<A: Address + Maps>(control: &'static Control, decision: &mut Ca
 #[inline(always)]
 pub fn uncache<A: Address + Maps>(control: &'static Control, flow: &CtKey<A>) {
     let stamp = Stamp { factors: &control.factors, epoch: 0, jiffies: 0 };
-    if let Some(element) = element::<A>(&stamp.key(flow)) {
+    let hash = stamp.key(flow).hash;
+    if A::HEADER == Ipv4::HEADER {
+        lb_uncache4(hash)
+    } else {
+        lb_uncache6(hash)
+    };
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_uncache4(hash: u64) -> u32 {
+    end::<Ipv4>(hash)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_uncache6(hash: u64) -> u32 {
+    end::<Ipv6>(hash)
+}
+
+#[inline(always)]
+fn end<A: Maps>(hash: u64) -> u32 {
+    if let Some(element) = element::<A>(hash) {
         // SAFETY: as for `read`; one store.
         unsafe { (*element).check = 0 };
     }
+    0
 }
 
 /// Where a flow stands.
 #[inline(always)]
-fn element<A: Maps>(key: &Key) -> Option<*mut CachedFlow<A>> {
-    A::cached(cache::place(key.hash, FLOWS_SHIFT.load()))
+fn element<A: Maps>(hash: u64) -> Option<*mut CachedFlow<A>> {
+    A::cached(cache::place(hash, FLOWS_SHIFT.load()))
 }
 
 #[inline(always)]
@@ -103,7 +126,7 @@ fn read<A: Address + Maps>(
     decision: &mut CachedFlow<A>,
 ) -> bool {
     let key = stamp.key(flow);
-    let Some(element) = element::<A>(&key) else { return false };
+    let Some(element) = element::<A>(key.hash) else { return false };
     // SAFETY: elements of an array stay allocated; another CPU may write meanwhile, which the
     // element's sum tells.
     unsafe { copy(element, decision) };
@@ -114,7 +137,7 @@ fn read<A: Address + Maps>(
 fn write<A: Address + Maps>(stamp: &Stamp<'_>, decision: &mut CachedFlow<A>) {
     let key = stamp.key(&decision.flow);
     decision.check = stamp.sum(decision, &key);
-    if let Some(element) = element::<A>(&key) {
+    if let Some(element) = element::<A>(key.hash) {
         // SAFETY: as for `read`.
         unsafe { copy(decision, element) };
     }

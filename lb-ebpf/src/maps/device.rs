@@ -5,7 +5,7 @@ use aya_ebpf::{
     btf_maps::{HashMap, PerCpuArray},
     macros::btf_map,
 };
-use lb_common::abi::Device;
+use lb_common::abi::{Device, DeviceFlags, DeviceRole};
 
 use super::cache;
 
@@ -40,4 +40,23 @@ pub fn device(index: u32) -> Option<&'static Device> {
         (kept.index, kept.epoch) = (index, epoch);
     }
     Some(&kept.device)
+}
+
+/// Role of a device; none of it, if nothing is known.
+#[inline(always)]
+pub fn role(index: u32) -> DeviceRole {
+    DeviceRole(lb_device(index) >> 8)
+}
+
+/// Flags of a device; none of it, if nothing is known.
+#[inline(always)]
+pub fn flags(index: u32) -> DeviceFlags {
+    DeviceFlags(lb_device(index) as u8)
+}
+
+/// Role and flags: a function of its own, as that which counts.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_device(index: u32) -> u32 {
+    device(index).map_or(0, |device| device.role.0 << 8 | u32::from(device.flags.0))
 }

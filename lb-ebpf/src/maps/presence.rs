@@ -17,30 +17,46 @@ static PRESENCE: Array<Presence, { presence::TABLES }, MMAPABLE> = Array::new();
 /// May a flow have an entry?
 #[inline(always)]
 pub fn may_be_there<A: Address>(control: &'static Control, flow: &CtKey<A>) -> bool {
-    let Some((mark, round)) = at(control, flow) else { return true };
-    // SAFETY: an element of an array stays allocated; one load of a byte.
-    presence::may_be_there(unsafe { mark.as_ptr().read() }, round)
+    lb_may_be_there(hash(control, flow), presence::table(flow.dst_port)) != 0
 }
 
 /// Marks the place of a flow whose entry is used, or is written next.
 #[inline(always)]
 pub fn mark<A: Address>(control: &'static Control, flow: &CtKey<A>) {
-    if let Some((mark, round)) = at(control, flow) {
+    lb_mark(hash(control, flow), presence::table(flow.dst_port));
+}
+
+#[inline(always)]
+fn hash<A: Address>(control: &'static Control, flow: &CtKey<A>) -> u64 {
+    Stamp { factors: &control.factors, epoch: 0, jiffies: 0 }.key(flow).hash
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_may_be_there(hash: u64, table: u32) -> u32 {
+    let Some((mark, round)) = at(hash, table) else { return 1 };
+    // SAFETY: an element of an array stays allocated; one load of a byte.
+    presence::may_be_there(unsafe { mark.as_ptr().read() }, round).into()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn lb_mark(hash: u64, table: u32) -> u32 {
+    if let Some((mark, round)) = at(hash, table) {
         // SAFETY: as above; one store of a byte.
         unsafe { mark.as_ptr().write(presence::mark(round)) };
     }
+    0
 }
 
-/// A flow's place, and the round.
+/// The place for a hash, and the round.
 #[inline(always)]
-fn at<A: Address>(control: &'static Control, flow: &CtKey<A>) -> Option<(NonNull<u8>, u32)> {
-    let stamp = Stamp { factors: &control.factors, epoch: 0, jiffies: 0 };
-    let place = presence::place(stamp.key(flow).hash);
-    let presence = NonNull::new(PRESENCE.get_ptr_mut(presence::table(flow.dst_port))?)?;
+fn at(hash: u64, table: u32) -> Option<(NonNull<u8>, u32)> {
+    let presence = NonNull::new(PRESENCE.get_ptr_mut(table)?)?;
     // SAFETY: as above, and `place` is within it.
     unsafe {
         let round = (&raw const (*presence.as_ptr()).round).read_volatile();
-        let mark = (&raw mut (*presence.as_ptr()).marks).cast::<u8>().add(place);
+        let mark = (&raw mut (*presence.as_ptr()).marks).cast::<u8>().add(presence::place(hash));
         Some((NonNull::new_unchecked(mark), round))
     }
 }
