@@ -243,7 +243,7 @@ impl<A: Address + Maps + Routing> Next<A, Skb> for Look {
         match path::look(headers, &tables, origin, &mut decision) {
             path::Look::Act => {
                 let verdict = path::act(skb, headers, &tables, &decision, Verdict::Send);
-                match perform(skb, verdict, (&decision.hop, || None, origin.direction())) {
+                match perform(skb, verdict, (&decision.hop, |_, _| None, origin.direction())) {
                     // Once more, with all that is needed to tell the sender.
                     step::TOO_BIG | step::TTL_EXPIRED => keep(headers),
                     code => code,
@@ -402,7 +402,7 @@ pub(super) fn pass(reason: NoFlow) -> i32 {
 fn perform(
     skb: &mut Skb,
     verdict: PathResult,
-    (hop, route, direction): (&NextHop, impl FnOnce() -> Option<i32>, Direction),
+    (hop, route, direction): (&NextHop, impl FnOnce(&Skb, Direction) -> Option<i32>, Direction),
 ) -> i32 {
     match verdict {
         Ok(Verdict::Continue) => {
@@ -415,7 +415,7 @@ fn perform(
         Ok(Verdict::Pass) => NEXT,
         Ok(Verdict::Route) => {
             skb.set_mark(MARK.load());
-            route().unwrap_or(SHOT)
+            route(skb, direction).unwrap_or(SHOT)
         }
         Ok(Verdict::Send) => send(skb, hop),
         Err(counter) => end(counter),

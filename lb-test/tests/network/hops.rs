@@ -41,6 +41,8 @@ pub(crate) fn two_cables() -> Topology {
             sysctl(node, &format!("net/{kind}/conf/eth0/{name}"), "1");
         }
     }
+    // It would be better than all that follow.
+    ip(node1, &["route del 10.248.2.0/24 via 172.20.0.12"]);
     ip(node1, &by_first_cable());
     topology
 }
