@@ -18,6 +18,7 @@ pub mod fragments;
 pub mod frame;
 pub mod icmp;
 pub mod malformed;
+pub mod martians;
 mod net;
 pub mod refusals;
 pub mod snat;
@@ -91,6 +92,8 @@ macro_rules! each_case {
             icmp::errors_with_options,
             icmp::other_errors_are_left_alone,
             malformed::nothing_but_ends_is_changed,
+            martians::sources_of_this_node_do_not_come_by_a_wire,
+            martians::sources_that_are_no_single_host_are_dropped,
             refusals::a_reset_is_not_answered,
             refusals::a_segment_of_no_connection_is_refused,
             refusals::nothing_is_remembered_of_a_refusal,

@@ -56,6 +56,9 @@ pub(super) fn first<A: Address>(
 ) -> Result<Found, Counter> {
     let client = client(tables, origin);
     let flags = frontend.flags;
+    if client != Client::Host && is_martian(headers) {
+        return Err(Counter::Martian);
+    }
     if tables.migrates() && !headers.begins() {
         return Err(Counter::Migrating);
     }
@@ -65,6 +68,10 @@ pub(super) fn first<A: Address>(
     let is_outside = client == Client::Outside && !is_local(headers, tables, flags);
     let region = if is_outside { frontend.external } else { frontend.internal };
     if region.length == 0 {
+        let is_own = tables.source_at(tables.device()) == Some(headers.flow.src);
+        if is_own && matches!(client, Client::Outside | Client::Pod) {
+            return Err(Counter::Martian);
+        }
         return without_backend(flags, is_outside);
     }
     let choice = choose(headers, tables, frontend, is_outside)?;
@@ -103,6 +110,14 @@ fn client<A: Address>(tables: &impl Tables<A>, origin: Origin) -> Client {
         Origin::Carried | Origin::Incoming if tables.is_uplink() => Client::Outside,
         Origin::Carried | Origin::Incoming => Client::Pod,
     }
+}
+
+/// Is the source one that a packet on a wire cannot have? Whoever is made to answer it, or the stack, would do
+/// so to many, to nobody, or to the Service itself.
+#[inline(always)]
+fn is_martian<A: Address>(headers: &Headers<A>) -> bool {
+    let flow = &headers.flow;
+    !flow.src.is_one_host() || flow.src == flow.dst
 }
 
 /// Is the client in a range of sources of this Service port?

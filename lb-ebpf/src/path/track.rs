@@ -62,7 +62,7 @@ pub(super) fn dnat<A: Address>(
 ///
 /// # Errors
 ///
-/// Without a route or a source address.
+/// Without a route or a source address, or from that address.
 #[inline(always)]
 pub(super) fn snat<A: Address>(
     headers: &Headers<A>,
@@ -80,6 +80,9 @@ pub(super) fn snat<A: Address>(
     } else if client != Client::Host {
         let hop = tables.route(headers.flow.src, backend.address).ok_or(Counter::NoRoute)?;
         ends.src = tables.source_at(hop.device).ok_or(Counter::NoSourceAddress)?;
+        if ends.src == headers.flow.src {
+            return Err(Counter::Martian);
+        }
         (forward, reply, device) = (CtAction::FORWARD_SNAT, CtAction::REPLY_SNAT, 0);
     }
     let seen = (tables.now(), first_state(headers));
@@ -95,7 +98,7 @@ pub(super) fn snat<A: Address>(
 ///
 /// # Errors
 ///
-/// Without a route or a source address.
+/// Without a route or a source address, or from that address.
 #[inline(always)]
 pub(super) fn dsr<A: Address>(
     headers: &Headers<A>,
@@ -106,6 +109,9 @@ pub(super) fn dsr<A: Address>(
     let Backend { address, port, .. } = choice.backend;
     let hop = tables.route(headers.flow.src, address).ok_or(Counter::NoRoute)?;
     let src = tables.source_at(hop.device).ok_or(Counter::NoSourceAddress)?;
+    if src == headers.flow.src {
+        return Err(Counter::Martian);
+    }
     let ends = CtKey { src, dst: address, dst_port: port, ..headers.flow };
     decision.set(&headers.flow, &ends, CtAction::FORWARD_DSR);
     if tables.may_remember() {
