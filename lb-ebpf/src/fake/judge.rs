@@ -204,7 +204,7 @@ fn rest<A>(judged: &Judged, decision: &CachedFlow<A>) -> (FragmentAction, u32) {
         Judged::By(Ok(_)) if decision.action == CtAction::REPLY_TO_HOST => {
             (FragmentAction::DELIVER, decision.hop.device)
         }
-        Judged::By(Ok(_)) => (FragmentAction::REDIRECT, 0),
+        Judged::By(Ok(_)) => (FragmentAction::REDIRECT, u32::from(decision.action.is_forward())),
         Judged::By(Err(_)) | Judged::Refused(_) => (FragmentAction::DROP, 0),
     }
 }

@@ -352,7 +352,7 @@ fn note<A: Header + FragmentMaps + Routing>(mut skb: Skb, from: u32, code: i32) 
         TC_ACT_REDIRECT if decision.action == CtAction::REPLY_TO_HOST => {
             (FragmentAction::DELIVER, decision.hop.device)
         }
-        TC_ACT_REDIRECT => (FragmentAction::REDIRECT, 0),
+        TC_ACT_REDIRECT => (FragmentAction::REDIRECT, u32::from(decision.action.is_forward())),
         _ => (FragmentAction::DROP, 0),
     };
     fragment::remember(&mut skb, &tables, headers, origin(from).direction(), rest);

@@ -95,7 +95,7 @@ pub(super) fn first<A: Address>(
         return Ok(Found::Claim);
     }
     if decision.action.redirects() {
-        decision.hop = tables.route(decision.src, decision.dst).ok_or(Counter::NoRoute)?;
+        decision.hop = tables.route(headers.flow.src, decision.dst).ok_or(Counter::NoRoute)?;
     }
     if is_carried {
         carrier::narrow::<A>(&mut decision.hop);

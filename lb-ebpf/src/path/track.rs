@@ -177,7 +177,8 @@ pub fn claim<A: Address>(
         back.set_opposite(back, &reply_flow, (decision.action, 0));
         tables.track(&headers.flow, back);
     }
-    decision.hop = tables.route(decision.src, decision.dst).ok_or(Counter::NoRoute)?;
+    // By who asks, as the stack would, and as the source address was chosen.
+    decision.hop = tables.route(headers.flow.src, decision.dst).ok_or(Counter::NoRoute)?;
     Ok(Found::Decided)
 }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use lb_test::address::DualStack;
 use lb_test::manifests::cluster_ips;
-use lb_test::{Family, Host, NodeSpec, PodSpec, Topology};
+use lb_test::{Agent, AgentOptions, Family, Host, NodeSpec, PodSpec, SocketLb, Topology};
 
-use crate::ask::{assert_answering, echoing};
+use crate::ask::{assert_answering, client_seen, echoing};
 use crate::{NODE_PORT, hops, ip, start, start_with};
 
 /// Node1 with a second way to the fabric, a pod on each node, and a client.
@@ -127,8 +127,7 @@ fn a_route_with_two_next_hops_leads_to_backends_by_either() {
 /// What has decided on a next hop is not asked again while the neighbour is found: the kernel might choose
 /// the other one, and look for it behind the wrong device.
 fn unknown_neighbours(arguments: &[&str]) {
-    let topology = hops::two_cables();
-    topology.ready_for_xdp().unwrap();
+    let topology = hops::two_cables_for_xdp();
     let node1 = topology.node("node1");
     let _running = start_with(&topology, &["web"], &["node1"], arguments);
     by_both_cables(&topology);
@@ -156,6 +155,33 @@ fn unknown_neighbours_of_two_next_hops_are_found_where_they_are() {
 fn unknown_neighbours_of_two_next_hops_are_found_behind_xdp() {
     lb_test::require_topology!();
     unknown_neighbours(&["--xdp=native"]);
+}
+
+/// The stack would choose by the client, too, and give the packet an address of the device that it chose.
+#[test]
+fn rules_by_source_choose_the_way_to_a_backend_and_the_address_it_sees() {
+    lb_test::require_topology!();
+    let topology = hops::two_cables_for_xdp();
+    let node1 = topology.node("node1");
+    let mut running = start(&topology, &["web"], &["node1"]);
+    let [v4, v6] = hops::by_second_cable();
+    ip(node1, &[&format!("{v4} table 77"), &format!("{v6} table 77")]);
+    for rule in ["-4 rule add from 172.21.0.0/24", "-6 rule add from fd00:21::/64"] {
+        let words: Vec<_> = rule.split(' ').chain(["table", "77", "pref", "50"]).collect();
+        node1.run("ip", &words).unwrap();
+    }
+    for xdp in ["off", "native"] {
+        running.agents.clear();
+        let options = AgentOptions::manifests(topology.manifests()).socket_lb(SocketLb::Off);
+        let options = options.argument(&format!("--xdp={xdp}"));
+        let _agent = Agent::start_synced(node1, options).unwrap();
+        for (family, address) in [(Family::V4, "172.22.0.1"), (Family::V6, "fd00:22::1")] {
+            let (to, before) = (node1.socket(family, NODE_PORT), sent(node1));
+            assert_eq!(client_seen(topology.client("client"), to).0.to_string(), address);
+            assert_answering(topology.client("client"), to, &["web"]);
+            assert!(sent(node1) > before + 60, "requests go by the second cable");
+        }
+    }
 }
 
 /// Addresses of the client, enough that by chance not all choose the same next hop.
