@@ -51,8 +51,8 @@ pub struct Carrier<A> {
     pub target: BePort,
     /// Port that carriers go to.
     pub port: BePort,
-    /// Hash of the flow: the source port that routers balance by (RFC 6335, 6).
-    pub hash: u32,
+    /// See [`src_port`].
+    pub src_port: BePort,
 }
 
 impl<A: Address> Carrier<A> {
@@ -60,11 +60,10 @@ impl<A: Address> Carrier<A> {
     #[inline(always)]
     #[must_use]
     pub fn headers(&self) -> [u32; WORDS] {
-        let Self { ends: [src, dst], target, port, .. } = *self;
+        let Self { ends: [src, dst], target, port, src_port, .. } = *self;
         let [a, b, c, d] = A::pair(&src, &dst).map(halves);
         let udp_length = self.length.saturating_add(UDP_AND_GUE);
-        let src_port = 0xc000 | (self.hash & 0x3fff) as u16;
-        let udp = [both(src_port.to_be(), port.0), both(udp_length.to_be(), 0)];
+        let udp = [both(src_port.0, port.0), both(udp_length.to_be(), 0)];
         let gue = [gue::<A>(), both(TAG.to_be(), target.0)];
         if A::HEADER == Ipv4::HEADER {
             let [first, second, third] = self.ipv4(udp_length);
@@ -96,6 +95,13 @@ impl<A: Address> Carrier<A> {
             + dst.sum();
         [both(version_and_class, length), both(0, fragment), both(ttl_and_protocol, !fold(sum))]
     }
+}
+
+/// The source port of a flow's carriers, by its hash: routers balance by it (RFC 6335, 6).
+#[inline(always)]
+#[must_use]
+pub const fn src_port(hash: u32) -> BePort {
+    BePort::new(0xc000 | (hash & 0x3fff) as u16)
 }
 
 /// The port that a GUE header names, as 16-bit words in memory order; `None` if the header is none of
@@ -136,7 +142,8 @@ mod tests {
 
     fn bytes<A: Address>(ends: [A; 2]) -> Vec<u8> {
         let (target, port) = (BePort::new(8080), BePort::new(PORT));
-        let carrier = Carrier { length: 53, class: 0x2e, ends, target, port, hash: 0xffff_0007 };
+        let src_port = src_port(0xffff_0007);
+        let carrier = Carrier { length: 53, class: 0x2e, ends, target, port, src_port };
         carrier.headers().as_bytes()[..overhead::<A>()].to_vec()
     }
 

@@ -8,11 +8,12 @@ pub struct CtState(pub u8);
 
 /// An end of a flow.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
 pub enum End {
     /// The one that was chosen.
-    Backend,
+    Backend = 0,
     /// The one that asked.
-    Client,
+    Client = 1,
 }
 
 /// TCP flags as they stand in byte 13 of the header (RFC 9293, 3.1), or what says the same in SCTP.
@@ -163,18 +164,15 @@ impl CtState {
     /// The state after a packet with these flags from one of the ends.
     #[inline(always)]
     #[must_use]
-    pub const fn next(self, flags: TcpFlags, from: End) -> Self {
-        let ended = match from {
-            _ if flags.resets() => Self::BOTH_ENDED,
-            _ if !flags.closes() => 0,
-            End::Backend => Self::BACKEND_ENDED,
-            End::Client => Self::CLIENT_ENDED,
-        };
-        let seen = match from {
-            End::Backend => Self::ANSWERED.0,
-            End::Client if flags.opens() => 0,
-            End::Client => Self::ESTABLISHED.0,
-        };
+    pub fn next(self, flags: TcpFlags, from: End) -> Self {
+        // By arithmetic, as for `of_chunk`.
+        let bit = |flag: u8| flags.0 / flag & 1;
+        let is_client = from as u8;
+        let ends = bit(TcpFlags::FIN) * Self::BACKEND_ENDED >> is_client;
+        let ended = ends | bit(TcpFlags::RST) * Self::BOTH_ENDED;
+        let opens = bit(TcpFlags::SYN) & !bit(TcpFlags::ACK);
+        let goes_on = is_client & !opens;
+        let seen = goes_on * Self::ESTABLISHED.0 | (1 - is_client) * Self::ANSWERED.0;
         Self(self.0 | ended | seen)
     }
 

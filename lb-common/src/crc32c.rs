@@ -17,9 +17,8 @@ static LONG: [u32; 256] = powers(8 * 256);
 
 /// What a change of the first four bytes of a packet of `length` bytes does to its checksum.
 ///
-/// Both changes are differences by "exclusive or" of words as they lie in memory. A function of its
-/// own, so that programs hold it once; it takes no stack.
-#[inline(never)]
+/// Both changes are differences by "exclusive or" of words as they lie in memory.
+#[inline(always)]
 #[must_use]
 pub fn change(first_word: u32, length: u16) -> u32 {
     let [short, long] = length.to_le_bytes();

@@ -39,6 +39,9 @@ pub trait Packet {
     /// [`Counter::RewriteFailed`] beyond the end.
     fn repair_l4_checksum(&mut self, checksum: L4Checksum) -> Result<(), Counter>;
 
+    /// As [`lb_common::crc32c::change`]: a long piece of work, which programs keep in a function of its own.
+    fn crc_change(first_word: u32, length: u16) -> u32;
+
     /// Makes the first bytes readable, as many of these as there are.
     fn pull(&mut self, headers: u32);
 

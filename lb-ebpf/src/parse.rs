@@ -21,15 +21,18 @@ const IPV4_FRAGMENT: usize = L3 + 6;
 /// The offset in fragments of eight bytes (RFC 791, 3.1).
 const FRAGMENT_OFFSET: u16 = 0x1fff;
 const MORE_FRAGMENTS: u16 = 0x2000;
+/// Version and length of an IPv4 header without options.
+const WITHOUT_OPTIONS: u8 = 0x45;
 
 /// What the paths need to know of a packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Headers<A> {
-    /// The flow as it stands on the wire.
+    /// The flow as it stands on the wire; without ports in a later fragment.
     pub flow: CtKey<A>,
-    /// Offset of the transport header: a byte, whose bounds the verifier knows wherever it is read.
+    /// Offset of the transport header: a byte, whose bounds the verifier knows wherever it is read; zero
+    /// in a later fragment.
     l4: u8,
-    /// Offset of the identification in a packet's first fragment; zero if it is a whole packet.
+    /// Offset of the identification in a fragment; zero if it is a whole packet.
     id: u8,
     /// TCP flags, or what an SCTP chunk says in their words; none for UDP.
     pub flags: TcpFlags,
@@ -37,7 +40,7 @@ pub struct Headers<A> {
     pub ttl: u8,
 }
 
-impl<A> Headers<A> {
+impl<A: Address> Headers<A> {
     /// Offset of the transport header.
     #[inline(always)]
     pub fn l4(&self) -> usize {
@@ -47,13 +50,24 @@ impl<A> Headers<A> {
     /// Is this the first fragment of a packet, whose rest follows?
     #[inline(always)]
     pub fn has_rest(&self) -> bool {
-        self.id != 0
+        self.id != 0 && !self.is_later()
     }
 
-    /// Offset of the identification in the first fragment of a packet.
+    /// Is this a fragment that is not the first one?
     #[inline(always)]
-    pub fn id(&self) -> usize {
-        usize::from(self.id)
+    pub fn is_later(&self) -> bool {
+        self.l4 == 0
+    }
+
+    /// The identification of a fragment, which has been moved by so many bytes, in network order.
+    #[inline(always)]
+    pub fn identification(&self, packet: &impl Packet, moved: usize) -> Option<u32> {
+        let place = usize::from(self.id) + moved;
+        if A::HEADER == Ipv4::HEADER {
+            packet.read::<u16>(place).map(u32::from)
+        } else {
+            packet.read(place)
+        }
     }
 
     /// May the packet be the first of its flow? A TCP segment other than a SYN never is, nor an SCTP
@@ -67,8 +81,6 @@ impl<A> Headers<A> {
 /// Why a packet is not one of a flow.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum NoFlow {
-    /// A later fragment, which has no ports.
-    Fragment,
     /// Another protocol.
     Other,
     /// Headers that end too early.
@@ -96,48 +108,60 @@ pub trait Next<A, P> {
 
 /// How a family's header tells what follows it.
 pub trait Header: Address {
-    /// Reads the header behind the Ethernet header and goes on with `next`.
+    /// Goes on with the headers of a packet of TCP or UDP that is whole and has nothing between IP header
+    /// and transport header, as most packets; `None` of any other.
+    fn plain<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Option<N::Output>;
+
+    /// Goes on with the headers of a packet of any flow, or of a later fragment.
     ///
     /// # Errors
     ///
     /// Why there is no flow to go on with.
     fn parse<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Result<N::Output, NoFlow>;
-
-    /// What a fragment belongs to: identification in network order, and protocol. `None` if the
-    /// packet is whole.
-    fn fragment(packet: &mut impl Packet) -> Option<(u32, L4Proto)>;
 }
 
 impl Header for Ipv4 {
+    #[inline(always)]
+    fn plain<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Option<N::Output> {
+        let [first, second, third, src, dst, ports] = packet.read::<[u32; 6]>(L3)?;
+        let [version_and_length, ..] = first.to_ne_bytes();
+        let [_, _, high, low] = second.to_ne_bytes();
+        let [ttl, protocol, ..] = third.to_ne_bytes();
+        let is_whole = u16::from_be_bytes([high, low]) & (FRAGMENT_OFFSET | MORE_FRAGMENTS) == 0;
+        if version_and_length != WITHOUT_OPTIONS || !is_whole {
+            return None;
+        }
+        go_on(packet, [Self(src), Self(dst)], (ports, L4Proto(protocol), ttl), next)
+    }
+
     #[inline(always)]
     fn parse<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Result<N::Output, NoFlow> {
         let first = packet.read::<u8>(L3).ok_or(NoFlow::Truncated)?;
         let fragment = packet.read::<u16>(IPV4_FRAGMENT).ok_or(NoFlow::Truncated)?;
         let fragment = u16::from_be(fragment);
         let [ttl, protocol] = packet.read::<[u8; 2]>(L3 + 8).ok_or(NoFlow::Truncated)?;
-        // Version and length of a header without options; one with another version is no longer one.
-        let options = first.wrapping_sub(0x45);
+        // One with another version is no longer one.
+        let options = first.wrapping_sub(WITHOUT_OPTIONS);
         if options > 10 {
             return Err(NoFlow::Truncated);
         }
-        let l3_length = Self::HEADER + usize::from(options) * 4;
-        if fragment & FRAGMENT_OFFSET != 0 {
-            return Err(NoFlow::Fragment);
-        }
-        let id = if fragment & MORE_FRAGMENTS == 0 { 0 } else { IPV4_ID };
-        transport(packet, [L3 + l3_length, id], (L4Proto(protocol), ttl), next)
-    }
-
-    #[inline(always)]
-    fn fragment(packet: &mut impl Packet) -> Option<(u32, L4Proto)> {
-        let [id, fragment] = packet.read::<[u16; 2]>(IPV4_ID)?;
-        let [_, protocol] = packet.read::<[u8; 2]>(L3 + 8)?;
-        let is_whole = u16::from_be(fragment) & (FRAGMENT_OFFSET | MORE_FRAGMENTS) == 0;
-        (!is_whole).then_some((u32::from(id), L4Proto(protocol)))
+        let is_later = fragment & FRAGMENT_OFFSET != 0;
+        let l4 = if is_later { 0 } else { L3 + Self::HEADER + usize::from(options) * 4 };
+        let is_whole = fragment & (FRAGMENT_OFFSET | MORE_FRAGMENTS) == 0;
+        let id = if is_whole { 0 } else { IPV4_ID };
+        transport(packet, [l4, id], (L4Proto(protocol), ttl), next)
     }
 }
 
 impl Header for Ipv6 {
+    #[inline(always)]
+    fn plain<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Option<N::Output> {
+        let [_, second, s0, s1, s2, s3, d0, d1, d2, d3, ports] = packet.read::<[u32; 11]>(L3)?;
+        let [_, _, protocol, ttl] = second.to_ne_bytes();
+        let ends = [Self([s0, s1, s2, s3]), Self([d0, d1, d2, d3])];
+        go_on(packet, ends, (ports, L4Proto(protocol), ttl), next)
+    }
+
     #[inline(always)]
     fn parse<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Result<N::Output, NoFlow> {
         let [protocol, ttl] = packet.read::<[u8; 2]>(L3 + 6).ok_or(NoFlow::Truncated)?;
@@ -145,20 +169,32 @@ impl Header for Ipv6 {
         if chain.goes_on() {
             chain.walk(packet)?;
         }
-        if chain.is_later {
-            return Err(NoFlow::Fragment);
-        }
-        transport(packet, [chain.l4, chain.id], (L4Proto(chain.protocol), ttl), next)
+        let l4 = if chain.is_later { 0 } else { chain.l4 };
+        transport(packet, [l4, chain.id], (L4Proto(chain.protocol), ttl), next)
     }
+}
 
-    #[inline(always)]
-    fn fragment(packet: &mut impl Packet) -> Option<(u32, L4Proto)> {
-        let [protocol, _] = packet.read::<[u8; 2]>(L3 + 6)?;
-        let mut chain = Chain::none(protocol);
-        chain.walk(packet).ok()?;
-        let id = packet.read::<u32>(chain.id)?;
-        (chain.id != 0).then_some((id, L4Proto(chain.protocol)))
+/// Goes on with a plain packet, whose ports are as they lie in memory.
+#[inline(always)]
+fn go_on<A: Address, P: Packet, N: Next<A, P>>(
+    packet: &mut P,
+    [src, dst]: [A; 2],
+    (ports, protocol, ttl): (u32, L4Proto, u8),
+    next: N,
+) -> Option<N::Output> {
+    let l4 = L3 + A::HEADER;
+    let mut flags = TcpFlags::default();
+    if protocol == L4Proto::TCP {
+        flags = TcpFlags(packet.read(l4 + TCP_FLAGS_OFFSET)?);
+    } else if protocol != L4Proto::UDP {
+        return None;
     }
+    let [a, b, c, d] = ports.to_ne_bytes();
+    let [src_port, dst_port] = [[a, b], [c, d]].map(u16::from_ne_bytes).map(BePort);
+    let flow = CtKey { src, dst, src_port, dst_port, protocol, pad: [0; 3] };
+    #[allow(clippy::cast_possible_truncation, reason = "54 at most")]
+    let l4 = l4 as u8;
+    Some(next.run(packet, &Headers { flow, l4, id: 0, flags, ttl }))
 }
 
 #[inline(always)]
@@ -173,14 +209,18 @@ fn transport<A: Address, P: Packet, N: Next<A, P>>(
     }
     let addresses = packet.read::<[A; 2]>(L3 + A::SOURCE_OFFSET);
     let [src, dst] = addresses.ok_or(NoFlow::Truncated)?;
-    let [src_port, dst_port] = packet.read::<[BePort; 2]>(l4).ok_or(NoFlow::Truncated)?;
+    let mut ports = [BePort(0); 2];
     let mut flags = TcpFlags::default();
-    if protocol == L4Proto::TCP {
-        flags = TcpFlags(packet.read(l4 + TCP_FLAGS_OFFSET).ok_or(NoFlow::Truncated)?);
-    } else if protocol == L4Proto::SCTP {
-        let chunk = packet.read(l4 + SCTP_CHUNK_OFFSET).ok_or(NoFlow::Truncated)?;
-        flags = TcpFlags::of_chunk(chunk);
+    if l4 != 0 {
+        ports = packet.read(l4).ok_or(NoFlow::Truncated)?;
+        if protocol == L4Proto::TCP {
+            flags = TcpFlags(packet.read(l4 + TCP_FLAGS_OFFSET).ok_or(NoFlow::Truncated)?);
+        } else if protocol == L4Proto::SCTP {
+            let chunk = packet.read(l4 + SCTP_CHUNK_OFFSET).ok_or(NoFlow::Truncated)?;
+            flags = TcpFlags::of_chunk(chunk);
+        }
     }
+    let [src_port, dst_port] = ports;
     let flow = CtKey { src, dst, src_port, dst_port, protocol, pad: [0; 3] };
     #[allow(clippy::cast_possible_truncation, reason = "IPv4's at most 14 + 60, IPv6's 190 + 8")]
     let (l4, id) = (l4 as u8, id as u8);

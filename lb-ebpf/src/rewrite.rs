@@ -3,7 +3,6 @@
 use lb_common::{
     abi::{Address, BePort, CachedFlow, Counter, L4Proto},
     checksum::Difference,
-    crc32c,
 };
 
 use crate::{
@@ -136,8 +135,8 @@ pub(crate) fn l4_length<A: Address>(
 ///
 /// One of zero stays: the packet was made on this machine, and is summed where it leaves it.
 #[inline(always)]
-fn mend_crc<A: Address>(
-    packet: &mut impl Packet,
+fn mend_crc<A: Address, P: Packet>(
+    packet: &mut P,
     headers: &Headers<A>,
     decision: &CachedFlow<A>,
 ) -> Result<(), Counter> {
@@ -153,7 +152,7 @@ fn mend_crc<A: Address>(
         return Err(Counter::SctpFragment);
     }
     let length = l4_length(packet, headers)?;
-    packet.write(offset, &(checksum ^ crc32c::change(change, length)))
+    packet.write(offset, &(checksum ^ P::crc_change(change, length)))
 }
 
 /// Both ports, as they lie in memory.

@@ -1,6 +1,7 @@
 //! Flows as the packet path remembers them: two entries each, one for each direction.
 
 use super::{Address, BePort, L4Proto, layout::abi};
+use crate::conntrack::End;
 
 abi! {
     /// A flow as it stands on the wire where it is looked up. 16 bytes for IPv4, 40 for IPv6.
@@ -99,6 +100,8 @@ abi! {
 }
 
 /// What to do with a packet of a known flow, and at which hook.
+///
+/// Made of bits: a program that has to tell one of several by its number pays for each.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[repr(transparent)]
 pub struct CtAction(pub u8);
@@ -107,53 +110,72 @@ pub struct CtAction(pub u8);
 unsafe impl super::Abi for CtAction {}
 
 impl CtAction {
+    const CARRIES: u8 = 32;
+    const COSTS_HOP: u8 = 16;
+    const EGRESS: u8 = 4;
+    const IS_FORWARD: u8 = 2;
+    const REDIRECTS: u8 = 8;
+    const TO_HOST: u8 = 64;
+    const TRANSLATES: u8 = 1;
+
     /// Leave the packet alone: it belongs to no Service. Never in conntrack.
     pub const NONE: Self = Self(0);
     /// Ingress, client to backend: write the backend's address and go on to the stack.
-    pub const FORWARD: Self = Self(1);
+    pub const FORWARD: Self = Self(Self::TRANSLATES | Self::IS_FORWARD);
     /// Egress, host to backend: write the backend's address and redirect to its device.
-    pub const FORWARD_FROM_HOST: Self = Self(2);
+    pub const FORWARD_FROM_HOST: Self = Self(Self::FORWARD.0 | Self::EGRESS | Self::REDIRECTS);
     /// Ingress, client to backend: write both ends and redirect.
-    pub const FORWARD_SNAT: Self = Self(3);
+    pub const FORWARD_SNAT: Self = Self(Self::FORWARD.0 | Self::REDIRECTS | Self::COSTS_HOP);
     /// Ingress, client to backend: carry the packet, as it is, from the one end to the other. There is
     /// no entry for replies: they take another way.
-    pub const FORWARD_DSR: Self = Self(4);
+    pub const FORWARD_DSR: Self = Self(Self::FORWARD_SNAT.0 | Self::CARRIES);
     /// Egress, backend to client: write the frontend's address and go on.
-    pub const REPLY: Self = Self(5);
+    pub const REPLY: Self = Self(Self::TRANSLATES | Self::EGRESS);
     /// Ingress, backend to node: write both ends and redirect to the client.
-    pub const REPLY_SNAT: Self = Self(6);
+    pub const REPLY_SNAT: Self = Self(Self::TRANSLATES | Self::REDIRECTS | Self::COSTS_HOP);
     /// Ingress, backend to host: write the frontend's address, deliver by `device`.
-    pub const REPLY_TO_HOST: Self = Self(7);
+    pub const REPLY_TO_HOST: Self = Self(Self::TRANSLATES | Self::TO_HOST);
 
     /// Is it for packets of the client?
     #[inline(always)]
     #[must_use]
     pub const fn is_forward(self) -> bool {
-        self.0 < Self::REPLY.0
+        self.0 & Self::IS_FORWARD != 0
     }
 
     /// Is it for packets that leave by a device?
     #[inline(always)]
     #[must_use]
     pub const fn is_at_egress(self) -> bool {
-        matches!(self, Self::FORWARD_FROM_HOST | Self::REPLY)
+        self.0 & Self::EGRESS != 0
     }
 
     /// Does this node send its packets on in place of the stack?
     #[inline(always)]
     #[must_use]
     pub const fn redirects(self) -> bool {
-        matches!(
-            self,
-            Self::FORWARD_DSR | Self::FORWARD_FROM_HOST | Self::FORWARD_SNAT | Self::REPLY_SNAT
-        )
+        self.0 & Self::REDIRECTS != 0
     }
 
     /// Does that cost the packet a hop?
     #[inline(always)]
     #[must_use]
     pub const fn costs_hop(self) -> bool {
-        matches!(self, Self::FORWARD_DSR | Self::FORWARD_SNAT | Self::REPLY_SNAT)
+        self.0 & Self::COSTS_HOP != 0
+    }
+
+    /// Is the packet carried, as it is?
+    #[inline(always)]
+    #[must_use]
+    pub const fn carries(self) -> bool {
+        self.0 & Self::CARRIES != 0
+    }
+
+    /// The end of a flow whose packets it is for.
+    #[inline(always)]
+    #[must_use]
+    pub const fn end(self) -> End {
+        if self.is_forward() { End::Client } else { End::Backend }
     }
 
     /// The action of the flow's other entry, if there is one.

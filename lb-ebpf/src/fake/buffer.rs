@@ -4,6 +4,7 @@ use lb_common::{
     abi::{Abi, Address, Counter, L4Proto},
     carrier::WORDS,
     checksum::Difference,
+    crc32c,
 };
 
 use crate::packet::{ETHERNET_HEADER, L4Checksum, Packet};
@@ -48,6 +49,10 @@ impl Packet for Buffer {
             .into_iter()
             .try_for_each(|change| self.change_checksum(&checksum, change))
             .ok_or(Counter::RewriteFailed)
+    }
+
+    fn crc_change(first_word: u32, length: u16) -> u32 {
+        crc32c::change(first_word, length)
     }
 
     fn pull(&mut self, _headers: u32) {}

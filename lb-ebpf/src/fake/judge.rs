@@ -5,12 +5,13 @@ use lb_common::abi::{Abi as _, CachedFlow, Counter, CounterKind, CtAction, Fragm
 use super::{Buffer, FakeTables, FromIp};
 use crate::{
     cases::{DEVICE_MAC, Device, Fate, Hook},
+    packet::Packet,
     parse::{Headers, Next, NoFlow},
     path::{
-        Found, Look, Origin, PathResult, SNAT_TRIES, Verdict, act, answer, ask, begin, carrier,
-        claim, fragment,
+        Found, Look, Origin, PathResult, SNAT_TRIES, Verdict, act, answer, begin, carrier, claim,
+        fragment, hinted,
         icmp::{Icmp, icmp},
-        look,
+        known, look, may_be_ours,
         refuse::refuse,
     },
 };
@@ -28,25 +29,18 @@ pub(super) fn judge_by<A: FromIp + Icmp>(
         Hook::HostEgress(_) => Origin::Host,
         Hook::Ingress(_) => Origin::Incoming,
     };
-    let mut decision = CachedFlow::zeroed();
-    let verdict = match A::parse(packet, Path { origin, tables, decision: &mut decision }) {
-        Ok(Judged::Refused(counter)) => return (Fate::Sent(device), Some(counter)),
-        Ok(Judged::By(verdict)) => verdict,
-        Err(NoFlow::Fragment) => match fragment::later(packet, tables, origin) {
-            Ok(verdict) => Ok(verdict),
-            Err(None) => return (Fate::Dropped, None),
-            Err(Some(counter)) => Err(counter),
-        },
-        Err(NoFlow::Truncated) => Err(Counter::Truncated),
-        Err(NoFlow::Other) => match answer::ping(packet, tables, origin) {
-            Ok(true) => return (Fate::Sent(device), Some(Counter::Ping)),
-            Ok(false) => icmp(packet, tables, origin),
-            Err(counter) => Err(counter),
-        },
-    };
+    let mut steps = Steps { tables, origin, decision: CachedFlow::zeroed() };
+    let judged = steps.run(packet);
+    let hop = steps.decision.hop;
     let by = |index| Device::ALL.into_iter().find(|device| *device as u32 == index);
     let sent = |index| by(index).map_or(Fate::Dropped, Fate::Sent);
+    let verdict = match judged {
+        Judged::By(verdict) => verdict,
+        Judged::Dropped => return (Fate::Dropped, None),
+        Judged::Refused(counter) => return (Fate::Sent(device), Some(counter)),
+    };
     match verdict {
+        Ok(Verdict::Carry) => unreachable!("it is in its carrier by now"),
         Ok(Verdict::Continue | Verdict::Pass) => (Fate::Next, None),
         Ok(Verdict::Deliver(index)) => {
             packet.0[..6].copy_from_slice(&DEVICE_MAC);
@@ -54,8 +48,8 @@ pub(super) fn judge_by<A: FromIp + Icmp>(
         }
         Ok(Verdict::Route) => (sent(tables.routed.get()), None),
         Ok(Verdict::Send) => {
-            packet.0[..12].copy_from_slice(decision.hop.macs.as_bytes());
-            (sent(decision.hop.device), None)
+            packet.0[..12].copy_from_slice(hop.macs.as_bytes());
+            (sent(hop.device), None)
         }
         Err(counter) if counter.kind() == CounterKind::Pass => (Fate::Next, Some(counter)),
         Err(counter) => (Fate::Dropped, Some(counter)),
@@ -65,158 +59,179 @@ pub(super) fn judge_by<A: FromIp + Icmp>(
 /// What the steps make of a packet.
 enum Judged {
     By(PathResult),
+    /// It ends here, and was counted earlier.
+    Dropped,
     Refused(Counter),
 }
 
+const PASSED: Judged = Judged::By(Ok(Verdict::Pass));
+
 /// The steps that a hook takes.
-struct Path<'a, A> {
-    origin: Origin,
+struct Steps<'a, A> {
     tables: &'a FakeTables<A>,
-    decision: &'a mut CachedFlow<A>,
+    origin: Origin,
+    decision: CachedFlow<A>,
 }
 
-impl<A: FromIp + Icmp> Next<A, Buffer> for Path<'_, A> {
-    type Output = Judged;
+/// Returns headers.
+struct Keep;
 
-    fn run(self, packet: &mut Buffer, headers: &Headers<A>) -> Judged {
-        let Self { tables, decision, origin } = self;
-        if carrier::may_be(headers, tables, origin) {
-            return judge_carrier(packet, headers, tables, decision);
+impl<A: Copy, P> Next<A, P> for Keep {
+    type Output = Headers<A>;
+
+    fn run(self, _: &mut P, headers: &Headers<A>) -> Headers<A> {
+        *headers
+    }
+}
+
+impl<A: FromIp + Icmp> Steps<'_, A> {
+    fn run(&mut self, packet: &mut Buffer) -> Judged {
+        let Self { tables, origin, .. } = *self;
+        let Some(headers) = A::plain(packet, Keep) else { return self.read(packet) };
+        if carrier::may_be(&headers, tables, origin) {
+            return self.unpack(packet, &headers);
         }
-        let judged = judge_flow(packet, headers, tables, (origin, decision));
-        note(packet, headers, tables, (&judged, decision), origin);
+        match look(&headers, tables, origin, &mut self.decision) {
+            Look::Act => {
+                let judged = self.act(packet, &headers, Verdict::Send);
+                self.tell(packet, &headers, judged)
+            }
+            Look::Ask => self.of_flow(packet, &headers),
+            Look::Leave => PASSED,
+        }
+    }
+
+    fn unpack(&mut self, packet: &mut Buffer, headers: &Headers<A>) -> Judged {
+        match carrier::unpack(packet, headers, self.tables, &mut self.decision) {
+            Ok(true) => self.origin = Origin::Carried,
+            Ok(false) => {}
+            Err(counter) => return Judged::By(Err(counter)),
+        }
+        self.read(packet)
+    }
+
+    fn read(&mut self, packet: &mut Buffer) -> Judged {
+        let is_carried = self.origin == Origin::Carried;
+        let headers = match A::parse(packet, Keep) {
+            Ok(headers) => headers,
+            Err(NoFlow::Other) => return self.other(packet),
+            Err(NoFlow::Truncated) if is_carried => {
+                return Judged::By(Err(Counter::CarrierRefused));
+            }
+            Err(NoFlow::Truncated) => return Judged::By(Err(Counter::Truncated)),
+        };
+        if headers.is_later() {
+            return self.later(packet, &headers);
+        }
+        if !headers.has_rest() && !is_carried && !may_be_ours(&headers, self.tables) {
+            return PASSED;
+        }
+        self.of_flow(packet, &headers)
+    }
+
+    fn other(&mut self, packet: &mut Buffer) -> Judged {
+        let Self { tables, origin, .. } = *self;
+        if origin != Origin::Carried {
+            match answer::ping(packet, tables, origin) {
+                Ok(true) => return Judged::Refused(Counter::Ping),
+                Ok(false) => {}
+                Err(counter) => return Judged::By(Err(counter)),
+            }
+        }
+        let verdict = icmp(packet, tables, (origin, &mut self.decision));
+        self.carried(packet, verdict, Verdict::Route)
+    }
+
+    fn later(&mut self, packet: &mut Buffer, headers: &Headers<A>) -> Judged {
+        let place = (self.origin, &mut self.decision);
+        match fragment::later(packet, headers, self.tables, place) {
+            Ok(verdict) => self.carried(packet, Ok(verdict), Verdict::Route),
+            Err(Some(counter)) => Judged::By(Err(counter)),
+            Err(None) => Judged::Dropped,
+        }
+    }
+
+    fn of_flow(&mut self, packet: &mut Buffer, headers: &Headers<A>) -> Judged {
+        let judged = match self.found(headers) {
+            Ok(Found::Answer(counter)) => match refuse(packet, headers) {
+                Ok(()) => Judged::Refused(counter),
+                Err(counter) => Judged::By(Err(counter)),
+            },
+            Ok(Found::Decided) => self.act(packet, headers, Verdict::Route),
+            Ok(_) => PASSED,
+            Err(counter) => Judged::By(Err(counter)),
+        };
+        if headers.has_rest() {
+            self.note(packet, headers, &judged);
+        }
+        self.tell(packet, headers, judged)
+    }
+
+    fn found(&mut self, headers: &Headers<A>) -> Result<Found, Counter> {
+        let Self { tables, origin, ref mut decision } = *self;
+        let mut found = known(headers, tables, origin, decision)?;
+        if found == Found::Unknown {
+            found = hinted(headers, tables, origin, decision);
+        }
+        if found == Found::New && origin == Origin::Carried {
+            found = carrier::accept(headers, tables, decision)?;
+        } else if found == Found::New {
+            found = begin(headers, tables, origin, decision)?;
+        }
+        for number in 0..SNAT_TRIES {
+            if found == Found::Claim {
+                found = claim(headers, tables, decision, number)?;
+            }
+        }
+        if found == Found::Claim { Err(Counter::SnatPortsExhausted) } else { Ok(found) }
+    }
+
+    fn act(&mut self, packet: &mut Buffer, headers: &Headers<A>, send: Verdict) -> Judged {
+        let verdict = act(packet, headers, self.tables, &self.decision, send);
+        self.carried(packet, verdict, send)
+    }
+
+    /// Puts a packet into its carrier, if it is to be carried.
+    fn carried(&self, packet: &mut Buffer, verdict: PathResult, send: Verdict) -> Judged {
+        Judged::By(match verdict {
+            Ok(Verdict::Carry) => carrier::pack(packet, self.tables, &self.decision, send),
+            verdict => verdict,
+        })
+    }
+
+    /// Notes what became of a first fragment.
+    fn note(&self, packet: &impl Packet, headers: &Headers<A>, judged: &Judged) {
+        let Self { tables, origin, ref decision } = *self;
+        let is_sent = matches!(judged, Judged::By(Ok(Verdict::Route | Verdict::Send)));
+        if is_sent && decision.action.carries() {
+            return fragment::remember_carried(packet, tables, headers, decision);
+        }
+        let rest = match judged {
+            Judged::By(Ok(Verdict::Continue | Verdict::Pass)) => (FragmentAction::CONTINUE, 0),
+            Judged::By(Ok(_)) if decision.action == CtAction::REPLY_TO_HOST => {
+                (FragmentAction::DELIVER, decision.hop.device)
+            }
+            Judged::By(Ok(_)) => {
+                (FragmentAction::REDIRECT, u32::from(decision.action.is_forward()))
+            }
+            _ => (FragmentAction::DROP, 0),
+        };
+        fragment::remember(packet, tables, headers, origin.direction(), rest);
+    }
+
+    /// Tells the sender of a packet that ends here, if it can be told.
+    fn tell(&self, packet: &mut Buffer, headers: &Headers<A>, judged: Judged) -> Judged {
         let (narrow, reason) = match judged {
             Judged::By(Err(Counter::PacketTooBig)) => {
-                (Some(decision.hop.mtu), Counter::PacketTooBig)
+                (Some(self.decision.hop.mtu), Counter::PacketTooBig)
             }
             Judged::By(Err(Counter::TtlExpired)) => (None, Counter::TtlExpired),
             _ => return judged,
         };
-        match answer::tell(packet, tables, headers, (narrow, origin.direction())) {
+        let direction = self.origin.direction();
+        match answer::tell(packet, self.tables, headers, (narrow, direction)) {
             Ok(true) => Judged::Refused(reason),
             _ => judged,
         }
     }
-}
-
-fn judge_carrier<A: FromIp + Icmp>(
-    packet: &mut Buffer,
-    headers: &Headers<A>,
-    tables: &FakeTables<A>,
-    decision: &mut CachedFlow<A>,
-) -> Judged {
-    match carrier::unpack(packet, headers, tables, decision) {
-        Ok(true) => {}
-        Ok(false) => return Judged::By(Ok(Verdict::Pass)),
-        Err(counter) => return Judged::By(Err(counter)),
-    }
-    match A::parse(packet, Accept { tables, decision }) {
-        Ok(judged) => judged,
-        Err(NoFlow::Truncated) => Judged::By(Err(Counter::CarrierRefused)),
-        Err(NoFlow::Other) => Judged::By(icmp(packet, tables, Origin::Carried)),
-        Err(NoFlow::Fragment) => {
-            let verdict = fragment::later(packet, tables, Origin::Carried);
-            Judged::By(verdict.map_err(|counter| counter.expect("nothing was dropped before")))
-        }
-    }
-}
-
-/// What is done with a packet that was carried here.
-struct Accept<'a, A> {
-    tables: &'a FakeTables<A>,
-    decision: &'a mut CachedFlow<A>,
-}
-
-impl<A: FromIp + Icmp> Next<A, Buffer> for Accept<'_, A> {
-    type Output = Judged;
-
-    fn run(self, packet: &mut Buffer, headers: &Headers<A>) -> Judged {
-        let Self { tables, decision } = self;
-        let found = carrier::accept(headers, tables, decision);
-        let found = claimed(found, |number| claim(headers, tables, decision, number));
-        let judged = judge_found(packet, headers, tables, (found, decision));
-        note(packet, headers, tables, (&judged, decision), Origin::Carried);
-        judged
-    }
-}
-
-fn judge_flow<A: FromIp>(
-    packet: &mut Buffer,
-    headers: &Headers<A>,
-    tables: &FakeTables<A>,
-    (origin, decision): (Origin, &mut CachedFlow<A>),
-) -> Judged {
-    let found = match look(headers, tables, origin, decision) {
-        Look::Act => {
-            return Judged::By(act(packet, headers, tables, decision, Verdict::Send));
-        }
-        Look::Ask => match ask(headers, tables, origin, decision) {
-            Ok(Found::New) => {
-                let begun = begin(headers, tables, origin, decision);
-                claimed(begun, |number| claim(headers, tables, decision, number))
-            }
-            found => found,
-        },
-        Look::Leave => Ok(Found::Nothing),
-    };
-    judge_found(packet, headers, tables, (found, decision))
-}
-
-fn judge_found<A: FromIp>(
-    packet: &mut Buffer,
-    headers: &Headers<A>,
-    tables: &FakeTables<A>,
-    (found, decision): (Result<Found, Counter>, &CachedFlow<A>),
-) -> Judged {
-    Judged::By(match found {
-        Ok(Found::Answer(counter)) => match refuse(packet, headers) {
-            Ok(()) => return Judged::Refused(counter),
-            Err(counter) => Err(counter),
-        },
-        Ok(Found::Decided) => act(packet, headers, tables, decision, Verdict::Route),
-        Ok(Found::Claim | Found::New | Found::Nothing) => Ok(Verdict::Pass),
-        Err(counter) => Err(counter),
-    })
-}
-
-/// Notes what became of a first fragment.
-fn note<A: FromIp + Icmp>(
-    packet: &mut Buffer,
-    headers: &Headers<A>,
-    tables: &FakeTables<A>,
-    (judged, decision): (&Judged, &CachedFlow<A>),
-    origin: Origin,
-) {
-    let is_carried = matches!(judged, Judged::By(Ok(Verdict::Route | Verdict::Send)))
-        && decision.action == CtAction::FORWARD_DSR;
-    if headers.has_rest() && is_carried {
-        fragment::remember_carried(packet, tables, headers, decision);
-    } else if headers.has_rest() {
-        let rest = rest(judged, decision);
-        fragment::remember(packet, tables, headers, origin.direction(), rest);
-    }
-}
-
-/// What is noted of a first fragment that was judged so.
-fn rest<A>(judged: &Judged, decision: &CachedFlow<A>) -> (FragmentAction, u32) {
-    match judged {
-        Judged::By(Ok(Verdict::Continue | Verdict::Pass)) => (FragmentAction::CONTINUE, 0),
-        Judged::By(Ok(_)) if decision.action == CtAction::REPLY_TO_HOST => {
-            (FragmentAction::DELIVER, decision.hop.device)
-        }
-        Judged::By(Ok(_)) => (FragmentAction::REDIRECT, u32::from(decision.action.is_forward())),
-        Judged::By(Err(_)) | Judged::Refused(_) => (FragmentAction::DROP, 0),
-    }
-}
-
-/// Tries ports until one is free, where a decision lacks one.
-fn claimed(
-    begun: Result<Found, Counter>,
-    mut claim: impl FnMut(u32) -> Result<Found, Counter>,
-) -> Result<Found, Counter> {
-    if begun != Ok(Found::Claim) {
-        return begun;
-    }
-    let mut tries = (0..SNAT_TRIES).map(&mut claim);
-    tries.find(|found| *found != Ok(Found::Claim)).unwrap_or(Err(Counter::SnatPortsExhausted))
 }

@@ -125,6 +125,11 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
+    fn crc_change(first_word: u32, length: u16) -> u32 {
+        super::lb_crc_change(first_word, length.into())
+    }
+
+    #[inline(always)]
     fn repair_l4_checksum(&mut self, checksum: L4Checksum) -> Result<(), Counter> {
         let old = self.read::<u16>(checksum.offset).ok_or(Counter::RewriteFailed)?;
         let is_udp = checksum.protocol == L4Proto::UDP;

@@ -185,6 +185,11 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn crc_change(first_word: u32, length: u16) -> u32 {
+        super::lb_crc_change(first_word, length.into())
+    }
+
+    #[inline(always)]
     fn repair_l4_checksum(&mut self, checksum: L4Checksum) -> Result<(), Counter> {
         let udp = if checksum.protocol == L4Proto::UDP { BPF_F_MARK_MANGLED_0 } else { 0 };
         self.change_l4(checksum.offset, checksum.addresses, udp | BPF_F_PSEUDO_HDR)?;

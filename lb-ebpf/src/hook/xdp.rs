@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::abi::{
-    Abi as _, Address, CachedFlow, Counter, CounterKind, CtAction, DeviceFlags, Ipv4, Ipv6,
+    Abi as _, Address, CachedFlow, Counter, CounterKind, DeviceFlags, Ipv4, Ipv6,
 };
 use lb_ebpf::{
     packet::Packet,
@@ -31,12 +31,16 @@ const PASS: i32 = xdp_action::XDP_PASS as i32;
 mod step {
     /// There is a decision: act.
     pub(super) const ACT: i32 = -2;
-    /// Ask conntrack.
-    pub(super) const ASK: i32 = -3;
     /// Ask the frontends.
-    pub(super) const BEGIN: i32 = -4;
+    pub(super) const BEGIN: i32 = -3;
     /// Find a free source port.
-    pub(super) const CLAIM: i32 = -5;
+    pub(super) const CLAIM: i32 = -4;
+    /// Ask the hints.
+    pub(super) const HINTED: i32 = -5;
+    /// Ask conntrack.
+    pub(super) const KNOWN: i32 = -6;
+    /// No plain packet: read its headers one by one.
+    pub(super) const READ: i32 = -7;
     /// Refuse: less the number of a counter.
     pub(super) const REFUSE: i32 = -16;
 }
@@ -57,8 +61,14 @@ pub fn receive(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn steps<A: Steps>(ctx: *mut xdp_md) -> i32 {
     let mut code = A::look(ctx);
-    if code == step::ASK {
-        code = A::ask(ctx);
+    if code == step::READ {
+        code = A::read(ctx);
+    }
+    if code == step::KNOWN {
+        code = A::known(ctx);
+    }
+    if code == step::HINTED {
+        code = A::hinted(ctx);
     }
     if code == step::BEGIN {
         code = A::begin(ctx);
@@ -80,10 +90,14 @@ fn steps<A: Steps>(ctx: *mut xdp_md) -> i32 {
 
 /// The steps for one family, as TC has them.
 trait Steps {
-    /// Reads headers, filter and cache.
+    /// Reads headers, filter and cache; acts on what is cached.
     fn look(ctx: *mut xdp_md) -> i32;
+    /// Reads headers one by one.
+    fn read(ctx: *mut xdp_md) -> i32;
     /// Asks conntrack.
-    fn ask(ctx: *mut xdp_md) -> i32;
+    fn known(ctx: *mut xdp_md) -> i32;
+    /// Asks the hints.
+    fn hinted(ctx: *mut xdp_md) -> i32;
     /// Asks the frontends.
     fn begin(ctx: *mut xdp_md) -> i32;
     /// Tries one source port.
@@ -95,7 +109,9 @@ trait Steps {
 steps! {
     Frame of XdpContext by xdp_md, Ipv4:
     look = lb_xdp_look4(),
-    ask = lb_xdp_ask4(),
+    read = lb_xdp_read4(),
+    known = lb_xdp_known4(),
+    hinted = lb_xdp_hinted4(),
     begin = lb_xdp_begin4(),
     claim = lb_xdp_claim4(number: u32),
     act = lb_xdp_act4(code: i32),
@@ -103,7 +119,9 @@ steps! {
 steps! {
     Frame of XdpContext by xdp_md, Ipv6:
     look = lb_xdp_look6(),
-    ask = lb_xdp_ask6(),
+    read = lb_xdp_read6(),
+    known = lb_xdp_known6(),
+    hinted = lb_xdp_hinted6(),
     begin = lb_xdp_begin6(),
     claim = lb_xdp_claim6(number: u32),
     act = lb_xdp_act6(code: i32),
@@ -111,10 +129,10 @@ steps! {
 
 #[inline(always)]
 fn look<A: Header + Maps + Routing>(mut frame: Frame) -> i32 {
-    A::parse(&mut frame, Look).unwrap_or(PASS)
+    A::plain(&mut frame, Look).unwrap_or(step::READ)
 }
 
-/// Goes on with the headers of a packet.
+/// Goes on with the headers of a plain packet.
 struct Look;
 
 impl<A: Address + Maps + Routing> Next<A, Frame> for Look {
@@ -122,30 +140,61 @@ impl<A: Address + Maps + Routing> Next<A, Frame> for Look {
 
     #[inline(always)]
     fn run(self, frame: &mut Frame, headers: &Headers<A>) -> i32 {
-        // What becomes of a first fragment must be noted for the rest, which TC does.
-        if headers.has_rest() || !frame.is_whole(headers) {
+        if !frame.is_whole(headers) {
             return PASS;
         }
         let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
         let mut decision = CachedFlow::zeroed();
         match path::look(headers, &tables, Origin::Incoming, &mut decision) {
             path::Look::Act => send(frame, headers, &tables, &decision),
-            path::Look::Ask => {
-                // They would take a sixth of the stack.
-                let Some(kept) = A::headers() else { return PASS };
-                *kept = *headers;
-                step::ASK
-            }
+            path::Look::Ask => keep(headers),
             path::Look::Leave => PASS,
         }
     }
 }
 
+/// Keeps the headers for the steps that follow: they would take a sixth of the stack.
 #[inline(always)]
-fn ask<A: Address + Maps + Routing>(frame: Frame) -> i32 {
+fn keep<A: Maps + Copy>(headers: &Headers<A>) -> i32 {
+    let Some(kept) = A::headers() else { return PASS };
+    *kept = *headers;
+    step::KNOWN
+}
+
+#[inline(always)]
+fn read<A: Header + Maps + Routing>(mut frame: Frame) -> i32 {
+    A::parse(&mut frame, Read).unwrap_or(PASS)
+}
+
+/// Goes on with the headers of any packet.
+struct Read;
+
+impl<A: Address + Maps + Routing> Next<A, Frame> for Read {
+    type Output = i32;
+
+    #[inline(always)]
+    fn run(self, frame: &mut Frame, headers: &Headers<A>) -> i32 {
+        // What becomes of a first fragment must be noted for the rest, which TC does.
+        if headers.is_later() || headers.has_rest() || !frame.is_whole(headers) {
+            return PASS;
+        }
+        let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
+        if path::may_be_ours(headers, &tables) { keep(headers) } else { PASS }
+    }
+}
+
+#[inline(always)]
+fn known<A: Address + Maps + Routing>(frame: Frame) -> i32 {
     let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return PASS };
     let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
-    next(path::ask(headers, &tables, Origin::Incoming, decision))
+    next(path::known(headers, &tables, Origin::Incoming, decision))
+}
+
+#[inline(always)]
+fn hinted<A: Address + Maps + Routing>(frame: Frame) -> i32 {
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return PASS };
+    let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
+    next(Ok(path::hinted(headers, &tables, Origin::Incoming, decision)))
 }
 
 #[inline(always)]
@@ -171,6 +220,7 @@ fn next(found: Result<Found, Counter>) -> i32 {
         Ok(Found::Claim) => step::CLAIM,
         Ok(Found::New) => step::BEGIN,
         Ok(Found::Nothing) => PASS,
+        Ok(Found::Unknown) => step::HINTED,
         // TC may know better, or tells the sender, and counts it.
         Err(Counter::NoRoute | Counter::RewriteFailed | Counter::TtlExpired) => PASS,
         Err(counter) if counter.kind() == CounterKind::Pass => PASS,
@@ -215,7 +265,7 @@ fn send<A: Address>(
 fn can_send<A: Address>(frame: &Frame, headers: &Headers<A>, decision: &CachedFlow<A>) -> bool {
     let hop = &decision.hop;
     decision.action.redirects()
-        && decision.action != CtAction::FORWARD_DSR
+        && !decision.action.carries()
         && hop.is_known()
         && frame.fits(hop.mtu)
         && headers.ttl > 1

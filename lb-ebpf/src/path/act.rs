@@ -2,7 +2,7 @@
 
 use lb_common::abi::{Address, CachedFlow, Counter, CtAction};
 
-use super::{PathResult, Verdict, carrier};
+use super::{PathResult, Verdict};
 use crate::{packet::Packet, parse::Headers, rewrite, tables::Tables};
 
 /// Gives a packet the ends that `decision` says; `send` is the verdict for one that is sent on.
@@ -19,15 +19,14 @@ pub fn act<A: Address>(
     send: Verdict,
 ) -> PathResult {
     let action = decision.action;
+    if action.carries() {
+        return Ok(Verdict::Carry);
+    }
     if action.redirects() && !packet.fits(decision.hop.mtu) {
         return Err(Counter::PacketTooBig);
     }
     if action.costs_hop() {
         rewrite::decrement_ttl::<A>(packet, headers.ttl)?;
-    }
-    if action == CtAction::FORWARD_DSR {
-        carrier::pack(packet, headers, tables, decision)?;
-        return Ok(send);
     }
     rewrite::rewrite(packet, headers, decision)?;
     Ok(match action {

@@ -39,7 +39,7 @@ pub fn ping<A: Icmp>(
 ) -> Result<bool, Counter> {
     let icmp = L3 + A::HEADER;
     // Options of an IP header may lead the answer elsewhere.
-    if A::header(packet) != Some(icmp) || A::fragment(packet).is_some() {
+    if A::header(packet) != Some(icmp) || !A::is_whole(packet) {
         return Ok(false);
     }
     let Some([src, dst]) = packet.read::<[A; 2]>(L3 + A::SOURCE_OFFSET) else {

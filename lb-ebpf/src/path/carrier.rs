@@ -12,18 +12,15 @@
 
 use lb_common::{
     abi::{
-        Address, Backend, BackendFlags, BePort, CachedFlow, Counter, CtAction, CtEntry, Frontend,
-        FrontendFlags, FrontendKey, Ipv4, L4Proto, NextHop, Source, Target,
+        Address, Backend, BackendFlags, BePort, CachedFlow, Counter, CtAction, CtEntry, CtKey,
+        Frontend, FrontendFlags, FrontendKey, Ipv4, L4Proto, NextHop, Source, Target,
     },
     carrier::{self, Carrier},
-    flow,
 };
 
 use super::{
     Found, Origin, PathResult, Verdict,
     first::{self, Choice, Client},
-    hinted,
-    known::known,
     track,
 };
 use crate::{
@@ -62,57 +59,52 @@ pub(super) const fn narrow<A: Address>(hop: &mut NextHop) {
     hop.mtu = hop.mtu.saturating_sub(overhead);
 }
 
-/// Puts a packet into a carrier, as `decision` says.
+/// Decides that a packet is carried after those of its flow, from one of the `ends` to the other: an error
+/// about one, or a later fragment.
 ///
 /// # Errors
 ///
-/// [`Counter::RewriteFailed`] if the kernel refuses.
+/// [`Counter::NoRoute`] if there is no way.
 #[inline(always)]
-pub(super) fn pack<A: Address>(
-    packet: &mut impl Packet,
-    headers: &Headers<A>,
+pub(super) fn follow<A: Address>(
     tables: &impl Tables<A>,
-    decision: &CachedFlow<A>,
-) -> Result<(), Counter> {
-    let ends = [decision.src, decision.dst];
-    put(packet, tables, ends, (decision.dst_port, flow::hash(&headers.flow)))
+    ends: &CtKey<A>,
+    decision: &mut CachedFlow<A>,
+) -> PathResult {
+    decision.set(ends, ends, CtAction::FORWARD_DSR);
+    decision.hop = tables.route(ends.src, ends.dst).ok_or(Counter::NoRoute)?;
+    narrow::<A>(&mut decision.hop);
+    Ok(Verdict::Carry)
 }
 
-/// Carries a packet after those of its flow: an error about one, or a later fragment. The hash is that
-/// of the flow, which takes the same way.
+/// Puts a packet into a carrier, as `decision` says; `send` is the verdict for one that is sent on.
 ///
 /// # Errors
 ///
 /// Why the packet ends here.
 #[inline(always)]
-pub(super) fn carry<A: Address>(
+pub fn pack<A: Address>(
     packet: &mut impl Packet,
     tables: &impl Tables<A>,
-    [src, dst]: [A; 2],
-    target_and_hash: (BePort, u32),
+    decision: &CachedFlow<A>,
+    send: Verdict,
 ) -> PathResult {
-    let mut hop = tables.route(src, dst).ok_or(Counter::NoRoute)?;
-    narrow::<A>(&mut hop);
-    if !packet.fits(hop.mtu) {
+    if !packet.fits(decision.hop.mtu) {
         return Err(Counter::PacketTooBig);
     }
     let ttl = packet.read(L3 + A::TTL_OFFSET).ok_or(Counter::RewriteFailed)?;
     rewrite::decrement_ttl::<A>(packet, ttl)?;
-    put(packet, tables, [src, dst], target_and_hash)?;
-    Ok(Verdict::Route)
-}
-
-#[inline(always)]
-fn put<A: Address>(
-    packet: &mut impl Packet,
-    tables: &impl Tables<A>,
-    ends: [A; 2],
-    (target, hash): (BePort, u32),
-) -> Result<(), Counter> {
     let (length, class) = length_and_class::<A>(packet)?;
-    let port = tables.carrier_port();
-    let carrier = Carrier { length, class, ends, target, port, hash };
-    packet.put_before::<A>(&carrier.headers(), carrier::overhead::<A>())
+    let carrier = Carrier {
+        length,
+        class,
+        ends: [decision.src, decision.dst],
+        target: decision.dst_port,
+        port: tables.carrier_port(),
+        src_port: decision.src_port,
+    };
+    packet.put_before::<A>(&carrier.headers(), carrier::overhead::<A>())?;
+    Ok(send)
 }
 
 /// Length and class of a packet. A length may be wrong where the kernel cuts the packet later: it then
@@ -153,18 +145,55 @@ pub fn unpack<A: Address>(
     tables: &impl Tables<A>,
     decision: &mut CachedFlow<A>,
 ) -> Result<bool, Counter> {
-    let l4 = L3 + A::HEADER;
-    if headers.l4() != l4 || headers.has_rest() || !tables.is_uplink() {
+    if !tables.is_uplink() {
         return Ok(false);
     }
-    let Some(gue) = packet.read::<[u16; 4]>(l4 + UDP) else { return Ok(false) };
+    let Some(gue) = packet.read::<[u16; 4]>(L3 + A::HEADER + UDP) else { return Ok(false) };
     let Some(target) = carrier::target::<A>(gue) else { return Ok(false) };
     (decision.dst, decision.dst_port) = (headers.flow.dst, target);
     packet.remove_before::<A>(carrier::overhead::<A>())?;
     Ok(true)
 }
 
-/// Decides on a packet that was carried here for the backend that is the destination of `decision`.
+/// The backend that a packet was carried here for: the destination of what is decided on it.
+#[derive(Clone, Copy)]
+pub(super) struct Named<A>(A, BePort);
+
+impl<A: Address> Named<A> {
+    #[inline(always)]
+    pub(super) const fn of(decision: &CachedFlow<A>) -> Self {
+        Self(decision.dst, decision.dst_port)
+    }
+
+    /// Notes it for the steps that follow, where nothing was decided.
+    #[inline(always)]
+    pub(super) fn keep(self, decision: &mut CachedFlow<A>) {
+        (decision.dst, decision.dst_port) = (self.0, self.1);
+    }
+
+    /// Does a decision lead to it, on this node?
+    #[inline(always)]
+    pub(super) fn is_meant_by(self, decision: &CachedFlow<A>) -> bool {
+        decision.action == CtAction::FORWARD
+            && (decision.dst, decision.dst_port) == (self.0, self.1)
+    }
+
+    /// Does an entry lead to it, on this node?
+    #[inline(always)]
+    pub(super) fn is_of(self, tables: &impl Tables<A>, entry: CtRef<A>) -> bool {
+        let CtEntry { action, dst, dst_port, backend, .. } = entry.get();
+        let is_here = || match tables.backend(backend) {
+            Some(backend) => backend.flags.has(BackendFlags::LOCAL),
+            None => action == CtAction::FORWARD,
+        };
+        matches!(action, CtAction::FORWARD | CtAction::FORWARD_SNAT)
+            && (dst, dst_port) == (self.0, self.1)
+            && is_here()
+    }
+}
+
+/// Begins the flow of a packet that was carried here, to the backend that its carrier named, which is the
+/// destination of `decision`.
 ///
 /// # Errors
 ///
@@ -175,54 +204,7 @@ pub fn accept<A: Address>(
     tables: &impl Targets<A>,
     decision: &mut CachedFlow<A>,
 ) -> Result<Found, Counter> {
-    let backend = (decision.dst, decision.dst_port);
-    if headers.flags.is_plain()
-        && tables.recall(&headers.flow, decision)
-        && decision.action == CtAction::FORWARD
-        && (decision.dst, decision.dst_port) == backend
-    {
-        return Ok(Found::Decided);
-    }
-    if let Some(entry) = tables.conntrack(&headers.flow)
-        && leads_to(tables, entry, backend)
-        && let Some(found) = known(headers, tables, Origin::Carried, entry, decision)?
-    {
-        return Ok(found);
-    }
-    let is_hinted = tables.hint(&headers.flow, decision)
-        && decision.action == CtAction::FORWARD
-        && (decision.dst, decision.dst_port) == backend;
-    if is_hinted && let Some(found) = hinted::follow(headers, tables, Origin::Carried, decision) {
-        return Ok(found);
-    }
-    begin(headers, tables, backend, decision)
-}
-
-/// Does an entry lead to this backend, on this node?
-#[inline(always)]
-fn leads_to<A: Address>(
-    tables: &impl Tables<A>,
-    entry: CtRef<A>,
-    (address, port): (A, BePort),
-) -> bool {
-    let CtEntry { action, dst, dst_port, backend, .. } = entry.get();
-    let is_here = || match tables.backend(backend) {
-        Some(backend) => backend.flags.has(BackendFlags::LOCAL),
-        None => action == CtAction::FORWARD,
-    };
-    matches!(action, CtAction::FORWARD | CtAction::FORWARD_SNAT)
-        && (dst, dst_port) == (address, port)
-        && is_here()
-}
-
-/// Begins a flow to the backend that the carrier names.
-#[inline(always)]
-fn begin<A: Address>(
-    headers: &Headers<A>,
-    tables: &impl Targets<A>,
-    (address, port): (A, BePort),
-    decision: &mut CachedFlow<A>,
-) -> Result<Found, Counter> {
+    let Named(address, port) = Named::of(decision);
     let Frontend { service, flags, .. } =
         frontend(headers, tables).ok_or(Counter::CarrierRefused)?;
     let source = Source { service, address: headers.flow.src };
@@ -246,7 +228,6 @@ fn begin<A: Address>(
     track::snat(headers, tables, &choice, client, decision)?;
     Ok(Found::Claim)
 }
-
 /// The frontend that a client asked for at another node: one of this node's as well, or the node port
 /// that all nodes have, by its guard.
 #[inline(always)]

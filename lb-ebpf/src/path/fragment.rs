@@ -6,16 +6,14 @@
 //! stack.
 
 use lb_common::{
-    abi::{
-        Address, BePort, CachedFlow, Counter, Fragment, FragmentAction, FragmentKey, Ipv4, L4Proto,
-    },
-    carrier, flow,
+    abi::{Address, BePort, CachedFlow, Counter, CtKey, Fragment, FragmentAction, FragmentKey},
+    carrier,
 };
 
 use super::{Direction, Origin, PathResult, Verdict};
 use crate::{
     packet::Packet,
-    parse::{Header, Headers, L3},
+    parse::{Headers, L3},
     rewrite,
     tables::Tables,
 };
@@ -37,17 +35,17 @@ pub trait Fragments<A: Address>: Tables<A> {
 ///
 /// Of one that is left alone nothing is remembered, unless its rest would be taken for another packet's.
 #[inline(always)]
-pub fn remember<A: Header>(
-    packet: &mut impl Packet,
+pub fn remember<A: Address>(
+    packet: &impl Packet,
     tables: &impl Fragments<A>,
     headers: &Headers<A>,
     direction: Direction,
     (mut action, detail): (FragmentAction, u32),
 ) {
-    let Some((id, protocol)) = A::fragment(packet) else { return };
+    let Some(id) = headers.identification(packet, 0) else { return };
     let Some([src, dst]) = packet.read::<[A; 2]>(L3 + A::SOURCE_OFFSET) else { return };
     let old = [headers.flow.src, headers.flow.dst];
-    let key = key(old, (id, protocol), direction);
+    let key = key(headers, id, direction);
     if action == FragmentAction::CONTINUE && old == [src, dst] {
         if tables.fragment(&key).is_none() && !tables.has_frontends(dst) {
             return;
@@ -65,37 +63,33 @@ pub fn remember_carried<A: Address>(
     headers: &Headers<A>,
     decision: &CachedFlow<A>,
 ) {
-    let place = headers.id() + carrier::overhead::<A>();
-    let id = if A::HEADER == Ipv4::HEADER {
-        packet.read::<u16>(place).map(u32::from)
-    } else {
-        packet.read::<u32>(place)
-    };
-    let (Some(id), flow) = (id, &headers.flow) else { return };
-    let hash = flow::hash(flow) & 0xffff;
+    let overhead = carrier::overhead::<A>();
+    let Some(id) = headers.identification(packet, overhead) else { return };
+    let ports = [decision.src_port, decision.dst_port].map(|port| u32::from(port.0));
     let fragment = Fragment {
         src: decision.src,
         dst: decision.dst,
         action: FragmentAction::CARRY,
-        detail: hash << 16 | u32::from(decision.dst_port.0),
+        detail: ports[0] << 16 | ports[1],
         seen: tables.now(),
     };
-    let key = key([flow.src, flow.dst], (id, flow.protocol), Direction::Ingress);
-    tables.keep_fragment(&key, &fragment);
+    tables.keep_fragment(&key(headers, id, Direction::Ingress), &fragment);
 }
 
-/// Does with a later fragment what was done with the first one.
+/// Does with a later fragment what was done with the first one; writes `decision` for one that is to be
+/// carried.
 ///
 /// # Errors
 ///
 /// Why it ends here; nothing if that is counted already.
 #[inline(always)]
-pub fn later<A: Header>(
+pub fn later<A: Address>(
     packet: &mut impl Packet,
+    headers: &Headers<A>,
     tables: &impl Fragments<A>,
-    origin: Origin,
+    (origin, decision): (Origin, &mut CachedFlow<A>),
 ) -> Result<Verdict, Option<Counter>> {
-    match judge(packet, tables, origin) {
+    match judge(packet, headers, tables, (origin, decision)) {
         // Nothing of what is carried here may go on as it is.
         Ok(Verdict::Pass) if origin == Origin::Carried => Err(Some(Counter::CarrierRefused)),
         verdict => verdict,
@@ -103,20 +97,17 @@ pub fn later<A: Header>(
 }
 
 #[inline(always)]
-fn judge<A: Header>(
+fn judge<A: Address>(
     packet: &mut impl Packet,
+    headers: &Headers<A>,
     tables: &impl Fragments<A>,
-    origin: Origin,
+    (origin, decision): (Origin, &mut CachedFlow<A>),
 ) -> Result<Verdict, Option<Counter>> {
     let direction = origin.direction();
-    let Some((id, protocol)) = A::fragment(packet) else { return Ok(Verdict::Pass) };
-    let Some(ends) = packet.read::<[A; 2]>(L3 + A::SOURCE_OFFSET) else {
-        return Ok(Verdict::Pass);
-    };
-    let first = tables.fragment(&key(ends, (id, protocol), direction));
+    let Some(id) = headers.identification(packet, 0) else { return Ok(Verdict::Pass) };
+    let first = tables.fragment(&key(headers, id, direction));
     let Some(first) = first.filter(|first| first.is_fresh(tables.now())) else {
-        let is_ours =
-            origin != Origin::Forwarded && has_ports(protocol) && tables.has_frontends(ends[1]);
+        let is_ours = origin != Origin::Forwarded && tables.has_frontends(headers.flow.dst);
         return if is_ours { Err(Some(Counter::FragmentOutOfOrder)) } else { Ok(Verdict::Pass) };
     };
     match first.action {
@@ -125,13 +116,15 @@ fn judge<A: Header>(
         FragmentAction::CARRY if origin == Origin::Carried => return Ok(Verdict::Pass),
         FragmentAction::CARRY => {
             #[allow(clippy::cast_possible_truncation, reason = "both halves are taken")]
-            let target = BePort(first.detail as u16);
-            let ends = [first.src, first.dst];
-            return Ok(super::carrier::carry(packet, tables, ends, (target, first.detail >> 16))?);
+            let [src_port, dst_port] =
+                [first.detail >> 16, first.detail].map(|it| BePort(it as u16));
+            let ends = CtKey { src: first.src, dst: first.dst, src_port, dst_port, ..headers.flow };
+            return Ok(super::carrier::follow(tables, &ends, decision)?);
         }
         _ => {}
     }
-    Ok(follow(packet, tables, ends, &first, direction)?)
+    let old = [headers.flow.src, headers.flow.dst];
+    Ok(follow(packet, tables, old, &first, direction)?)
 }
 
 /// Translates a later fragment as the first one was.
@@ -165,23 +158,13 @@ fn follow<A: Address>(
     Ok(verdict)
 }
 
-/// Only packets with ports can be a Service's.
 #[inline(always)]
-fn has_ports(protocol: L4Proto) -> bool {
-    matches!(protocol, L4Proto::TCP | L4Proto::UDP | L4Proto::SCTP)
-}
-
-#[inline(always)]
-fn key<A: Address>(
-    [src, dst]: [A; 2],
-    (id, protocol): (u32, L4Proto),
-    direction: Direction,
-) -> FragmentKey<A> {
+fn key<A: Address>(headers: &Headers<A>, id: u32, direction: Direction) -> FragmentKey<A> {
     FragmentKey {
-        src,
-        dst,
+        src: headers.flow.src,
+        dst: headers.flow.dst,
         id,
-        protocol,
+        protocol: headers.flow.protocol,
         hook: u8::from(direction == Direction::Egress),
         pad: [0; 2],
     }

@@ -36,23 +36,9 @@ pub(super) fn keep<A: Address>(
     tables.keep_hint(decision);
 }
 
-/// Decides on a packet by a hint; `None` if there is none, or a client must be given a backend anew.
+/// Decides on a packet by the hint that is in `decision`; `None` if a client must be given a backend anew.
 #[inline(always)]
 pub(super) fn hinted<A: Address>(
-    headers: &Headers<A>,
-    tables: &impl Tables<A>,
-    origin: Origin,
-    decision: &mut CachedFlow<A>,
-) -> Option<Found> {
-    if !tables.hint(&headers.flow, decision) {
-        return None;
-    }
-    follow(headers, tables, origin, decision)
-}
-
-/// The same by a hint that has been read into `decision`.
-#[inline(always)]
-pub(super) fn follow<A: Address>(
     headers: &Headers<A>,
     tables: &impl Tables<A>,
     origin: Origin,

@@ -10,10 +10,9 @@
 //! directly. The pod knows nothing of the backend: what it would learn is wrong.
 
 use lb_common::{
-    abi::{Address, BePort, Counter, CtAction, CtEntry, CtKey, Ipv4, Ipv6, L4Proto},
+    abi::{Address, BePort, CachedFlow, Counter, CtAction, CtEntry, CtKey, Ipv4, Ipv6, L4Proto},
     checksum::Difference,
     conntrack::{CtState, is_expired, silence},
-    flow,
 };
 
 use super::{Direction, Origin, PathResult, Verdict, act::delivery, carrier};
@@ -29,6 +28,7 @@ const CHECKSUM: usize = 2;
 const HEADER: usize = 8;
 /// The offset in fragments of eight bytes (RFC 791, 3.1).
 const FRAGMENT_OFFSET: u16 = 0x1fff;
+const MORE_FRAGMENTS: u16 = 0x2000;
 /// Destination unreachable (which "fragmentation needed" is one of), time exceeded, parameter
 /// problem (RFC 792).
 const IPV4_ERRORS: [u8; 3] = [3, 11, 12];
@@ -58,6 +58,8 @@ pub trait Icmp: Header {
 
     /// Offset of the ICMP header; `None` if the packet has none.
     fn header(packet: &impl Packet) -> Option<usize>;
+    /// Does nothing of a packet with an ICMP header follow in fragments?
+    fn is_whole(packet: &impl Packet) -> bool;
     /// Offset of the IP header that an error or a redirect quotes; `None` if it is neither.
     fn quote(packet: &impl Packet, icmp: usize) -> Option<usize>;
     /// Protocol of a quoted packet and offset of its ports; `None` if it has none.
@@ -77,6 +79,11 @@ impl Icmp for Ipv4 {
     fn header(packet: &impl Packet) -> Option<usize> {
         let (protocol, icmp) = Self::quoted(packet, L3)?;
         (protocol == L4Proto::ICMP).then_some(icmp)
+    }
+
+    #[inline(always)]
+    fn is_whole(packet: &impl Packet) -> bool {
+        packet.read::<u16>(L3 + 6).is_some_and(|field| u16::from_be(field) & MORE_FRAGMENTS == 0)
     }
 
     #[inline(always)]
@@ -112,6 +119,12 @@ impl Icmp for Ipv6 {
     fn header(packet: &impl Packet) -> Option<usize> {
         let protocol = packet.read(L3 + 6).map(L4Proto)?;
         (protocol == L4Proto::ICMPV6).then_some(L3 + Self::HEADER)
+    }
+
+    #[inline(always)]
+    fn is_whole(_: &impl Packet) -> bool {
+        // A fragment has a header of its own before that.
+        true
     }
 
     #[inline(always)]
@@ -181,7 +194,8 @@ impl<A: Icmp> Quote<A> {
 }
 
 /// Translates an error about a packet of a translated flow, drops a redirect about one, and leaves
-/// all other packets alone. An error about a packet that was answered by another node is carried there.
+/// all other packets alone. An error about a packet that was answered by another node is carried there, as
+/// `decision` then says.
 ///
 /// # Errors
 ///
@@ -190,9 +204,9 @@ impl<A: Icmp> Quote<A> {
 pub fn icmp<A: Icmp>(
     packet: &mut impl Packet,
     tables: &impl Tables<A>,
-    origin: Origin,
+    (origin, decision): (Origin, &mut CachedFlow<A>),
 ) -> PathResult {
-    match judge(packet, tables, origin) {
+    match judge(packet, tables, (origin, decision)) {
         // Nothing of what is carried here may go on as it is.
         Ok(Verdict::Pass) if origin == Origin::Carried => Err(Counter::CarrierRefused),
         verdict => verdict,
@@ -200,7 +214,11 @@ pub fn icmp<A: Icmp>(
 }
 
 #[inline(always)]
-fn judge<A: Icmp>(packet: &mut impl Packet, tables: &impl Tables<A>, origin: Origin) -> PathResult {
+fn judge<A: Icmp>(
+    packet: &mut impl Packet,
+    tables: &impl Tables<A>,
+    (origin, decision): (Origin, &mut CachedFlow<A>),
+) -> PathResult {
     let Some(quote) = Quote::<A>::read(packet) else { return Ok(Verdict::Pass) };
     let Some(entry) = tables.conntrack(&quote.answers) else { return Ok(Verdict::Pass) };
     let action = entry.action();
@@ -212,14 +230,14 @@ fn judge<A: Icmp>(packet: &mut impl Packet, tables: &impl Tables<A>, origin: Ori
     if !is_here || is_over(tables, &quote.answers, entry) {
         return Ok(Verdict::Pass);
     }
-    if action != CtAction::FORWARD_DSR {
+    if !action.carries() {
         return translate(packet, tables, &quote, entry);
     }
     if origin == Origin::Carried {
         return Ok(Verdict::Pass);
     }
-    let CtEntry { src, dst, dst_port, .. } = entry.get();
-    carrier::carry(packet, tables, [src, dst], (dst_port, flow::hash(&quote.answers)))
+    let ends = entry.get().peer(quote.answers.protocol).reversed();
+    carrier::follow(tables, &ends, decision)
 }
 
 /// Is a flow over? Then its client may have begun another one to the same backend, past this node's

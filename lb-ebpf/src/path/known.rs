@@ -2,7 +2,7 @@
 
 use lb_common::{
     abi::{Address, CachedFlow, Counter, CtAction, CtEntry, CtKey, L4Proto, NextHop},
-    conntrack::{CtState, End, is_expired, silence},
+    conntrack::{CtState, is_expired, silence},
 };
 
 use super::{Direction, Found, Origin, carrier, is_here};
@@ -48,7 +48,7 @@ pub(super) fn known<A: Address>(
     } else {
         NextHop::of(entry.device)
     };
-    if action == CtAction::FORWARD_DSR {
+    if action.carries() {
         carrier::narrow::<A>(&mut decision.hop);
     }
     let is_whole = note(tables, headers, entry_ref);
@@ -91,7 +91,7 @@ fn is_proven<A: Address>(
 #[inline(always)]
 fn prove<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: CtRef<A>) {
     let Some(scratch) = tables.scratch() else { return };
-    if entry_ref.action() != CtAction::FORWARD_DSR {
+    if !entry_ref.action().carries() {
         let peer = entry_ref.get().peer(headers.flow.protocol);
         set_opposite(tables, headers, (entry_ref, scratch));
         scratch.set_proven();
@@ -112,11 +112,10 @@ fn prove<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: C
 #[inline(always)]
 fn note<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: CtRef<A>) -> bool {
     let entry = entry_ref.get();
-    let from = if entry.action.is_forward() { End::Client } else { End::Backend };
-    let next = CtState(entry.state).next(headers.flags, from);
+    let next = CtState(entry.state).next(headers.flags, entry.action.end());
     let now = tables.now();
     entry_ref.touch(next, now);
-    if entry.action == CtAction::FORWARD_DSR {
+    if entry.action.carries() {
         return true;
     }
     // The client's next packet is to see that it was answered.

@@ -1,14 +1,16 @@
 //! What happens to a packet: one way for both hooks, and one place that rewrites.
 //!
 //! ```text
-//!       look               ask               begin              act
-//! filter ─► cached? ───────────────────────────────────────► rewrite, send
-//!              └─────► conntrack: known? ───────────────────►  ▲
-//!                              └────► frontend: choose, track ─┘
+//!       look              known            hinted           begin              act
+//! filter ─► cached? ────────────────────────────────────────────────────► rewrite, send
+//!              └─────► conntrack? ─────────────────────────────────────►  ▲
+//!                           └────► hint? ──────────────────────────────►  │
+//!                                     └────► frontend: choose, track ─────┘
 //! ```
 //!
-//! A *decision* says what becomes of the packets of a flow: their new ends, and where they go. [`ask`]
-//! or [`begin`] writes one (with [`claim`] for its source port), the cache keeps it for those that follow, and [`act`](fn@act) carries it out.
+//! A *decision* says what becomes of the packets of a flow: their new ends, and where they go. [`known`](fn@known),
+//! [`hinted`](fn@hinted) or [`begin`] writes one (with [`claim`] for its source port), the cache keeps it for those that follow, and
+//! [`act`](fn@act) carries it out, or [`carrier::pack`].
 //! All are functions of their own in the kernel, which the verifier reads one by one.
 
 mod act;
@@ -22,10 +24,12 @@ mod known;
 pub mod refuse;
 mod track;
 
-use lb_common::abi::{Address, CachedFlow, Counter, CtAction, L4Proto};
+use lb_common::abi::{Address, CachedFlow, Counter, CtAction};
 
 pub use act::act;
 pub use track::{SNAT_TRIES, claim};
+
+use carrier::Named;
 
 use crate::{parse::Headers, tables::Tables};
 
@@ -53,6 +57,15 @@ pub enum Origin {
 }
 
 impl Origin {
+    /// The origin of this number.
+    ///
+    /// Without a branch: the verifier would walk through all that follows once for each.
+    #[inline(always)]
+    pub const fn of(number: u32) -> Self {
+        // SAFETY: there are four, and they are numbered from zero on.
+        unsafe { core::mem::transmute(number & 3) }
+    }
+
     /// The hook.
     #[inline(always)]
     pub const fn direction(self) -> Direction {
@@ -67,6 +80,8 @@ impl Origin {
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 #[must_use]
 pub enum Verdict {
+    /// To be put into a carrier.
+    Carry,
     /// Translated: on to the stack, and not to be looked at again.
     Continue,
     /// Translated: deliver it as if it had come in by this device.
@@ -108,9 +123,11 @@ pub enum Found {
     New,
     /// It is not ours.
     Nothing,
+    /// Nobody knows its flow yet.
+    Unknown,
 }
 
-/// The first step: most packets need no other to be left alone, or to be decided on.
+/// The first step, for a plain packet: most need no other to be left alone, or to be decided on.
 #[inline(always)]
 pub fn look<A: Address>(
     headers: &Headers<A>,
@@ -118,17 +135,10 @@ pub fn look<A: Address>(
     origin: Origin,
     decision: &mut CachedFlow<A>,
 ) -> Look {
-    if headers.has_rest() {
-        // What becomes of it must be noted for the rest.
-        return Look::Ask;
-    }
-    let ends = tables.ends(&headers.flow);
-    if !ends.to_frontend && !ends.from_backend {
+    if !may_be_ours(headers, tables) {
         return Look::Leave;
     }
-    // The checksum of SCTP is a longer piece of work, for which there is no room in this step.
-    let may_be_cached = headers.flow.protocol != L4Proto::SCTP && headers.flags.is_plain();
-    if !may_be_cached || !tables.recall(&headers.flow, decision) {
+    if !headers.flags.is_plain() || !tables.recall(&headers.flow, decision) {
         return Look::Ask;
     }
     match decision.action {
@@ -139,34 +149,73 @@ pub fn look<A: Address>(
     }
 }
 
+/// Can an end of a packet be a Service's? Of most others that is not even asked.
+#[inline(always)]
+pub fn may_be_ours<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>) -> bool {
+    let ends = tables.ends(&headers.flow);
+    ends.to_frontend || ends.from_backend
+}
+
 /// The second step: what conntrack says; writes `decision`.
 ///
 /// # Errors
 ///
 /// Why the packet ends here.
 #[inline(always)]
-pub fn ask<A: Address>(
+pub fn known<A: Address>(
     headers: &Headers<A>,
     tables: &impl Tables<A>,
     origin: Origin,
     decision: &mut CachedFlow<A>,
 ) -> Result<Found, Counter> {
+    let named = Named::of(decision);
+    let is_carried = origin == Origin::Carried;
+    if is_carried {
+        let is_cached = headers.flags.is_plain() && tables.recall(&headers.flow, decision);
+        if is_cached && named.is_meant_by(decision) {
+            return Ok(Found::Decided);
+        }
+    }
     if let Some(entry) = tables.conntrack(&headers.flow)
+        && (!is_carried || named.is_of(tables, entry))
         && let Some(found) = known::known(headers, tables, origin, entry, decision)?
     {
         return Ok(found);
     }
-    if let Some(found) = hinted::hinted(headers, tables, origin, decision) {
-        return Ok(found);
+    if is_carried {
+        named.keep(decision);
+    }
+    Ok(Found::Unknown)
+}
+
+/// The third step: what hints say of a flow that conntrack does not know; writes `decision`.
+#[inline(always)]
+pub fn hinted<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    origin: Origin,
+    decision: &mut CachedFlow<A>,
+) -> Found {
+    let named = Named::of(decision);
+    let is_carried = origin == Origin::Carried;
+    if tables.hint(&headers.flow, decision)
+        && (!is_carried || named.is_meant_by(decision))
+        && let Some(found) = hinted::hinted(headers, tables, origin, decision)
+    {
+        return found;
+    }
+    if is_carried {
+        named.keep(decision);
+        return Found::New;
     }
     if !tables.ends(&headers.flow).to_frontend {
         leave_alone(headers, tables, decision);
-        return Ok(Found::Nothing);
+        return Found::Nothing;
     }
-    Ok(if origin == Origin::Forwarded { Found::Nothing } else { Found::New })
+    if origin == Origin::Forwarded { Found::Nothing } else { Found::New }
 }
 
-/// The third step, for a flow that is new: what the frontends say; writes `decision`.
+/// The fourth step, for a flow that is new: what the frontends say; writes `decision`.
 ///
 /// # Errors
 ///

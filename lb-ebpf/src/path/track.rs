@@ -2,6 +2,7 @@
 
 use lb_common::{
     abi::{Address, Backend, BePort, CachedFlow, Counter, CtAction, CtEntry, CtKey},
+    carrier,
     conntrack::{CtState, End, silence},
     flow,
 };
@@ -112,7 +113,8 @@ pub(super) fn dsr<A: Address>(
     if src == headers.flow.src {
         return Err(Counter::Martian);
     }
-    let ends = CtKey { src, dst: address, dst_port: port, ..headers.flow };
+    let src_port = carrier::src_port(flow::hash(&headers.flow));
+    let ends = CtKey { src, dst: address, src_port, dst_port: port, ..headers.flow };
     decision.set(&headers.flow, &ends, CtAction::FORWARD_DSR);
     if tables.may_remember() {
         let seen = (tables.now(), first_state(headers).with(CtState::ANSWERED));

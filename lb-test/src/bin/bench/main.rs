@@ -33,6 +33,12 @@ struct Cli {
     /// What to measure [default: all of it]
     #[arg(value_enum)]
     parts: Vec<Part>,
+    /// Take figures of packets alone whose names hold this
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    only: String,
+    /// Sizes of the clusters, in Services
+    #[arg(long, value_name = "NUMBER", value_delimiter = ',', default_values_t = SIZES)]
+    services: Vec<u32>,
     /// Write the figures to this file, too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -61,7 +67,7 @@ fn main() -> Result<()> {
     }
     ensure!(require::root(), "needs root, for network namespaces and BPF");
     let mut report = Report::new()?;
-    measure(&cli.parts, &mut report)?;
+    measure(&cli, &mut report)?;
     print!("{report}");
     if let Some(path) = cli.json {
         let text = serde_json::to_string_pretty(&report)?;
@@ -70,17 +76,17 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn measure(parts: &[Part], report: &mut Report) -> Result<()> {
-    let wants = |part| parts.is_empty() || parts.contains(&part);
+fn measure(cli: &Cli, report: &mut Report) -> Result<()> {
+    let wants = |part| cli.parts.is_empty() || cli.parts.contains(&part);
     let topology = topology()?;
     let node = topology.node("node1");
-    for size in SIZES {
+    for size in cli.services.iter().copied() {
         eprintln!("measuring with {size} Services");
         if [Part::Agent, Part::Packet, Part::Socket].into_iter().any(wants) {
             cluster::write(&topology, size)?;
             let mut agent = agent::start(&topology, size, report)?;
             if wants(Part::Packet) {
-                packets::measure(&topology, size, report)?;
+                packets::measure(&topology, (size, &cli.only), report)?;
             }
             if wants(Part::Socket) {
                 sockets::measure(&topology, size, report)?;
@@ -92,8 +98,8 @@ fn measure(parts: &[Part], report: &mut Report) -> Result<()> {
             sync::measure(node, size, report)?;
         }
     }
-    if wants(Part::Sync) {
-        sync::compare(node, SIZES, report)?;
+    if let (true, [small, large]) = (wants(Part::Sync), &cli.services[..]) {
+        sync::compare(node, [*small, *large], report)?;
     }
     if wants(Part::Agent) {
         agent::measure_starts(&topology, report)?;

@@ -23,8 +23,12 @@ const AHEAD: u32 = 20_000;
 /// Programs of the harness, and the devices that they are attached to while it is in use.
 const HELD: [(&str, &str); 2] = [("xdp_noop", "bench0"), ("xdp_harness", "bench1")];
 
-/// Adds all figures of the packet path.
-pub(crate) fn measure(topology: &Topology, size: u32, report: &mut Report) -> Result<()> {
+/// Adds the figures of the packet path whose names hold `only`.
+pub(crate) fn measure(
+    topology: &Topology,
+    (size, only): (u32, &str),
+    report: &mut Report,
+) -> Result<()> {
     let node = topology.node("node1");
     let mut harness = Harness::load()?;
     let fabric = topology.fabric();
@@ -32,7 +36,7 @@ pub(crate) fn measure(topology: &Topology, size: u32, report: &mut Report) -> Re
     for (program, device) in HELD {
         fabric.enter(|| harness.attach(program, device))??;
     }
-    node.enter(|| measure_inside(topology, node, &mut harness, (size, report)))??;
+    node.enter(|| measure_inside(topology, node, &mut harness, (size, only, report)))??;
     fabric.run("ip", &["link", "delete", HELD[0].1]).map(drop)
 }
 
@@ -40,7 +44,7 @@ fn measure_inside(
     topology: &Topology,
     node: &Node,
     harness: &mut Harness,
-    (size, report): (u32, &mut Report),
+    (size, only, report): (u32, &str, &mut Report),
 ) -> Result<()> {
     stay_on_one_cpu()?;
     let lab = Lab::open(topology, node)?;
@@ -50,13 +54,18 @@ fn measure_inside(
         floods.extend(cases::floods(&lab, family));
     }
     let reference = reference_input(harness)?;
+    known.retain(|case| case.name.contains(only));
+    floods.retain(|case| case.name.contains(only));
     let basis = rounds(&lab, harness, &reference, &mut known)?;
     let mut crowds = Vec::new();
     for family in Family::BOTH {
         crowds.push(crowd::open(&lab, family)?);
     }
+    crowds.retain(|case| case.name.contains(only));
     rounds(&lab, harness, &reference, &mut crowds)?;
-    live::measure(topology, (&lab, &known), harness, (size, report))?;
+    if only.is_empty() {
+        live::measure(topology, (&lab, &known), harness, (size, report))?;
+    }
     // Floods overwrite the entries of known flows.
     rounds(&lab, harness, &reference, &mut floods)?;
     report.add("reference NAT (R)", size, (median(&basis.references), Unit::Nanoseconds), None);

@@ -1,0 +1,253 @@
+//! TC: the entry of each hook, and which step follows which.
+
+mod carrier;
+mod flow;
+mod other;
+mod verdict;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_SHOT},
+    programs::TcContext,
+};
+use lb_common::abi::{Address as _, Counter, Ipv4, Ipv6};
+use lb_ebpf::{
+    packet::Packet,
+    parse,
+    path::{Origin, SNAT_TRIES},
+};
+
+use super::skb::Skb;
+use carrier::{accept, carry, unpack};
+use flow::{act, begin, claim, hinted, known, look, read};
+use other::{icmp, later, note, ping, tell};
+use verdict::{end, last};
+
+/// Neither accepts nor drops: the next program, ours or a CNI's, decides (`TCX_NEXT`).
+pub(super) const NEXT: i32 = -1;
+const SHOT: i32 = TC_ACT_SHOT as i32;
+/// The origin of what was in a carrier.
+const CARRIED: u32 = Origin::Carried as u32;
+/// Headers that a path may touch: Ethernet, IPv6, TCP.
+const HEADERS: u32 = 14 + 40 + 20;
+
+/// What a step answers with if another one is to follow; a verdict of TC otherwise.
+mod step {
+    /// Ask the frontends.
+    pub(super) const BEGIN: i32 = -2;
+    /// Put it into its carrier, as was just decided.
+    pub(super) const CARRY: i32 = -3;
+    /// The same as a cached decision says.
+    pub(super) const CARRY_ON: i32 = -4;
+    /// It may be a carrier.
+    pub(super) const CARRIER: i32 = -5;
+    /// Find a free source port.
+    pub(super) const CLAIM: i32 = -6;
+    /// There is a decision made for this packet: act.
+    pub(super) const DECIDED: i32 = -7;
+    /// Ask the hints.
+    pub(super) const HINTED: i32 = -8;
+    /// Ask conntrack.
+    pub(super) const KNOWN: i32 = -9;
+    /// The same, and note what becomes of this first fragment.
+    pub(super) const KNOWN_AND_NOTE: i32 = -10;
+    /// A later fragment, which has no ports.
+    pub(super) const LATER: i32 = -11;
+    /// No packet of a flow; perhaps of ICMP.
+    pub(super) const OTHER: i32 = -12;
+    /// No plain packet: read its headers one by one.
+    pub(super) const READ: i32 = -13;
+    /// It does not fit the next device.
+    pub(super) const TOO_BIG: i32 = -14;
+    /// Its time to live has ended.
+    pub(super) const TTL_EXPIRED: i32 = -15;
+    /// It was in a carrier: as [`READ`].
+    pub(super) const UNPACKED: i32 = -16;
+    /// Refuse: less the number of a counter.
+    pub(super) const REFUSE: i32 = -32;
+}
+
+/// The program at ingress.
+#[inline(always)]
+pub fn ingress(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(ctx);
+    if skb.is_marked() || skb.is_tagged() {
+        return NEXT;
+    }
+    run(&mut skb, Origin::Incoming)
+}
+
+/// The program at egress.
+#[inline(always)]
+pub fn egress(ctx: TcContext) -> i32 {
+    let mut skb = Skb::new(ctx);
+    if skb.is_marked() {
+        // The packet may come by again in another role, when a pod forwards it.
+        skb.set_mark(0);
+        return NEXT;
+    }
+    if skb.is_tagged() {
+        return NEXT;
+    }
+    let origin = skb.origin();
+    run(&mut skb, origin)
+}
+
+#[inline(always)]
+fn run(skb: &mut Skb, origin: Origin) -> i32 {
+    skb.pull(HEADERS);
+    match parse::ethertype(skb) {
+        Ipv4::ETHERTYPE => steps::<Ipv4>(skb, origin as u32),
+        Ipv6::ETHERTYPE => steps::<Ipv6>(skb, origin as u32),
+        _ => NEXT,
+    }
+}
+
+/// One step after the other, each in a stack of its own.
+#[inline(always)]
+fn steps<A: Steps>(skb: &Skb, mut origin: u32) -> i32 {
+    let ctx = skb.as_ptr();
+    let mut code = A::look(ctx, origin);
+    if code >= NEXT {
+        return code;
+    }
+    if code == step::CARRIER {
+        code = A::unpack(ctx);
+    }
+    if code == step::UNPACKED {
+        origin = CARRIED;
+    }
+    if code == step::READ || code == step::UNPACKED {
+        code = A::read(ctx, origin);
+    }
+    match code {
+        step::LATER => finish::<A>(ctx, A::later(ctx, origin)),
+        step::OTHER => finish::<A>(ctx, other::<A>(ctx, origin)),
+        _ => of_flow::<A>(ctx, origin, code),
+    }
+}
+
+/// The steps for a packet of a flow, from the one on that `code` says.
+#[inline(always)]
+fn of_flow<A: Steps>(ctx: *mut __sk_buff, origin: u32, mut code: i32) -> i32 {
+    let is_noted = code == step::KNOWN_AND_NOTE;
+    if code == step::KNOWN || is_noted {
+        code = A::known(ctx, origin);
+    }
+    if code == step::HINTED {
+        code = A::hinted(ctx, origin);
+    }
+    if code == step::BEGIN {
+        code = if origin == CARRIED { A::accept(ctx) } else { A::begin(ctx, origin) };
+    }
+    for number in 0..SNAT_TRIES {
+        if code != step::CLAIM {
+            break;
+        }
+        code = A::claim(ctx, number);
+    }
+    if code == step::CLAIM {
+        code = end(Counter::SnatPortsExhausted);
+    }
+    let is_refused = code <= step::REFUSE;
+    if code == step::DECIDED || is_refused {
+        code = A::act(ctx, origin, code);
+    }
+    if code == step::CARRY || code == step::CARRY_ON {
+        code = A::carry(ctx, code);
+    }
+    if is_noted {
+        A::note(ctx, origin, if is_refused { SHOT } else { code });
+    }
+    match code {
+        step::TOO_BIG | step::TTL_EXPIRED => A::tell(ctx, origin, code),
+        verdict => verdict,
+    }
+}
+
+#[inline(always)]
+fn other<A: Steps>(ctx: *mut __sk_buff, origin: u32) -> i32 {
+    if origin == CARRIED {
+        return A::icmp(ctx, origin);
+    }
+    match A::ping(ctx, origin) {
+        step::OTHER => A::icmp(ctx, origin),
+        verdict => verdict,
+    }
+}
+
+/// What is left to do with a packet that follows those of a flow.
+#[inline(always)]
+fn finish<A: Steps>(ctx: *mut __sk_buff, code: i32) -> i32 {
+    last(if code == step::CARRY { A::carry(ctx, code) } else { code })
+}
+
+/// The steps for one family.
+trait Steps {
+    /// Reads headers, filter and cache; acts on what is cached.
+    fn look(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Reads headers one by one.
+    fn read(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Asks conntrack.
+    fn known(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Asks the hints.
+    fn hinted(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Asks the frontends.
+    fn begin(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Begins the flow of a packet that was carried here.
+    fn accept(ctx: *mut __sk_buff) -> i32;
+    /// Tries one source port.
+    fn claim(ctx: *mut __sk_buff, number: u32) -> i32;
+    /// Translates, sends, refuses, as was just decided.
+    fn act(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
+    /// Puts a packet into its carrier and sends it.
+    fn carry(ctx: *mut __sk_buff, code: i32) -> i32;
+    /// Goes on with a packet that is not one of a flow, if it is one of ICMP.
+    fn icmp(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Does with a later fragment what was done with the first one.
+    fn later(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Notes what became of a first fragment, which the program ends with `code` for.
+    fn note(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
+    /// Answers a ping to an address of Services.
+    fn ping(ctx: *mut __sk_buff, origin: u32) -> i32;
+    /// Takes a packet out of its carrier.
+    fn unpack(ctx: *mut __sk_buff) -> i32;
+    /// Tells the sender of a packet why it ends here.
+    fn tell(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
+}
+
+steps! {
+    Skb of TcContext by __sk_buff, Ipv4:
+    look = lb_tc_look4(origin: u32),
+    read = lb_tc_read4(origin: u32),
+    known = lb_tc_known4(origin: u32),
+    hinted = lb_tc_hinted4(origin: u32),
+    begin = lb_tc_begin4(origin: u32),
+    accept = lb_tc_accept4(),
+    claim = lb_tc_claim4(number: u32),
+    act = lb_tc_act4(origin: u32, code: i32),
+    carry = lb_tc_carry4(code: i32),
+    icmp = lb_tc_icmp4(origin: u32),
+    later = lb_tc_later4(origin: u32),
+    note = lb_tc_note4(origin: u32, code: i32),
+    ping = lb_tc_ping4(origin: u32),
+    unpack = lb_tc_unpack4(),
+    tell = lb_tc_tell4(origin: u32, code: i32),
+}
+steps! {
+    Skb of TcContext by __sk_buff, Ipv6:
+    look = lb_tc_look6(origin: u32),
+    read = lb_tc_read6(origin: u32),
+    known = lb_tc_known6(origin: u32),
+    hinted = lb_tc_hinted6(origin: u32),
+    begin = lb_tc_begin6(origin: u32),
+    accept = lb_tc_accept6(),
+    claim = lb_tc_claim6(number: u32),
+    act = lb_tc_act6(origin: u32, code: i32),
+    carry = lb_tc_carry6(code: i32),
+    icmp = lb_tc_icmp6(origin: u32),
+    later = lb_tc_later6(origin: u32),
+    note = lb_tc_note6(origin: u32, code: i32),
+    ping = lb_tc_ping6(origin: u32),
+    unpack = lb_tc_unpack6(),
+    tell = lb_tc_tell6(origin: u32, code: i32),
+}
