@@ -76,6 +76,7 @@ macro_rules! each_case {
             flows::packets_of_any_length_are_whole,
             flows::padding_of_a_frame_is_not_part_of_the_packet,
             flows::sctp_without_a_checksum_stays_without,
+            flows::s11_a_half_open_flow_leaves_a_backend_at_once,
             flows::udp_without_a_checksum_stays_without,
             fragments::a_later_fragment_that_comes_first_is_dropped_and_counted,
             fragments::a_refused_packet_takes_its_rest_along,
