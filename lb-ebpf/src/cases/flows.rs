@@ -114,8 +114,8 @@ pub fn s11_a_half_open_flow_leaves_a_backend_at_once(net: &mut Net<'_>) {
             }
             net.frontend(vip, &ids[1..]);
             net.backend_with(old, BackendFlags::NONE, 1);
-            let next = passed(net, &asked, new);
-            answered(net, &asked, &next, new);
+            let second = passed(net, &asked, new);
+            answered(net, &asked, &second, new);
         }
     }
 }

@@ -56,23 +56,11 @@ pub(super) fn first<A: Address>(
 ) -> Result<Found, Counter> {
     let client = client(tables, origin);
     let flags = frontend.flags;
-    if client != Client::Host && is_martian(headers) {
-        return Err(Counter::Martian);
-    }
-    if tables.migrates() && !headers.begins() {
-        return Err(Counter::Migrating);
-    }
-    if flags.has(FrontendFlags::CHECK_SOURCE) && !is_among(headers, tables, frontend.service) {
-        return Err(Counter::SourceNotAllowed);
-    }
+    let_in(headers, tables, frontend, client)?;
     let is_outside = client == Client::Outside && !is_local(headers, tables, flags);
     let region = if is_outside { frontend.external } else { frontend.internal };
     if region.length == 0 {
-        let is_own = tables.source_at(tables.device()) == Some(headers.flow.src);
-        if is_own && matches!(client, Client::Outside | Client::Pod) {
-            return Err(Counter::Martian);
-        }
-        return without_backend(flags, is_outside);
+        return without_backend(headers, tables, flags, (client, is_outside));
     }
     let choice = choose(headers, tables, frontend, is_outside)?;
     let is_carried = carrier::is_due(&choice.backend, (client, flags));
@@ -101,6 +89,26 @@ pub(super) fn first<A: Address>(
         carrier::narrow::<A>(&mut decision.hop);
     }
     Ok(Found::Decided)
+}
+
+/// Asks whether the packet is one to begin a flow with.
+#[inline(always)]
+fn let_in<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    frontend: &Frontend,
+    client: Client,
+) -> Result<(), Counter> {
+    let has_ranges = frontend.flags.has(FrontendFlags::CHECK_SOURCE);
+    if client != Client::Host && is_martian(headers) {
+        Err(Counter::Martian)
+    } else if tables.migrates() && !headers.begins() {
+        Err(Counter::Migrating)
+    } else if has_ranges && !is_among(headers, tables, frontend.service) {
+        Err(Counter::SourceNotAllowed)
+    } else {
+        Ok(())
+    }
 }
 
 #[inline(always)]
@@ -136,9 +144,19 @@ fn is_local<A: Address>(
     flags.has(FrontendFlags::LOCAL_BY_SOURCE) && is_among(headers, tables, LOCAL_SOURCES)
 }
 
-/// The answer of a Service without a usable backend: rule S5's table.
+/// The answer of a Service without a usable backend: rule S5's table. None to this node's own address,
+/// which came by a wire.
 #[inline(always)]
-fn without_backend(flags: FrontendFlags, is_outside: bool) -> Result<Found, Counter> {
+fn without_backend<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    flags: FrontendFlags,
+    (client, is_outside): (Client, bool),
+) -> Result<Found, Counter> {
+    let is_own = tables.source_at(tables.device()) == Some(headers.flow.src);
+    if is_own && matches!(client, Client::Outside | Client::Pod) {
+        return Err(Counter::Martian);
+    }
     let drop = if is_outside { FrontendFlags::DROP_EXTERNAL } else { FrontendFlags::DROP_INTERNAL };
     if flags.has(drop) {
         return Err(Counter::NoLocalEndpoint);

@@ -24,7 +24,7 @@ fn filter(cluster: &Cluster) -> u32 {
         let (protection, flags) = (ProtFlags::PROT_READ, MapFlags::MAP_SHARED);
         let place = mmap(None, length, protection, flags, map.fd(), 0).unwrap();
         let at = std::mem::offset_of!(Control, filter);
-        let filter = place.as_ptr().cast::<u8>().add(at).cast::<u32>().read_volatile();
+        let filter = place.as_ptr().cast::<u32>().add(at / 4).read_volatile();
         munmap(place, length.get()).unwrap();
         filter
     }
