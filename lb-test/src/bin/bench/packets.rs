@@ -7,6 +7,7 @@ use lb_test::{Family, Node, Topology};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
+use crate::carried;
 use crate::cases::{self, Case};
 use crate::cluster::{self, TCP_PORT};
 use crate::crowd;
@@ -66,6 +67,7 @@ fn measure_inside(
     if only.is_empty() {
         live::measure(topology, (&lab, &known), harness, (size, report))?;
     }
+    carried::measure(&lab, harness, (size, only, report))?;
     // Floods overwrite the entries of known flows.
     rounds(&lab, harness, &reference, &mut floods)?;
     report.add("reference NAT (R)", size, (median(&basis.references), Unit::Nanoseconds), None);
@@ -143,7 +145,7 @@ fn compare_families(cases: &[&Case], size: u32, report: &mut Report) {
 }
 
 /// Keeps the calling thread where it is, so that caches stay warm.
-fn stay_on_one_cpu() -> Result<()> {
+pub(crate) fn stay_on_one_cpu() -> Result<()> {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this)?;
     let last = (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu).unwrap_or(false));
