@@ -10,6 +10,8 @@ pub struct Difference(u32);
 impl Difference {
     /// No change.
     pub const NONE: Self = Self(0);
+    /// A time to live that is one less, in the word that it begins.
+    pub const HOP: Self = Self::new(u16::from_ne_bytes([1, 0]) as u32, 0);
 
     /// What replacing words that add up to `old` by words that add up to `new` changes.
     ///
@@ -32,6 +34,14 @@ impl Difference {
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
         Self(fold32(self.0 + other.0))
+    }
+
+    /// Does it leave every checksum as it is?
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_none(self) -> bool {
+        // Ones' complement has two zeros.
+        self.0 == 0 || self.0 == 0xffff
     }
 
     /// The change as a 32-bit sum, for `bpf_l4_csum_replace` with a size of zero.

@@ -33,13 +33,16 @@ pub fn backend<A: Address>(address: &A, port: BePort, protocol: L4Proto) -> u32 
 
 #[inline(always)]
 fn bit<A: Address>(address: &A, port: BePort, protocol: L4Proto, factors: [u64; 3]) -> u32 {
-    let [high, low, rest] = factors;
+    let [high, low, last] = factors;
     let [first, second, ..] = A::pair(address, address);
-    let mut sum = u64::from(port.0) | u64::from(protocol.0) << 16;
-    sum = sum.wrapping_mul(rest).wrapping_add(first.wrapping_mul(high));
-    if A::PAIR_WORDS > 1 {
-        sum = sum.wrapping_add(second.wrapping_mul(low));
-    }
+    let rest = u64::from(port.0) | u64::from(protocol.0) << 16;
+    let sum = if A::PAIR_WORDS == 1 {
+        // All of it fits one word.
+        (first << 24 ^ rest).wrapping_mul(high)
+    } else {
+        let address = first.wrapping_mul(high).wrapping_add(second.wrapping_mul(low));
+        address.wrapping_add(rest.wrapping_mul(last))
+    };
     #[allow(clippy::cast_possible_truncation, reason = "21 bits are left")]
     let bit = (sum >> SHIFT) as u32;
     bit

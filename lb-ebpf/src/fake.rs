@@ -40,7 +40,7 @@ const ODD: Factors = [0x9e37_79b9_7f4a_7c15; FACTORS];
 /// Largest packet that any device takes.
 const MTU: u16 = 1500;
 /// Link-layer addresses of the next hop: frames' own, so that what is sent by them looks the same.
-const MACS: [u16; 6] = [2, 0, 0x0100, 2, 0, 0x0200];
+const MACS: [u32; 3] = [0x0000_0002, 0x0002_0100, 0x0200_0000];
 
 /// An address of a family that the specifications of cases hold.
 trait FromIp: Address + Into<IpAddr> {

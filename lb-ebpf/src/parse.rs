@@ -1,7 +1,7 @@
 //! Reads the headers of a packet once, for all paths.
 
 use lb_common::{
-    abi::{Address, BePort, CtKey, Ipv4, Ipv6, L4Proto},
+    abi::{Address, BePort, CtKey, Ipv4, Ipv6, L4Proto, PlainIpv4, PlainIpv6},
     conntrack::TcpFlags,
 };
 
@@ -123,15 +123,13 @@ pub trait Header: Address {
 impl Header for Ipv4 {
     #[inline(always)]
     fn plain<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Option<N::Output> {
-        let [first, second, third, src, dst, ports] = packet.read::<[u32; 6]>(L3)?;
-        let [version_and_length, ..] = first.to_ne_bytes();
-        let [_, _, high, low] = second.to_ne_bytes();
-        let [ttl, protocol, ..] = third.to_ne_bytes();
-        let is_whole = u16::from_be_bytes([high, low]) & (FRAGMENT_OFFSET | MORE_FRAGMENTS) == 0;
-        if version_and_length != WITHOUT_OPTIONS || !is_whole {
+        let plain = packet.read::<PlainIpv4>(L3)?;
+        let is_whole = u16::from_be(plain.fragment) & (FRAGMENT_OFFSET | MORE_FRAGMENTS) == 0;
+        if plain.version_and_length != WITHOUT_OPTIONS || !is_whole {
             return None;
         }
-        go_on(packet, [Self(src), Self(dst)], (ports, L4Proto(protocol), ttl), next)
+        let PlainIpv4 { ttl, protocol, src, dst, ports, .. } = plain;
+        go_on(packet, [src, dst], (ports, L4Proto(protocol), ttl), next)
     }
 
     #[inline(always)]
@@ -156,10 +154,8 @@ impl Header for Ipv4 {
 impl Header for Ipv6 {
     #[inline(always)]
     fn plain<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Option<N::Output> {
-        let [_, second, s0, s1, s2, s3, d0, d1, d2, d3, ports] = packet.read::<[u32; 11]>(L3)?;
-        let [_, _, protocol, ttl] = second.to_ne_bytes();
-        let ends = [Self([s0, s1, s2, s3]), Self([d0, d1, d2, d3])];
-        go_on(packet, ends, (ports, L4Proto(protocol), ttl), next)
+        let PlainIpv6 { protocol, ttl, src, dst, ports, .. } = packet.read(L3)?;
+        go_on(packet, [src, dst], (ports, L4Proto(protocol), ttl), next)
     }
 
     #[inline(always)]
@@ -174,12 +170,12 @@ impl Header for Ipv6 {
     }
 }
 
-/// Goes on with a plain packet, whose ports are as they lie in memory.
+/// Goes on with a plain packet.
 #[inline(always)]
 fn go_on<A: Address, P: Packet, N: Next<A, P>>(
     packet: &mut P,
     [src, dst]: [A; 2],
-    (ports, protocol, ttl): (u32, L4Proto, u8),
+    ([src_port, dst_port], protocol, ttl): ([BePort; 2], L4Proto, u8),
     next: N,
 ) -> Option<N::Output> {
     let l4 = L3 + A::HEADER;
@@ -189,8 +185,6 @@ fn go_on<A: Address, P: Packet, N: Next<A, P>>(
     } else if protocol != L4Proto::UDP {
         return None;
     }
-    let [a, b, c, d] = ports.to_ne_bytes();
-    let [src_port, dst_port] = [[a, b], [c, d]].map(u16::from_ne_bytes).map(BePort);
     let flow = CtKey { src, dst, src_port, dst_port, protocol, pad: [0; 3] };
     #[allow(clippy::cast_possible_truncation, reason = "54 at most")]
     let l4 = l4 as u8;

@@ -16,11 +16,13 @@ const IPV4_HEADER: usize = 20;
 /// RFC 9260, 3.1.
 const SCTP_CHECKSUM: usize = 8;
 
-/// Makes `packet` one of the flow that `decision` says; the protocol stays.
+/// Makes `packet` one of the flow that `decision` says, and takes from its time to live what that costs;
+/// the protocol stays.
 ///
 /// # Errors
 ///
-/// [`Counter::RewriteFailed`] if the kernel refuses.
+/// [`Counter::TtlExpired`] if nothing would be left of it, [`Counter::RewriteFailed`] if the kernel
+/// refuses.
 #[inline(always)]
 pub fn rewrite<A: Address>(
     packet: &mut impl Packet,
@@ -28,21 +30,49 @@ pub fn rewrite<A: Address>(
     decision: &CachedFlow<A>,
 ) -> Result<(), Counter> {
     let protocol = headers.flow.protocol;
+    let costs_hop = decision.action.costs_hop();
+    if costs_hop && headers.ttl <= 1 {
+        return Err(Counter::TtlExpired);
+    }
     if protocol == L4Proto::SCTP {
         mend_crc(packet, headers, decision)?;
     }
     let [addresses, ports] = decision.changes.map(Difference::of);
     packet.write::<[BePort; 2]>(headers.l4(), &[decision.src_port, decision.dst_port])?;
+    let ttl = headers.ttl.wrapping_sub(costs_hop.into());
     if A::HEADER == IPV4_HEADER {
-        change_checksum(packet, L3 + IPV4_CHECKSUM, addresses)?;
+        let hop = if costs_hop { Difference::HOP } else { Difference::NONE };
+        rewrite_ipv4(packet, (ttl, protocol), decision, addresses.and(hop))?;
+    } else {
+        if costs_hop {
+            packet.write(L3 + A::TTL_OFFSET, &ttl)?;
+        }
+        packet.write_addresses(L3 + A::SOURCE_OFFSET, [decision.src, decision.dst])?;
     }
-    packet.write_addresses(L3 + A::SOURCE_OFFSET, [decision.src, decision.dst])?;
     if protocol == L4Proto::SCTP {
         return Ok(());
     }
     let checksum = if protocol == L4Proto::TCP { 16 } else { 6 };
     let offset = headers.l4() + checksum;
     packet.repair_l4_checksum(L4Checksum { offset, protocol, addresses, ports })
+}
+
+/// Writes an IPv4 header from its time to live on: all at once, since each write is checked against the
+/// packet's end.
+#[inline(always)]
+fn rewrite_ipv4<A: Address>(
+    packet: &mut impl Packet,
+    (ttl, protocol): (u8, L4Proto),
+    decision: &CachedFlow<A>,
+    change: Difference,
+) -> Result<(), Counter> {
+    let checksum = packet.read(L3 + IPV4_CHECKSUM).ok_or(Counter::RewriteFailed)?;
+    let [high, low] = change.apply(checksum).to_ne_bytes();
+    let first = u32::from_ne_bytes([ttl, protocol.0, high, low]);
+    let [ends, ..] = A::pair(&decision.src, &decision.dst);
+    #[allow(clippy::cast_possible_truncation, reason = "both halves are taken")]
+    let (src, dst) = (ends as u32, (ends >> 32) as u32);
+    packet.write(L3 + A::TTL_OFFSET, &[first, src, dst])
 }
 
 /// Gives a later fragment the ends of its packet: the checksum over them is in the first one.

@@ -15,7 +15,7 @@ use super::{
     TableError, cgroup, clsact,
     control::{ControlMap, FlowCache},
     filter::Writes,
-    load::{kernel_at_least, load, load_program},
+    load::{kernel_at_least, load, load_program, load_programs},
     map::Map,
     options::{KernelOptions, TcAttach},
     pins::{Pins, PinsError},
@@ -130,11 +130,9 @@ impl Kernel {
     pub fn start(options: &KernelOptions) -> Result<Self, KernelError> {
         let pins = Pins::prepare(&options.bpffs)?;
         let mut ebpf = load(options, &pins)?;
-        let mut programs = BTreeMap::new();
         let sockets = cgroup::PROGRAMS.iter().map(|(name, ..)| *name);
-        for name in sockets.chain(PACKET_PROGRAMS.iter().map(|(name, ..)| *name)) {
-            programs.insert(name, load_program(&mut ebpf, name, &pins)?);
-        }
+        let names: Vec<_> = sockets.chain(PACKET_PROGRAMS.iter().map(|(name, ..)| *name)).collect();
+        let programs = load_programs(&mut ebpf, &names, &pins)?;
         let devices = Map::open(&pins.maps, maps::DEVICES)?;
         let control = ControlMap::open(&pins.maps)?;
         let writes = Arc::default();

@@ -1,6 +1,11 @@
 //! Programs on their way into the kernel: from the object that the compiler made to pinned programs.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, OwnedFd},
+    panic::resume_unwind,
+    thread,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -75,23 +80,50 @@ fn mark(netns: u64) -> u32 {
     u32::try_from(mixed).map_or(1, |mark| mark.max(1))
 }
 
+/// Loads programs of the socket path and the packet path, all at once, and pins them: the verifier takes
+/// its time with each, and several CPUs.
+///
+/// # Errors
+///
+/// If the verifier refuses one, or it cannot be pinned.
+pub(super) fn load_programs(
+    ebpf: &mut Ebpf,
+    names: &[&'static str],
+    pins: &Pins,
+) -> Result<BTreeMap<&'static str, OwnedFd>, KernelError> {
+    thread::scope(|scope| {
+        let wanted = ebpf.programs_mut().filter_map(|(found, program)| {
+            names.iter().find(|name| **name == found).map(|name| (*name, program))
+        });
+        let loads = wanted.map(|(name, program)| {
+            scope.spawn(move || Ok((name, pin((name, program), pins, load_by_kind)?)))
+        });
+        let loads: Vec<_> = loads.collect();
+        let ended = loads.into_iter().map(thread::ScopedJoinHandle::join);
+        ended.map(|load| load.unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    })
+}
+
 /// Loads a program of the socket path or the packet path, and pins it.
 ///
 /// # Errors
 ///
-/// If the verifier refuses it, or it cannot be pinned.
+/// As for [`load_programs`].
 pub(super) fn load_program(
     ebpf: &mut Ebpf,
     name: &'static str,
     pins: &Pins,
 ) -> Result<OwnedFd, KernelError> {
-    let load = |program: &mut Program| match program {
+    load_and_pin(ebpf, name, pins, load_by_kind)
+}
+
+fn load_by_kind(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
         Program::CgroupSockAddr(program) => program.load(),
         Program::SchedClassifier(program) => program.load(),
         Program::Xdp(program) => program.load(),
         _ => Ok(()),
-    };
-    load_and_pin(ebpf, name, pins, load)
+    }
 }
 
 /// Loads a program as `load` says, and pins it in place of the one before.
@@ -101,8 +133,16 @@ pub(super) fn load_and_pin(
     pins: &Pins,
     load: impl FnOnce(&mut Program) -> Result<(), ProgramError>,
 ) -> Result<OwnedFd, KernelError> {
-    let fail = |source| KernelError::Program { program: name, source };
     let program = ebpf.program_mut(name).expect("invariant: the object holds each program");
+    pin((name, program), pins, load)
+}
+
+fn pin(
+    (name, program): (&'static str, &mut Program),
+    pins: &Pins,
+    load: impl FnOnce(&mut Program) -> Result<(), ProgramError>,
+) -> Result<OwnedFd, KernelError> {
+    let fail = |source| KernelError::Program { program: name, source };
     load(program).map_err(fail)?;
     let fd = program.fd().map_err(fail)?.as_fd().try_clone_to_owned();
     let path = pins.programs.join(name);

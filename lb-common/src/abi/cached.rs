@@ -3,16 +3,19 @@
 use super::{Address, BePort, CtAction, CtKey, DeviceFlags, layout::abi};
 use crate::checksum::{Difference, fold};
 
+/// The bytes of a word that belong to the address that begins in the word before.
+const SECOND_HALF: u32 = u32::from_ne_bytes([0xff, 0xff, 0, 0]);
+
 abi! {
     /// A device, and whom to send to by it. 20 bytes.
     pub struct NextHop {
         /// Interface index.
         pub device: u32,
-        /// Most bytes of a packet, from its IP header on.
-        pub mtu: u16,
         /// Link-layer addresses as they stand in a frame: the next node's, then the device's own;
         /// zero if the next node's is not known.
-        pub macs: [u16; 6],
+        pub macs: [u32; 3],
+        /// Most bytes of a packet, from its IP header on.
+        pub mtu: u16,
         /// What the XDP program may do with the device; nothing if the next node is not known.
         pub flags: DeviceFlags,
         /// Zero.
@@ -25,14 +28,14 @@ impl NextHop {
     #[inline(always)]
     #[must_use]
     pub const fn of(device: u32) -> Self {
-        Self { device, mtu: 0, macs: [0; 6], flags: DeviceFlags::NONE, pad: 0 }
+        Self { device, mtu: 0, macs: [0; 3], flags: DeviceFlags::NONE, pad: 0 }
     }
 
     /// Are the link-layer addresses known?
     #[inline(always)]
     #[must_use]
     pub const fn is_known(&self) -> bool {
-        self.macs[0] | self.macs[1] | self.macs[2] != 0
+        self.macs[0] | self.macs[1] & SECOND_HALF != 0
     }
 }
 
@@ -80,19 +83,10 @@ pub struct Hinted {
     pub is_answered: bool,
 }
 
-/// The low and the high half of a word.
-#[inline(always)]
-#[allow(clippy::cast_possible_truncation, reason = "both halves are taken")]
-const fn halves(word: u32) -> [u16; 2] {
-    [word as u16, (word >> 16) as u16]
-}
-
 impl From<Hinted> for NextHop {
     #[inline(always)]
     fn from(hinted: Hinted) -> Self {
-        let [first, second] = halves(hinted.service);
-        let [third, fourth] = halves(hinted.generation);
-        let macs = [first, second, third, fourth, 0, 0];
+        let macs = [hinted.service, hinted.generation, 0];
         Self { mtu: hinted.is_answered.into(), macs, ..Self::of(hinted.backend) }
     }
 }
@@ -100,13 +94,8 @@ impl From<Hinted> for NextHop {
 impl From<NextHop> for Hinted {
     #[inline(always)]
     fn from(hop: NextHop) -> Self {
-        let [first, second, third, fourth, ..] = hop.macs.map(u32::from);
-        Self {
-            service: first | second << 16,
-            backend: hop.device,
-            generation: third | fourth << 16,
-            is_answered: hop.mtu != 0,
-        }
+        let [service, generation, _] = hop.macs;
+        Self { service, backend: hop.device, generation, is_answered: hop.mtu != 0 }
     }
 }
 

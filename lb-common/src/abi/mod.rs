@@ -19,6 +19,7 @@ mod layout;
 mod socket;
 mod source;
 mod target;
+mod wire;
 
 pub use addr::{Address, BePort, Ipv4, Ipv6, L4Proto};
 pub use affinity::{Affinity, AffinityKey, ClientKind};
@@ -34,6 +35,7 @@ pub use layout::Abi;
 pub use socket::{SOCKET_PAIRS, SocketPair, SocketPeers, StaleSocket};
 pub use source::{LOCAL_SOURCES, Source, SourceRange};
 pub use target::Target;
+pub use wire::{PlainIpv4, PlainIpv6};
 
 /// Version of all layouts below, recorded beside the pinned maps.
 pub const ABI_VERSION: u32 = 3;

@@ -10,10 +10,7 @@ use lb_ebpf::{
     parse::{Headers, L3},
 };
 
-use super::tables::Context;
-
-/// What RFC 768 writes in place of a checksum of zero, which means none.
-const UDP_ZERO: u16 = 0xffff;
+use super::{skb::UDP_ZERO, tables::Context};
 
 /// A frame, as far as it lies in one piece.
 pub(super) struct Frame(XdpContext);

@@ -19,6 +19,8 @@ use crate::maps::{self, RouteQuery};
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+/// What follows the version in an IPv6 header: traffic class and flow label.
+const FLOW_INFO: u32 = 0x0fff_ffff;
 /// Where an IPv6 header says what follows it.
 const NEXT_HEADER: usize = 6;
 /// Asks for the route's MTU; no packet is that short.
@@ -107,10 +109,8 @@ pub fn route<A: Routing>(ctx: &impl Context, src: A, dst: A) -> Option<NextHop> 
     *is_known = 1;
     // SAFETY: the kernel has written the MTU here.
     let mtu = unsafe { lookup.__bindgen_anon_1.mtu_result };
-    let [a, b, c] = words(lookup.dmac);
-    let [d, e, f] = words(lookup.smac);
     let flags = maps::device(lookup.ifindex).map_or(DeviceFlags::NONE, |device| device.flags);
-    let macs = [a, b, c, d, e, f];
+    let macs = words(lookup.dmac, lookup.smac);
     Some(NextHop { mtu, macs, flags, ..NextHop::of(lookup.ifindex) })
 }
 
@@ -156,7 +156,7 @@ fn device6(skb: &Skb) -> Option<u32> {
     lookup.family = AF_INET6;
     lookup.__bindgen_anon_1.tot_len = ASK_MTU;
     lookup.l4_protocol = skb.read(ETHERNET_HEADER + NEXT_HEADER)?;
-    lookup.__bindgen_anon_2.flowinfo = skb.read(ETHERNET_HEADER)?;
+    lookup.__bindgen_anon_2.flowinfo = skb.read::<u32>(ETHERNET_HEADER)? & FLOW_INFO.to_be();
     lookup.ifindex = skb.device();
     let [src, dst] = skb.read::<[Ipv6; 2]>(ETHERNET_HEADER + Ipv6::SOURCE_OFFSET)?;
     Ipv6::ask(lookup, src, dst);
@@ -167,8 +167,8 @@ fn device6(skb: &Skb) -> Option<u32> {
     found.contains(&answer).then_some(lookup.ifindex)
 }
 
-/// A link-layer address by words, as they stand in memory.
+/// Two link-layer addresses by words, as they stand in memory one after the other.
 #[inline(always)]
-fn words([a, b, c, d, e, f]: [u8; 6]) -> [u16; 3] {
-    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]), u16::from_ne_bytes([e, f])]
+fn words([a, b, c, d, e, f]: [u8; 6], [g, h, i, j, k, l]: [u8; 6]) -> [u32; 3] {
+    [[a, b, c, d], [e, f, g, h], [i, j, k, l]].map(u32::from_ne_bytes)
 }

@@ -24,6 +24,8 @@ use crate::globals::MARK;
 
 /// Room between Ethernet and IP header: `BPF_ADJ_ROOM_MAC` of `include/uapi/linux/bpf.h`.
 const BPF_ADJ_ROOM_MAC: u32 = 1;
+/// What RFC 768 writes in place of a checksum of zero, which means none.
+pub(super) const UDP_ZERO: u16 = 0xffff;
 /// Bits of a VLAN tag that name the VLAN.
 const VLAN: u32 = 0xfff;
 
@@ -191,9 +193,23 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn repair_l4_checksum(&mut self, checksum: L4Checksum) -> Result<(), Counter> {
-        let udp = if checksum.protocol == L4Proto::UDP { BPF_F_MARK_MANGLED_0 } else { 0 };
-        self.change_l4(checksum.offset, checksum.addresses, udp | BPF_F_PSEUDO_HDR)?;
-        self.change_l4(checksum.offset, checksum.ports, udp)
+        let L4Checksum { offset, protocol, addresses, ports } = checksum;
+        let is_udp = protocol == L4Proto::UDP;
+        let udp = if is_udp { BPF_F_MARK_MANGLED_0 } else { 0 };
+        let old = self.read::<u16>(offset).ok_or(Counter::RewriteFailed)?;
+        self.change_l4(offset, addresses, udp | BPF_F_PSEUDO_HDR)?;
+        if ports.is_none() {
+            return Ok(());
+        }
+        // The kernel takes a change from a whole checksum, but adds it to one that a device is to complete,
+        // which ports have no part in. Nothing else tells them apart, and asking it costs as much as all
+        // else that is done here.
+        let now = self.read::<u16>(offset).ok_or(Counter::RewriteFailed)?;
+        if addresses.is_none() || now != addresses.apply(old) {
+            return self.change_l4(offset, ports, udp);
+        }
+        let new = ports.apply(now);
+        self.write(offset, &if is_udp && new == 0 { UDP_ZERO } else { new })
     }
 
     /// Where a driver left them in parts of its own.

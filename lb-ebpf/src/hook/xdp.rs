@@ -61,6 +61,9 @@ pub fn receive(ctx: XdpContext) -> u32 {
 #[inline(always)]
 fn steps<A: Steps>(ctx: *mut xdp_md) -> i32 {
     let mut code = A::look(ctx);
+    if code >= 0 {
+        return code;
+    }
     if code == step::READ {
         code = A::read(ctx);
     }
@@ -140,15 +143,12 @@ impl<A: Address + Maps + Routing> Next<A, Frame> for Look {
 
     #[inline(always)]
     fn run(self, frame: &mut Frame, headers: &Headers<A>) -> i32 {
-        if !frame.is_whole(headers) {
-            return PASS;
-        }
         let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
         let mut decision = CachedFlow::zeroed();
         match path::look(headers, &tables, Origin::Incoming, &mut decision) {
-            path::Look::Act => send(frame, headers, &tables, &decision),
-            path::Look::Ask => keep(headers),
-            path::Look::Leave => PASS,
+            path::Look::Act if frame.is_whole(headers) => send(frame, headers, &tables, &decision),
+            path::Look::Ask if frame.is_whole(headers) => keep(headers),
+            _ => PASS,
         }
     }
 }

@@ -25,9 +25,6 @@ pub fn act<A: Address>(
     if action.redirects() && !packet.fits(decision.hop.mtu) {
         return Err(Counter::PacketTooBig);
     }
-    if action.costs_hop() {
-        rewrite::decrement_ttl::<A>(packet, headers.ttl)?;
-    }
     rewrite::rewrite(packet, headers, decision)?;
     Ok(match action {
         CtAction::REPLY_TO_HOST => delivery(tables, decision.hop.device),
