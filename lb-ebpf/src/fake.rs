@@ -3,6 +3,7 @@
 mod buffer;
 mod half_open;
 mod judge;
+mod presence;
 
 use std::{
     cell::{Cell, RefCell, UnsafeCell},
@@ -24,6 +25,7 @@ use lb_common::{
 };
 
 use buffer::Buffer;
+use presence::Marks;
 
 use crate::{
     cases::{
@@ -84,6 +86,7 @@ struct FakeTables<A> {
     /// First packets whose flows were not remembered.
     unremembered: Cell<u32>,
     epoch: u32,
+    presence: Marks,
     /// Where the last question to the routing table led.
     routed: Cell<u32>,
     device: Device,
@@ -111,6 +114,7 @@ impl<A: FromIp> FakeTables<A> {
             rememberable: Cell::new(u32::MAX),
             unremembered: Cell::default(),
             epoch: 0,
+            presence: Marks::new(),
             routed: Cell::new(0),
             device: Device::Uplink,
             nanoseconds: Cell::new(1000 << TICK_SHIFT),
@@ -257,6 +261,10 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         left > 0
     }
 
+    fn is_ahead(&self) -> bool {
+        false
+    }
+
     fn count_unremembered(&self) {
         self.unremembered.set(self.unremembered.get() + 1);
     }
@@ -265,12 +273,20 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         self.half_open.borrow_mut().remove(flow.as_bytes());
     }
 
+    fn note_use(&self, flow: &CtKey<A>) {
+        self.mark(flow);
+    }
+
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>> {
+        if !self.may_be_there(flow) {
+            return None;
+        }
         let find = |table: &Flows<A>| table.borrow().get(flow.as_bytes()).map(reference);
         find(&self.conntrack).or_else(|| find(&self.half_open))
     }
 
     fn track(&self, flow: &CtKey<A>, entry: CtRef<A>) {
+        self.mark(flow);
         self.uncache(flow);
         let mut flows = self.table(entry).borrow_mut();
         let place = flows.entry(flow.as_bytes().to_vec());
@@ -459,6 +475,10 @@ impl Bench for FakeBench {
     fn set_sources(&mut self, service: u32, prefixes: &[Prefix]) {
         self.v4.set_sources(service, prefixes);
         self.v6.set_sources(service, prefixes);
+    }
+
+    fn walk(&mut self, times: u32) {
+        self.walk_over_all(times);
     }
 
     fn judge(&mut self, hook: Hook, bytes: &[u8], _expected: Fate) -> Outcome {

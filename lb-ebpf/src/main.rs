@@ -6,7 +6,7 @@
 //! | `lb_tc_ingress`, `lb_tc_egress` | tcx or clsact of a device |
 //! | `lb_ip_ingress`, `lb_ip_egress` | the same, where packets have no Ethernet header |
 //! | `lb_bind4` … `lb_sendmsg6` | cgroup |
-//! | `lb_stale_sockets`, `lb_sweep_v4`, `lb_sweep_v6` | iterators that the agent reads |
+//! | `lb_stale_sockets`, `lb_sweep_v4`, `lb_sweep_v6`, `lb_half_open_v4`, `lb_half_open_v6` | iterators that the agent reads |
 #![no_std]
 #![no_main]
 #![allow(missing_docs, unreachable_pub, reason = "the macros make entry points of their own")]
@@ -137,6 +137,20 @@ pub extern "C" fn lb_sweep_v4(visit: &FlowVisit<Ipv4>) -> i32 {
 #[unsafe(link_section = "iter/bpf_map_elem")]
 pub extern "C" fn lb_sweep_v6(visit: &FlowVisit<Ipv6>) -> i32 {
     sweep::flow(visit)
+}
+
+/// Marks the places of the flows of IPv4 that are not proven.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_map_elem")]
+pub extern "C" fn lb_half_open_v4(visit: &FlowVisit<Ipv4>) -> i32 {
+    sweep::half_open(visit)
+}
+
+/// Marks the places of the flows of IPv6 that are not proven.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_map_elem")]
+pub extern "C" fn lb_half_open_v6(visit: &FlowVisit<Ipv6>) -> i32 {
+    sweep::half_open(visit)
 }
 
 /// Some helpers ask for a licence compatible with the GPL.

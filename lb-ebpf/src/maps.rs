@@ -2,7 +2,9 @@
 
 pub mod answers;
 pub mod cache;
+mod device;
 pub mod fragments;
+pub mod presence;
 pub mod rebuild;
 pub mod targets;
 
@@ -23,12 +25,14 @@ use lb_common::{
         SLOTS_PER_CHUNK, SocketPeers, Source, Swept,
     },
     conntrack::{CtState, TICK_SHIFT},
+    opening::Opening,
 };
 use lb_ebpf::{
     parse::Headers,
     tables::{Backends, CtRef, Ref},
 };
 
+pub use self::device::device;
 use crate::globals::HALF_OPEN_RATE;
 
 /// Elements begin at a page, so that one of IPv4's flows is one cache line.
@@ -55,9 +59,8 @@ static CONNTRACK_V6: LruHashMap<CtKey<Ipv6>, CtEntry<Ipv6>, DEFAULT_SIZE> = LruH
 static HALF_OPEN_V4: LruHashMap<CtKey<Ipv4>, CtEntry<Ipv4>, DEFAULT_SIZE> = LruHashMap::new();
 #[btf_map]
 static HALF_OPEN_V6: LruHashMap<CtKey<Ipv6>, CtEntry<Ipv6>, DEFAULT_SIZE> = LruHashMap::new();
-/// The tick that this CPU is in, and how many flows it has remembered in it before they were proven.
 #[btf_map]
-static REMEMBERED: PerCpuArray<[u32; 2], 1> = PerCpuArray::new();
+static OPENING: PerCpuArray<Opening, 1> = PerCpuArray::new();
 #[btf_map]
 static AFFINITY_V4: LruHashMap<AffinityKey, Affinity, DEFAULT_SIZE> = LruHashMap::new();
 #[btf_map]
@@ -71,8 +74,6 @@ static SLOTS: ArrayOfMaps<
 static SOURCE_RANGES_V4: LpmTrie<Source<Ipv4>, u32, DEFAULT_SIZE> = LpmTrie::new();
 #[btf_map]
 static SOURCE_RANGES_V6: LpmTrie<Source<Ipv6>, u32, DEFAULT_SIZE> = LpmTrie::new();
-#[btf_map]
-static DEVICES: HashMap<u32, Device, 4096, NO_PREALLOC> = HashMap::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { Counter::COUNT }> = PerCpuArray::new();
 #[btf_map]
@@ -116,7 +117,7 @@ pub trait Maps: Sized + 'static {
     fn keep(client: &AffinityKey, affinity: &Affinity);
     /// Does any range hold this source?
     fn has_source(source: &Source<Self>) -> bool;
-    /// The entry of a flow.
+    /// The entry of a flow, looked up whatever its place says.
     fn conntrack(flow: &CtKey<Self>) -> Option<CtRef<Self>>;
     /// Writes the entry of a flow.
     fn track(flow: &CtKey<Self>, entry: CtRef<Self>);
@@ -193,9 +194,11 @@ macro_rules! maps {
                     let _ = $half_open.insert(flow, entry, u64::from(BPF_ANY));
                     return;
                 }
-                let is_new = $conntrack.get_ptr(flow).is_none();
-                if $conntrack.insert(flow, entry, u64::from(BPF_ANY)).is_ok() && is_new {
+                // Nearly always there is none.
+                if $conntrack.insert(flow, entry, u64::from(BPF_NOEXIST)).is_ok() {
                     count_flow($turnover);
+                } else {
+                    let _ = $conntrack.insert(flow, entry, u64::from(BPF_ANY));
                 }
             }
 
@@ -335,15 +338,9 @@ impl<A: Address + Maps> Backends<A> for BpfBackends<A> {
 /// May this CPU remember one more flow that is not proven, in this tick?
 #[inline(always)]
 pub fn may_remember() -> bool {
-    let Some(remembered) = REMEMBERED.get_ptr_mut(0) else { return false };
-    let now = now();
+    let Some(opening) = OPENING.get_ptr_mut(0) else { return false };
     // SAFETY: a per-CPU value, and a TC program is not preempted by another one.
-    let [tick, count] = unsafe { &mut *remembered };
-    if *tick != now {
-        (*tick, *count) = (now, 0);
-    }
-    *count += 1;
-    *count <= HALF_OPEN_RATE.load()
+    unsafe { (*opening).admit(now(), HALF_OPEN_RATE.load()) }
 }
 
 /// The backend id in a slot of a region.
@@ -369,14 +366,6 @@ pub fn route_query() -> Option<&'static mut RouteQuery> {
     // SAFETY: a per-CPU array stays allocated; TC programs are not preempted by each other, and
     // none asks two questions at a time.
     unsafe { ROUTE.get_ptr_mut(0)?.as_mut() }
-}
-
-/// What is known of a device.
-#[inline(always)]
-pub fn device(index: u32) -> Option<Device> {
-    // SAFETY: copied out at once; without preallocation an entry is freed only after a grace
-    // period.
-    unsafe { DEVICES.get(index) }.copied()
 }
 
 /// Counts one entry that is made or removed.

@@ -51,6 +51,9 @@ pub trait Tables<A: Address>: Backends<A> {
     #[must_use]
     fn may_remember(&self) -> bool;
 
+    /// Does another program take the same steps with what this one passes on?
+    fn is_ahead(&self) -> bool;
+
     /// Counts a flow that is not remembered.
     fn count_unremembered(&self);
 
@@ -65,6 +68,10 @@ pub trait Tables<A: Address>: Backends<A> {
     /// meanwhile.
     #[must_use]
     fn claim(&self, flow: &CtKey<A>, entry: CtRef<A>) -> bool;
+
+    /// Notes that the entry of a flow is used: one that is there for long must be noted again and again, or
+    /// [`conntrack`](Self::conntrack) may miss it.
+    fn note_use(&self, flow: &CtKey<A>);
 
     /// Removes the entry of a flow, proven or not.
     fn forget(&self, flow: &CtKey<A>);

@@ -3,6 +3,7 @@
 mod floods;
 mod half_open;
 mod migrate;
+mod presence;
 
 use std::{
     collections::BTreeSet,

@@ -96,6 +96,9 @@ struct Sweep {
 impl Sweep {
     fn run(mut self, wakes: &Receiver<()>) {
         let mut pause = conntrack::pause(&[], Duration::ZERO);
+        if !self.finder.are_marks_believed() {
+            pause = Duration::ZERO;
+        }
         loop {
             let wait = if self.tries.is_open() { AGAIN } else { pause };
             match wakes.recv_timeout(wait) {
@@ -103,17 +106,18 @@ impl Sweep {
                 Err(RecvTimeoutError::Disconnected) => return,
             }
             let begun = cpu_time();
-            let fills = self.round();
+            let walked = self.round();
             let cost = cpu_time().saturating_sub(begun);
-            pause = conntrack::pause(&fills, cost);
-            *self.fills.lock().unwrap_or_else(PoisonError::into_inner) = fills;
+            pause = conntrack::pause(walked.as_flattened(), cost);
+            *self.fills.lock().unwrap_or_else(PoisonError::into_inner) = walked[0];
             self.ended.notify_one();
             thread::sleep(cost * (SHARE - 1));
         }
     }
 
-    /// Closes sockets first: their programs wait for an answer that never comes.
-    fn round(&mut self) -> [Fill; 2] {
+    /// Closes sockets first: their programs wait for an answer that never comes. Tells how full conntrack is, and the
+    /// table of flows that are not proven.
+    fn round(&mut self) -> [[Fill; 2]; 2] {
         if let Err(error) = self.close_sockets() {
             // The same each time, as on a kernel without CONFIG_INET_DIAG_DESTROY.
             if !std::mem::replace(&mut self.complained, true) {
@@ -141,8 +145,18 @@ impl Sweep {
         begun.inspect_err(|error| tracing::warn!(%error, "make the filter anew")).is_ok()
     }
 
-    fn walk(&mut self) -> Result<[Fill; 2], TableError> {
-        Ok([self.forget_flows(Family::V4)?, self.forget_flows(Family::V6)?])
+    fn walk(&mut self) -> Result<[[Fill; 2]; 2], TableError> {
+        self.finder.begin_walk();
+        let half_open = [self.mark_half_open(Family::V4)?, self.mark_half_open(Family::V6)?];
+        let proven = [self.forget_flows(Family::V4)?, self.forget_flows(Family::V6)?];
+        self.finder.end_walk();
+        Ok([proven, half_open])
+    }
+
+    /// Flows of a flood make their marks useless: the more of them, the sooner the next walk.
+    fn mark_half_open(&self, family: Family) -> Result<Fill, TableError> {
+        let (entries, capacity) = self.finder.mark_half_open(family)?;
+        Ok(Fill { entries, capacity })
     }
 
     fn forget_flows(&mut self, family: Family) -> Result<Fill, TableError> {

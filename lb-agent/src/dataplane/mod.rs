@@ -18,6 +18,7 @@ mod mapped;
 mod options;
 mod pings;
 mod pins;
+mod presence;
 mod reader;
 mod sizes;
 mod slots;

@@ -23,6 +23,7 @@ use super::{
     load::load_and_pin,
     map::Map,
     pins::Pins,
+    presence::Marks,
     sys,
 };
 use crate::model::Family;
@@ -33,6 +34,8 @@ type Iterator = (&'static str, &'static str);
 const SOCKETS: Iterator = ("lb_stale_sockets", "bpf_sk_storage_map");
 const FLOWS_V4: Iterator = ("lb_sweep_v4", "bpf_map_elem");
 const FLOWS_V6: Iterator = ("lb_sweep_v6", "bpf_map_elem");
+const HALF_OPEN_V4: Iterator = ("lb_half_open_v4", "bpf_map_elem");
+const HALF_OPEN_V6: Iterator = ("lb_half_open_v6", "bpf_map_elem");
 
 /// Finds sockets and forgets flows that lead to backends that no longer serve; forgets flows that
 /// have been silent for too long.
@@ -40,9 +43,18 @@ pub struct StaleFinder {
     sockets: OwnedFd,
     v4: OwnedFd,
     v6: OwnedFd,
+    half_open: HalfOpen,
+    marks: Marks,
     counts: PerCpuArray<MapData, u64>,
     capacity: u64,
     filter: FilterMaker,
+}
+
+/// What walks over flows that are not proven.
+struct HalfOpen {
+    v4: OwnedFd,
+    v6: OwnedFd,
+    capacity: u64,
 }
 
 /// Loads the programs and aims each at its map.
@@ -57,12 +69,20 @@ pub(super) fn load(
         sockets: link(SOCKETS, maps::SOCKETS)?,
         v4: link(FLOWS_V4, maps::CONNTRACK_V4)?,
         v6: link(FLOWS_V6, maps::CONNTRACK_V6)?,
+        half_open: HalfOpen {
+            v4: link(HALF_OPEN_V4, maps::HALF_OPEN_V4)?,
+            v6: link(HALF_OPEN_V6, maps::HALF_OPEN_V6)?,
+            capacity: capacity(pins, maps::HALF_OPEN_V4)?,
+        },
+        marks: Marks::open(&pins.maps)?,
         counts: counts(ebpf)?,
-        capacity: Map::<CtKey<Ipv4>, CtEntry<Ipv4>>::open(&pins.maps, maps::CONNTRACK_V4)?
-            .capacity()
-            .into(),
+        capacity: capacity(pins, maps::CONNTRACK_V4)?,
         filter: filter_maker(ebpf, pins, writes)?,
     })
+}
+
+fn capacity(pins: &Pins, map: &'static str) -> Result<u64, TableError> {
+    Ok(Map::<CtKey<Ipv4>, CtEntry<Ipv4>>::open(&pins.maps, map)?.capacity().into())
 }
 
 /// Takes the counts of entries that the packet programs make and remove.
@@ -157,6 +177,36 @@ impl StaleFinder {
         self.filter.end();
     }
 
+    /// Is a flow known to have no entry by its mark alone? Not before there was a complete walk.
+    pub fn are_marks_believed(&self) -> bool {
+        self.marks.are_believed()
+    }
+
+    /// Begins a walk over all flows: [`sweep`](Self::sweep) and [`mark_half_open`](Self::mark_half_open) of each family.
+    pub fn begin_walk(&self) {
+        // A program that began in the round before must not write its mark over the walk's.
+        sys::settle();
+    }
+
+    /// Ends a walk, which must have come by all flows: what it has not marked has no entry after a few more.
+    pub fn end_walk(&self) {
+        self.marks.end_walk();
+    }
+
+    /// Marks the flows of a family that are not proven; tells how many of them were seen in the last ten seconds,
+    /// and for how many there is room.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn mark_half_open(&self, family: Family) -> Result<(u64, u64), TableError> {
+        let (link, map) = match family {
+            Family::V4 => (&self.half_open.v4, maps::HALF_OPEN_V4),
+            Family::V6 => (&self.half_open.v6, maps::HALF_OPEN_V6),
+        };
+        Ok((walk(link, map)?.entries, self.half_open.capacity))
+    }
+
     /// Forgets the UDP flows of a family whose backend no longer serves (S11), and all its flows that
     /// have been silent for too long; tells how many entries that were, two for most flows.
     ///
@@ -168,10 +218,15 @@ impl StaleFinder {
             Family::V4 => (&self.v4, maps::CONNTRACK_V4),
             Family::V6 => (&self.v6, maps::CONNTRACK_V6),
         };
-        let fail = |source| TableError::System { map, operation: "visit", source };
-        let swept = visit(link).map_err(fail)?;
-        swept.last().copied().ok_or_else(|| fail(io::ErrorKind::UnexpectedEof.into()))
+        walk(link, map)
     }
+}
+
+/// Visits all flows of a table.
+fn walk(link: &OwnedFd, map: &'static str) -> Result<Swept, TableError> {
+    let fail = |source| TableError::System { map, operation: "visit", source };
+    let swept = visit(link).map_err(fail)?;
+    swept.last().copied().ok_or_else(|| fail(io::ErrorKind::UnexpectedEof.into()))
 }
 
 /// What a program writes when it visits all elements.

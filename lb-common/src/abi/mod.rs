@@ -16,6 +16,7 @@ mod device;
 mod fragment;
 mod frontend;
 mod layout;
+mod presence;
 mod socket;
 mod source;
 mod target;
@@ -32,6 +33,7 @@ pub use device::{Device, DeviceFlags, DeviceRole};
 pub use fragment::{Fragment, FragmentAction, FragmentKey};
 pub use frontend::{Frontend, FrontendFlags, FrontendKey, FrontendKind, Region};
 pub use layout::Abi;
+pub use presence::Presence;
 pub use socket::{SOCKET_PAIRS, SocketPair, SocketPeers, StaleSocket};
 pub use source::{LOCAL_SOURCES, Source, SourceRange};
 pub use target::Target;
@@ -52,7 +54,7 @@ pub type Chunk = [u32; SLOTS_PER_CHUNK as usize];
 /// Names of the maps.
 pub mod maps {
     /// All that are pinned: `FLOWS` is not, since nothing is lost with it.
-    pub const ALL: [&str; 21] = [
+    pub const ALL: [&str; 22] = [
         AFFINITY_V4,
         AFFINITY_V6,
         BACKENDS_V4,
@@ -68,6 +70,7 @@ pub mod maps {
         FRONTENDS_V6,
         HALF_OPEN_V4,
         HALF_OPEN_V6,
+        PRESENCE,
         SLOTS,
         SOCKETS,
         SOURCE_RANGES_V4,
@@ -115,6 +118,8 @@ pub mod maps {
     pub const HALF_OPEN_V4: &str = "HALF_OPEN_V4";
     /// LRU hash: [`CtKey`](super::CtKey) → [`CtEntry`](super::CtEntry) of flows that are not proven, IPv6.
     pub const HALF_OPEN_V6: &str = "HALF_OPEN_V6";
+    /// Array of two [`Presence`](super::Presence).
+    pub const PRESENCE: &str = "PRESENCE";
     /// Array of arrays of [`Chunk`](super::Chunk).
     pub const SLOTS: &str = "SLOTS";
     /// Socket storage: [`SocketPeers`](super::SocketPeers).

@@ -24,6 +24,7 @@ pub mod refusals;
 pub mod snat;
 pub mod sources;
 pub mod untouched;
+pub mod walks;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -118,6 +119,9 @@ macro_rules! each_case {
             untouched::packets_of_no_service,
             untouched::redirects_that_quote_a_translated_flow_are_dropped,
             untouched::truncated_headers_are_counted,
+            walks::a_late_answer_outlives_any_number_of_walks,
+            walks::a_silent_flow_keeps_its_port_under_snat,
+            walks::a_silent_flow_outlives_any_number_of_walks,
         }
     };
 }
@@ -283,6 +287,9 @@ pub trait Bench {
 
     /// Makes these the sources of a Service port, and no others.
     fn set_sources(&mut self, service: u32, prefixes: &[Prefix]);
+
+    /// Walks over all flows so many times, as the agent does; each time, a walk before is not finished.
+    fn walk(&mut self, times: u32);
 
     /// Judges one packet. A bench that does not see the device of [`Fate::Sent`] takes
     /// `expected`'s.

@@ -157,6 +157,11 @@ impl<'a> Net<'a> {
         self.bench.judge(hook, bytes, fate)
     }
 
+    /// Walks over all flows so many times.
+    pub fn walk(&mut self, times: u32) {
+        self.bench.walk(times);
+    }
+
     /// Passes a packet and expects its fate, no counter, and a correct frame.
     #[track_caller]
     pub fn pass(&mut self, hook: Hook, frame: &Frame, fate: Fate) -> Frame {

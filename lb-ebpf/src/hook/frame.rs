@@ -65,7 +65,7 @@ fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
 
 impl Context for XdpContext {
     // What is not remembered is for a backend here, so that TC finishes it.
-    const IS_LAST: bool = false;
+    const IS_AHEAD: bool = true;
 
     #[inline(always)]
     fn device(&self) -> u32 {

@@ -147,7 +147,7 @@ impl Skb {
 }
 
 impl Context for TcContext {
-    const IS_LAST: bool = true;
+    const IS_AHEAD: bool = false;
 
     #[inline(always)]
     fn device(&self) -> u32 {

@@ -1,4 +1,5 @@
-//! Iterator: removes the entries of flows that are to be forgotten, and counts those there are.
+//! Iterators: remove the entries of flows that are to be forgotten, count those there are, and mark their
+//! places.
 //!
 //! Removed where they are found: the agent would come too late for a flow that has begun again.
 //! Not for: how long a flow is kept (`lb_common::conntrack`).
@@ -14,7 +15,7 @@ use lb_common::{
 use super::stale::{Meta, NEXT, serves, write};
 use crate::{
     globals::{CT_TCP_CLOSE_WAIT, CT_TCP_ESTABLISHED, CT_UDP, CT_UDP_STREAM},
-    maps::{Maps, cache, rebuild},
+    maps::{Maps, cache, presence, rebuild},
 };
 
 /// `struct bpf_iter__bpf_map_elem`: one entry of a conntrack map.
@@ -25,6 +26,9 @@ pub struct FlowVisit<A> {
     flow: *const CtKey<A>,
     entry: *const CtEntry<A>,
 }
+
+/// Ticks for which a flow counts as seen lately.
+const LATELY: u32 = 10;
 
 /// What becomes of an entry.
 enum Fate {
@@ -59,6 +63,7 @@ pub fn flow<A: Address + Maps>(visit: &FlowVisit<A>) -> i32 {
         Fate::Lives => {
             if let Some(control) = cache::control() {
                 rebuild::note_ends(control, &flow, entry);
+                presence::mark(control, &flow);
             }
         }
         Fate::Stale => {
@@ -66,6 +71,25 @@ pub fn flow<A: Address + Maps>(visit: &FlowVisit<A>) -> i32 {
             swept.stale += 1;
         }
     }
+    NEXT
+}
+
+/// Marks the place of a flow that is not proven; writes how many of those there are that were seen lately.
+/// None is removed: the table makes room by itself.
+#[inline(always)]
+pub fn half_open<A: Address + Maps>(visit: &FlowVisit<A>) -> i32 {
+    let (Some(swept), Some(control)) = (A::swept(), cache::control()) else { return NEXT };
+    // SAFETY: as for `flow`.
+    if unsafe { (*visit.meta).number } == 0 {
+        *swept = Swept { entries: 0, stale: 0, expired: 0, begun: begun() };
+    }
+    // SAFETY: as for `flow`.
+    let (Some(flow), Some(entry)) = (unsafe { (visit.flow.as_ref(), visit.entry.as_ref()) }) else {
+        write(visit.meta, swept);
+        return NEXT;
+    };
+    swept.entries += u64::from(silence(entry.last_seen, swept.begun as u32) <= LATELY);
+    presence::mark(control, flow);
     NEXT
 }
 

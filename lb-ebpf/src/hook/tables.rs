@@ -13,13 +13,15 @@ use lb_ebpf::{
 use super::route::{self, Routing};
 use crate::{
     globals::{CARRIER_PORT, CT_UDP_STREAM, MIGRATE, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
-    maps::{self, BpfBackends, Maps, cache, fragments::FragmentMaps, targets::TargetMaps},
+    maps::{
+        self, BpfBackends, Maps, cache, fragments::FragmentMaps, presence, targets::TargetMaps,
+    },
 };
 
 /// A program's context, as far as some questions need it.
 pub trait Context: EbpfContext {
-    /// Does no other program of ours look at the packet after this one? Then it is counted here.
-    const IS_LAST: bool;
+    /// Does another program of ours take the same steps after this one, with what this one passes on?
+    const IS_AHEAD: bool;
 
     /// Interface index of the device that the packet comes in by or leaves by.
     fn device(&self) -> u32;
@@ -99,28 +101,41 @@ impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     }
 
     #[inline(always)]
+    fn is_ahead(&self) -> bool {
+        C::IS_AHEAD
+    }
+
+    #[inline(always)]
     fn count_unremembered(&self) {
-        if C::IS_LAST {
-            maps::count(Counter::NotRemembered);
-        }
+        maps::count(Counter::NotRemembered);
     }
 
     #[inline(always)]
     fn conntrack(&self, flow: &CtKey<A>) -> Option<CtRef<A>> {
+        if !presence::may_be_there(self.control, flow) {
+            return None;
+        }
         A::conntrack(flow)
     }
 
     #[inline(always)]
     fn track(&self, flow: &CtKey<A>, entry: CtRef<A>) {
+        presence::mark(self.control, flow);
         A::track(flow, entry);
         cache::uncache(self.control, flow);
     }
 
     #[inline(always)]
     fn claim(&self, flow: &CtKey<A>, entry: CtRef<A>) -> bool {
+        presence::mark(self.control, flow);
         let is_claimed = A::claim(flow, entry);
         cache::uncache(self.control, flow);
         is_claimed
+    }
+
+    #[inline(always)]
+    fn note_use(&self, flow: &CtKey<A>) {
+        presence::mark(self.control, flow);
     }
 
     #[inline(always)]
@@ -166,7 +181,7 @@ impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
 
     #[inline(always)]
     fn source_at(&self, device: u32) -> Option<A> {
-        A::source(&maps::device(device)?)
+        A::source(maps::device(device)?)
     }
 
     #[inline(always)]

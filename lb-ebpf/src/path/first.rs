@@ -65,6 +65,10 @@ pub(super) fn first<A: Address>(
     let choice = choose(headers, tables, frontend, is_outside)?;
     let is_carried = carrier::is_due(&choice.backend, (client, flags));
     let must_masquerade = !is_carried && must_masquerade(headers, tables, &choice, (client, flags));
+    if tables.is_ahead() && !must_masquerade {
+        // It passes the packet on, and the program behind begins the flow.
+        return Ok(Found::Nothing);
+    }
     if (is_carried || must_masquerade) && client != Client::Host && headers.ttl <= 1 {
         return Err(Counter::TtlExpired);
     }
@@ -75,10 +79,7 @@ pub(super) fn first<A: Address>(
     } else {
         track::dnat(headers, tables, &choice, client, decision)?;
     }
-    if frontend.affinity_timeout != 0 && headers.begins() {
-        let given = (choice.id, choice.backend.generation);
-        affinity::remember(tables, &affinity_key(headers, frontend), given);
-    }
+    keep_affinity(headers, tables, frontend, &choice);
     if must_masquerade {
         return Ok(Found::Claim);
     }
@@ -190,6 +191,20 @@ fn choose<A: Address>(
     Ok(Choice { id, backend })
 }
 
+/// Remembers whom a client was given that begins a flow, where the Service asks for that.
+#[inline(always)]
+fn keep_affinity<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    frontend: &Frontend,
+    choice: &Choice<A>,
+) {
+    if frontend.affinity_timeout != 0 && headers.begins() {
+        let given = (choice.id, choice.backend.generation);
+        affinity::remember(tables, &affinity_key(headers, frontend), given);
+    }
+}
+
 #[inline(always)]
 fn affinity_key<A: Address>(headers: &Headers<A>, frontend: &Frontend) -> AffinityKey {
     AffinityKey::of_address(frontend.service, &headers.flow.src)
@@ -217,5 +232,5 @@ fn must_masquerade<A: Address>(
     if client == Client::Pod && backend.address == headers.flow.src {
         return true;
     }
-    track::is_reply_flow_taken(headers, tables, backend)
+    !tables.is_ahead() && track::is_reply_flow_taken(headers, tables, backend)
 }

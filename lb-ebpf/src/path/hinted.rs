@@ -13,7 +13,8 @@ use lb_common::{
 use super::{Direction, Found, Origin, first::Choice, is_here};
 use crate::{parse::Headers, tables::Tables};
 
-/// Keeps hints of a decision on the destination alone, one for each direction.
+/// Keeps a hint of a decision on the destination alone, for the answers. The client's packets need none before
+/// there is one; what is hinted of them is of an earlier flow.
 #[inline(always)]
 pub(super) fn keep<A: Address>(
     headers: &Headers<A>,
@@ -33,7 +34,7 @@ pub(super) fn keep<A: Address>(
     decision.set(&ends.reversed(), &headers.flow.reversed(), CtAction::REPLY);
     tables.keep_hint(decision);
     decision.set(&headers.flow, &ends, CtAction::FORWARD);
-    tables.keep_hint(decision);
+    tables.uncache(&headers.flow);
 }
 
 /// Decides on a packet by the hint that is in `decision`; `None` if a client must be given a backend anew.

@@ -269,21 +269,21 @@ fn translate<A: Icmp>(
     let is_snat = matches!(entry.action, CtAction::FORWARD_SNAT | CtAction::REPLY_SNAT);
     let is_from_end = src == quote.answers.src;
     let new_src = if is_snat || is_from_end { entry.src } else { src };
-    let verdict = match entry.action {
-        // A router's comes in by the way to the router, as reverse path filtering has it.
-        CtAction::REPLY_TO_HOST if is_from_end => delivery(tables, entry.device),
-        CtAction::FORWARD | CtAction::REPLY | CtAction::REPLY_TO_HOST => Verdict::Continue,
-        _ => {
-            tables.route(new_src, entry.dst).ok_or(Counter::NoRoute)?;
-            Verdict::Route
-        }
-    };
+    let is_routed = entry.action.redirects();
+    if is_routed {
+        tables.route(new_src, entry.dst).ok_or(Counter::NoRoute)?;
+    }
     if is_snat {
         rewrite::decrement_ttl::<A>(packet, ttl)?;
     }
     let outer = rewrite::readdress(packet, [src, dst], [new_src, entry.dst])?;
     rewrite_quote(packet, quote, &entry, outer)?;
-    Ok(verdict)
+    Ok(match entry.action {
+        _ if is_routed => Verdict::Route,
+        // A router's comes in by the way to the router, as reverse path filtering has it.
+        CtAction::REPLY_TO_HOST if is_from_end => delivery(tables, entry.device),
+        _ => Verdict::Continue,
+    })
 }
 
 /// Makes the quoted packet the one that the error's receiver sent; `outer` is what became of the

@@ -115,6 +115,9 @@ fn note<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: Ct
     let next = CtState(entry.state).next(headers.flags, entry.action.end());
     let now = tables.now();
     entry_ref.touch(next, now);
+    if entry.last_seen != now {
+        tables.note_use(&headers.flow);
+    }
     if entry.action.carries() {
         return true;
     }
@@ -133,11 +136,14 @@ fn note<A: Address>(tables: &impl Tables<A>, headers: &Headers<A>, entry_ref: Ct
         tables.uncache(&headers.flow);
     }
     match tables.conntrack(&peer) {
-        Some(peer) if !peer.leads_to(&headers.flow) => {
+        Some(entry) if !entry.leads_to(&headers.flow) => {
             tables.forget(&headers.flow);
             return false;
         }
-        Some(peer) => peer.touch(next.with(CtState(peer.get().state)), now),
+        Some(entry) => {
+            entry.touch(next.with(CtState(entry.get().state)), now);
+            tables.note_use(&peer);
+        }
         None if next.is_closed() => {}
         None => mend(tables, headers, entry_ref, &peer),
     }

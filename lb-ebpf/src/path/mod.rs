@@ -198,7 +198,9 @@ pub fn hinted<A: Address>(
 ) -> Found {
     let named = Named::of(decision);
     let is_carried = origin == Origin::Carried;
-    if tables.hint(&headers.flow, decision)
+    // A connection that opens is given its backend by hash, whatever is hinted.
+    if !headers.flags.opens()
+        && tables.hint(&headers.flow, decision)
         && (!is_carried || named.is_meant_by(decision))
         && let Some(found) = hinted::hinted(headers, tables, origin, decision)
     {

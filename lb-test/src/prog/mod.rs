@@ -12,7 +12,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, Map, MapData};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
-use lb_agent::dataplane::{Kernel, KernelOptions, MidFlow, Reader, SocketLb, TcAttach, XdpHook};
+use lb_agent::dataplane::{
+    Kernel, KernelOptions, MidFlow, Reader, SocketLb, StaleFinder, TcAttach, XdpHook,
+};
+use lb_agent::model::Family;
 use lb_common::abi::{
     Affinity, AffinityKey, Counter, CtEntry, CtKey, Device as DeviceEntry, DeviceFlags, DeviceRole,
     Ipv4, Ipv6, maps,
@@ -47,6 +50,7 @@ pub struct KernelBench {
     topology: Topology,
     bpffs: PathBuf,
     tables: Filled,
+    walker: StaleFinder,
     ingress: SchedClassifier,
     egress: SchedClassifier,
     fast: Option<Fast>,
@@ -65,12 +69,17 @@ impl KernelBench {
         let topology = builder.pod(PodSpec::routed("b", NODE).at(22)).build()?;
         let node = topology.node(NODE);
         let bpffs = node.bpffs().join("lb");
-        let (kernel, devices) = node.netns().enter(|| load(node))??;
+        let (mut kernel, devices) = node.netns().enter(|| load(node))??;
         let program = |name| SchedClassifier::from_pin(bpffs.join("programs").join(name));
         let (ingress, egress) = (program("lb_tc_ingress")?, program("lb_tc_egress")?);
         let tables = Filled::new(kernel.tables()?);
+        let walker = kernel.take_stale().context("taken once")??;
         let (fast, finished) = (None, 0);
-        Ok(Self { topology, bpffs, tables, ingress, egress, fast, finished, devices })
+        let mut bench =
+            Self { topology, bpffs, tables, walker, ingress, egress, fast, finished, devices };
+        // From the first one on, marks are believed.
+        bench.walk(1);
+        Ok(bench)
     }
 
     /// Has each packet that comes in by the uplink judged by XDP first.
@@ -117,6 +126,15 @@ impl KernelBench {
     /// The folder of pins.
     pub fn bpffs(&self) -> &Path {
         &self.bpffs
+    }
+
+    /// Goes through the flows of some families, as part of a walk.
+    fn walk_over(&self, families: &[Family]) -> Result<()> {
+        for family in families {
+            self.walker.mark_half_open(*family)?;
+            self.walker.sweep(*family)?;
+        }
+        Ok(())
     }
 
     fn counters(&self) -> Result<Vec<(Counter, u64)>> {
@@ -203,6 +221,15 @@ impl Bench for KernelBench {
 
     fn set_sources(&mut self, service: u32, prefixes: &[Prefix]) {
         self.tables.set_sources(service, prefixes).expect("a table with room for each range");
+    }
+
+    fn walk(&mut self, times: u32) {
+        for _ in 0..times {
+            self.walker.begin_walk();
+            self.walk_over(&[Family::V4]).expect("the walk of an agent that is killed");
+            self.walk_over(&[Family::V4, Family::V6]).expect("a whole walk");
+            self.walker.end_walk();
+        }
     }
 
     fn judge(&mut self, hook: Hook, bytes: &[u8], expected: Fate) -> Outcome {

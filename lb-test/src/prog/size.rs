@@ -109,7 +109,7 @@ fn stack(code: &[Instruction], start: usize) -> u32 {
         } else if instruction.writes_destination() {
             *is_copy = false;
         }
-        if let Some(target) = target(*instruction, index) {
+        if let Some(target) = target(*instruction, (index, code.len())) {
             deepest = deepest.max(stack(code, target));
         }
     }
@@ -119,21 +119,24 @@ fn stack(code: &[Instruction], start: usize) -> u32 {
 /// The first instruction of the next function.
 fn end(code: &[Instruction], start: usize) -> usize {
     let calls = code.iter().enumerate();
-    let starts = calls.filter_map(|(index, instruction)| target(*instruction, index));
+    let starts = calls.filter_map(|(index, instruction)| target(*instruction, (index, code.len())));
     starts.filter(|next| *next > start).min().unwrap_or(code.len())
 }
 
 /// The function of the same program that an instruction calls.
-fn target(instruction: Instruction, index: usize) -> Option<usize> {
+fn target(instruction: Instruction, (index, length): (usize, usize)) -> Option<usize> {
     if instruction.code != CALL || instruction.source != LOCAL_CALL {
         return None;
     }
-    // Of a compiled program the kernel shows the distance as the offset, and the number is another.
-    let distance = match instruction.offset {
-        0 => isize::try_from(instruction.number).ok()?,
-        offset => isize::from(offset),
-    };
-    index.checked_add_signed(distance + 1)
+    // Of a compiled program the kernel shows the distance as the offset, cut off after 16 bits, and the number is
+    // another.
+    if instruction.offset == 0 {
+        return index.checked_add_signed(isize::try_from(instruction.number).ok()? + 1);
+    }
+    let distances = [0, 1 << 16, -1 << 16].map(|cut| isize::from(instruction.offset) + cut);
+    let targets =
+        distances.into_iter().filter_map(|distance| index.checked_add_signed(distance + 1));
+    { targets }.find(|target| *target < length)
 }
 
 fn code(program: i32) -> Result<Vec<Instruction>> {
