@@ -228,6 +228,62 @@ fn what_kube_proxy_leaves_is_seen() {
     assert!(in_namespace(device).contains(&"kube-proxy-ipvs".to_owned()));
 }
 
+/// What `check` finds in a namespace that a script has prepared, under one of its names.
+fn found_after(place: &Place, (prepare, arguments): (&str, &str), name: &str) -> Vec<[String; 3]> {
+    let program = env!("CARGO_BIN_EXE_lb-agent");
+    let script = format!("set -e; {prepare}; exec {program} check {arguments} -o json --bpffs $0");
+    let mut command = Command::new("unshare");
+    command.args(["--net", "sh", "-c", &script]).arg(place.folder.path());
+    let found = findings(&command.output().unwrap()).into_iter();
+    let text = |it: &serde_json::Value| it.as_str().unwrap().to_owned();
+    let found = found.filter(|finding| finding["name"] == name);
+    found.map(|it| ["outcome", "detail", "mend"].map(|field| text(&it[field]))).collect()
+}
+
+const UPLINKS: &str = "ip link set lo up; ip link add eth0 type veth peer name far; \
+    ip link set far up; ip addr add 192.0.2.1/24 dev eth0; ip link set eth0 up; \
+    ip link add vx0 type vxlan id 7 dstport 8472; ip addr add 198.51.100.1/24 dev vx0; \
+    ip link set vx0 up";
+
+#[test]
+fn check_tells_what_becomes_of_xdp_at_each_uplink() {
+    let place = Place::new();
+    let xdp = |mode: &str| found_after(&place, (UPLINKS, &format!("--xdp={mode}")), "xdp");
+    let ok = |detail: &str| ["ok", detail, ""].map(str::to_owned);
+    let off = "off (it is no hardware)";
+    assert_eq!(xdp("auto"), [ok(&format!("eth0: {off}")), ok(&format!("vx0: {off}"))]);
+    let [native, refused] = <[_; 2]>::try_from(xdp("native")).unwrap();
+    assert_eq!(native, ok("eth0: native"));
+    let [outcome, detail, mend] = refused;
+    assert_eq!((&*outcome, &*detail), ("warn", "vx0: off (its driver has no XDP)"));
+    assert!(mend.contains("--xdp"), "{mend}");
+    assert_eq!(xdp("off")[0], ok("eth0: off (--xdp=off)"));
+}
+
+#[test]
+fn check_tells_what_direct_server_return_lacks() {
+    let place = Place::new();
+    let prepare = format!(
+        "{UPLINKS}; ip link add cbr0 type bridge; ip addr add 10.1.0.1/24 dev cbr0; \
+         ip link set cbr0 up; echo 1 > /proc/sys/net/ipv4/conf/vx0/rp_filter"
+    );
+    let found = |arguments: &str, name: &str| found_after(&place, (&prepare, arguments), name);
+    let dsr = "--forwarding=dsr";
+    let [eth0, vx0] = <[_; 2]>::try_from(found(dsr, "dsr-mtu")).unwrap();
+    assert!(eth0[1].starts_with("eth0: MTU 1500, pods 1500: packets above 1464"), "{eth0:?}");
+    assert!(eth0[2].contains("ip link set eth0 mtu 1556"), "{eth0:?}");
+    assert!(vx0[1].starts_with("vx0: MTU"), "{vx0:?}");
+    let strict = &found(dsr, "dsr-rp_filter")[0];
+    assert!(strict[2].ends_with("net.ipv4.conf.vx0.rp_filter=2"), "{strict:?}");
+    let none = found("--forwarding=dsr --dsr-port=0", "dsr-port");
+    assert_eq!(none[0][0], "fail", "{none:?}");
+    // The port of the VXLAN device is the kernel's own, and is seen all the same.
+    let taken = found("--dsr-port=8472", "dsr-port");
+    assert_eq!((&*taken[0][0], taken[0][1].contains("UDP 8472")), ("warn", true), "{taken:?}");
+    assert_eq!(found("", "dsr-port")[0][0], "ok");
+    assert!(found("", "dsr-mtu").is_empty(), "nobody asks for it");
+}
+
 fn open_to_all(folder: &Path) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o755)).unwrap();

@@ -39,9 +39,14 @@ fn run(case: fn(&mut Net<'_>)) {
     cases::run(case, &mut FakeBench::new());
 }
 
-/// Not the frontend's address, or the client would be the Service itself.
+/// Not the frontend's address, or the client would be the Service itself; one that can be on a wire.
 fn is_client(frame: &Frame, vip: SocketAddr) -> bool {
-    frame.src.ip() != vip.ip() && !frame.src.ip().is_unspecified()
+    let ip = frame.src.ip();
+    let is_nobody = match ip {
+        IpAddr::V4(v4) => v4.octets()[0] == 0 || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unspecified(),
+    };
+    ip != vip.ip() && !is_nobody && !ip.is_loopback() && !ip.is_multicast()
 }
 
 fn kinds() -> impl Strategy<Value = Kind> {

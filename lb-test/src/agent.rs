@@ -116,10 +116,11 @@ impl Agent {
     /// Starts the agent and waits until it is in step.
     ///
     /// # Errors
-    /// When its binary is not there or it does not get in step within 10 seconds.
+    /// When its binary is not there or it does not get in step within 20 seconds, which are for a machine
+    /// with other tests on it.
     pub fn start_synced(node: &Node, options: AgentOptions) -> Result<Self> {
         let mut agent = Self::start(node, options)?;
-        agent.wait_synced(Duration::from_secs(10))?;
+        agent.wait_synced(Duration::from_secs(20))?;
         Ok(agent)
     }
 

@@ -31,14 +31,14 @@ const USE_OTHER: &str = "set --xdp to auto, or to generic for a test";
 
 /// What drivers say of the devices of one picture.
 #[derive(Debug, Default)]
-pub(super) struct Drivers {
+pub(crate) struct Drivers {
     /// `None` where the kernel has no way to ask.
     features: Option<BTreeMap<u32, XdpFeatures>>,
 }
 
 impl Drivers {
     /// Asks, where the answer can matter.
-    pub(super) fn ask(mode: XdpMode) -> Self {
+    pub(crate) fn ask(mode: XdpMode) -> Self {
         if mode == XdpMode::Off {
             return Self::default();
         }
@@ -63,6 +63,26 @@ impl Drivers {
         let flags = flags(device, features.unwrap_or_default(), choice);
         (Device { flags: entry.flags.with(flags), ..entry }, choice)
     }
+}
+
+/// What an agent would do about XDP at a device, without trying; none where it is not for XDP.
+pub(crate) fn outlook(drivers: &Drivers, mode: XdpMode, device: &DeviceFacts) -> Option<Outlook> {
+    let (_, choice) = drivers.judge(mode, device, device.entry(net::Primary::default())?);
+    let (shown, fault) = standing(choice)?;
+    let mend = match choice {
+        Choice::Leave(HIDDEN_TAGS) => Some(SHOW_TAGS.to_owned()),
+        _ => fault.map(|(_, mend)| mend),
+    };
+    Some(Outlook { shown, mend: mend.map(|mend| mend.replace("DEVICE", &device.name)) })
+}
+
+/// How XDP would stand at a device.
+#[derive(Debug)]
+pub(crate) struct Outlook {
+    /// As `status` shows it.
+    pub(crate) shown: String,
+    /// What gives the device XDP, where something can.
+    pub(crate) mend: Option<String>,
 }
 
 /// A device that does not tell is taken for one that does.
@@ -127,20 +147,27 @@ pub(super) fn bring(
         Choice::Attach(hook) => kernel.attach_xdp(ifindex, hook),
         _ => kernel.detach_xdp(ifindex),
     };
-    let off = |reason: &str| format!("off ({reason})");
-    match (choice, result) {
-        (_, Err(error)) if error.is_device_gone() => None,
-        (_, Err(error)) => {
+    match result {
+        Err(error) if error.is_device_gone() => None,
+        Err(error) => {
             let fault = (mode != XdpMode::Auto || is_taken(&error)).then(|| fault(&error));
-            Some((off(&error.to_string()), fault))
+            Some((format!("off ({error})"), fault))
         }
-        (Choice::Attach(XdpHook::Generic), Ok(())) => Some(("generic".to_owned(), None)),
-        (Choice::Attach(XdpHook::Native), Ok(())) => Some(("native".to_owned(), None)),
-        (Choice::Leave(reason), Ok(())) => Some((off(reason), None)),
-        (Choice::Refuse(reason, mend), Ok(())) => {
+        Ok(()) => standing(choice),
+    }
+}
+
+/// How XDP stands where nothing has failed.
+fn standing(choice: Choice) -> Option<Standing> {
+    let off = |reason: &str| format!("off ({reason})");
+    match choice {
+        Choice::Attach(XdpHook::Generic) => Some(("generic".to_owned(), None)),
+        Choice::Attach(XdpHook::Native) => Some(("native".to_owned(), None)),
+        Choice::Leave(reason) => Some((off(reason), None)),
+        Choice::Refuse(reason, mend) => {
             Some((off(reason), Some((format!("no XDP: {reason}"), mend.to_owned()))))
         }
-        (Choice::Unfit, Ok(())) => None,
+        Choice::Unfit => None,
     }
 }
 

@@ -8,7 +8,7 @@ mod changes;
 mod conntrack;
 mod devices;
 mod engine;
-mod fast;
+pub(crate) mod fast;
 mod node_settings;
 mod problems;
 mod report;

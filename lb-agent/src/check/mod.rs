@@ -7,12 +7,14 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::config::{BindAddress, DevicePattern, PortRange, SocketLb};
+use crate::config::{BindAddress, DevicePattern, Forwarding, PortRange, SocketLb, XdpMode};
 
+mod carriers;
 mod kernel;
 mod leftovers;
 mod mounts;
 mod network;
+mod uplinks;
 
 pub use mounts::cgroup2_mount;
 
@@ -68,6 +70,12 @@ pub struct Plan<'a> {
     pub bind_protection: bool,
     /// Devices named by the user.
     pub devices: &'a [DevicePattern],
+    /// Where XDP is wanted.
+    pub xdp: XdpMode,
+    /// How packets come to endpoints on other nodes.
+    pub forwarding: Forwarding,
+    /// The port of carriers; zero for none.
+    pub dsr_port: u16,
     /// Where the agent's servers listen.
     pub servers: [BindAddress; 2],
     /// Ports for SNAT.
@@ -82,6 +90,7 @@ pub fn all(plan: &Plan<'_>) -> Vec<Finding> {
     findings.extend(kernel::features());
     findings.extend(network::sysctls());
     findings.extend(network::ports(plan.snat_ports, plan.node_ports));
+    findings.extend(uplinks::findings(plan));
     findings.extend(leftovers::findings(plan));
     findings
 }

@@ -113,7 +113,7 @@ fn is_reserved(range: PortRange, reserved: &str) -> bool {
     parts.any(|part: PortRange| part.first <= range.first && range.last <= part.last)
 }
 
-fn sysctl(key: &str) -> Option<String> {
+pub(super) fn sysctl(key: &str) -> Option<String> {
     Some(fs::read_to_string(format!("/proc/sys/{key}")).ok()?.trim().to_owned())
 }
 

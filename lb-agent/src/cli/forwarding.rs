@@ -1,4 +1,4 @@
-//! Flags of `run` for the way to endpoints on other nodes.
+//! Flags of `run` and `check` for the way to endpoints on other nodes.
 
 use clap::Args;
 

@@ -72,8 +72,6 @@ pub(super) struct RunArgs {
     pub(super) reset_tcp_on_removal: bool,
     #[command(flatten)]
     pub(super) clients: ClientArgs,
-    #[command(flatten)]
-    pub(super) forwarding: ForwardingArgs,
     /// Entries of the agent's own conntrack, each family [default: 32768 for each CPU, at least 131072,
     /// less where memory is short]
     #[arg(long, value_name = "N", value_parser = size())]
@@ -153,6 +151,8 @@ pub(super) struct NodeArgs {
     /// behind it
     #[arg(long, value_enum, value_name = "WHERE", default_value_t = XdpMode::Auto)]
     pub(super) xdp: XdpMode,
+    #[command(flatten)]
+    pub(super) forwarding: ForwardingArgs,
     /// Where /healthz and /livez are served; empty for nowhere
     #[arg(long, value_name = "IP:PORT", default_value = ":10256")]
     #[arg(value_parser = BindAddress::parse)]
@@ -182,6 +182,9 @@ impl NodeArgs {
             socket_lb: self.socket_lb,
             bind_protection: self.nodeport_bind_protection,
             devices: &self.device,
+            xdp: self.xdp,
+            forwarding: self.forwarding.forwarding,
+            dsr_port: self.forwarding.dsr_port,
             servers: [self.healthz_bind_address, self.metrics_bind_address],
             snat_ports: self.snat_port_range,
             node_ports: self.service_node_port_range,
@@ -257,8 +260,8 @@ fn settings(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<Settings> {
         masquerade_all: arguments.clients.masquerade_all,
         detect_local: arguments.clients.detect_local(),
         snat_ports: node.snat_port_range,
-        forwarding: arguments.forwarding.forwarding,
-        dsr_port: arguments.forwarding.dsr_port,
+        forwarding: node.forwarding.forwarding,
+        dsr_port: node.forwarding.dsr_port,
         mid_flow: if arguments.migrate { MidFlow::LeftToStack } else { MidFlow::Balanced },
         reset_tcp_on_removal: arguments.reset_tcp_on_removal,
         node_ports: node.service_node_port_range,

@@ -74,6 +74,22 @@ pub async fn follow(settings: DeviceSettings) -> io::Result<Following> {
     Ok(Following { network, _tasks: Tasks([follower, reader]) })
 }
 
+/// Lists the network of the calling thread's namespace once.
+///
+/// # Errors
+///
+/// The netlink socket, or the list.
+pub fn picture(settings: &DeviceSettings) -> io::Result<NodeNetwork> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        let reader = tokio::spawn(connection);
+        let listed = list(&handle, settings).await.map_err(io::Error::other);
+        reader.abort();
+        listed
+    })
+}
+
 async fn list(handle: &Handle, settings: &DeviceSettings) -> Result<NodeNetwork, rtnetlink::Error> {
     let dump = dump::dump(handle).await?;
     let network = classify(&dump.links, &dump.addresses, &dump.routes, &settings.named);

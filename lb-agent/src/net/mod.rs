@@ -18,15 +18,17 @@ mod follow;
 mod generic;
 mod hops;
 mod local;
+mod mtu;
 mod nodeport;
 pub mod sockets;
 
 pub use bound::bound_ports;
 pub use classify::{AddressFacts, LinkFacts, Reach, RouteFacts, classify};
-pub use follow::{DeviceSettings, Following, follow};
+pub use follow::{DeviceSettings, Following, follow, picture};
 pub use generic::{XdpFeatures, strips_vlan_tags, xdp_features};
 pub use hops::{HopWatch, watch_hops};
 pub use local::name_pods;
+pub use mtu::mtu;
 pub use nodeport::nodeports;
 
 /// The device on which kube-proxy's IPVS mode leaves every ClusterIP.

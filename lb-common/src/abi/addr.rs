@@ -76,11 +76,12 @@ impl Address for Ipv4 {
     const PAIR_WORDS: usize = 1;
     const TTL_OFFSET: usize = 8;
 
-    /// RFC 6890: neither 0.0.0.0/8, nor 127.0.0.0/8, nor 224.0.0.0 and above.
+    /// Neither 0.0.0.0/8, nor 127.0.0.0/8, nor 224.0.0.0/4, nor 255.255.255.255 (RFC 6890). Linux takes what
+    /// is reserved besides, and so do networks.
     #[inline(always)]
     fn is_one_host(&self) -> bool {
         let first = u32::from_be(self.0) >> 24;
-        first != 0 && first != 127 && first < 224
+        first != 0 && first != 127 && first >> 4 != 0xe && self.0 != u32::MAX
     }
 
     #[inline(always)]

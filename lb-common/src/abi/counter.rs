@@ -62,6 +62,9 @@ counters! {
     FragmentOutOfOrder = Drop "fragment_out_of_order",
     /// An ICMP redirect of the node quoted a translated flow.
     IcmpRedirect = Drop "icmp_redirect",
+    /// The first packet of a flow, from an address that is no single host's, from its own destination, or from
+    /// this node's own address though it came by a wire.
+    Martian = Drop "martian",
     /// The traffic policy is Local and this node has no usable endpoint (S5).
     NoLocalEndpoint = Drop "no_local_endpoint",
     /// No route leads to the backend or back to the client.

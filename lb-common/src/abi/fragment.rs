@@ -34,7 +34,7 @@ abi! {
         /// What to do.
         pub action: FragmentAction,
         /// Interface index for [`FragmentAction::DELIVER`]; the backend's port and 16 bits of the flow's
-        /// hash for [`FragmentAction::CARRY`]; else zero.
+        /// hash for [`FragmentAction::CARRY`]; 1 for a client's with [`FragmentAction::REDIRECT`]; else zero.
         pub detail: u32,
         /// When the first fragment was seen, in units of 2^30 ns of `CLOCK_MONOTONIC`.
         pub seen: u32,
@@ -73,6 +73,6 @@ impl FragmentAction {
     pub const DROP: Self = Self(4);
     /// Left alone.
     pub const PASS: Self = Self(5);
-    /// Translated and sent by a route.
+    /// Translated and sent by a route: a client's by that of the client.
     pub const REDIRECT: Self = Self(6);
 }

@@ -93,6 +93,53 @@ pub fn a_datagram_leaves_a_backend_that_no_longer_serves(net: &mut Net<'_>) {
     net.expect(OUT, &net.later(pod_b, client), Fate::Next, [vip, client]);
 }
 
+/// S11: also one that nobody has proven, answered or not, kept here or under SNAT, and known by the cache.
+pub fn s11_a_half_open_flow_leaves_a_backend_at_once(net: &mut Net<'_>) {
+    if net.has_connections() {
+        return;
+    }
+    let vip = net.vip(1);
+    let mut port = 40000;
+    for [old, new] in [[Host::PodA, Host::Remote], [Host::Remote, Host::PodB]] {
+        for is_answered in [false, true] {
+            port += 1;
+            let asked = net.first(net.at(Host::Client, port), vip);
+            let ids = [old, new].map(|host| net.backend(host));
+            net.frontend(vip, &ids[..1]);
+            let first = passed(net, &asked, old);
+            if is_answered {
+                answered(net, &asked, &first, old);
+            } else {
+                (0..3).for_each(|_| assert_eq!(passed(net, &asked, old), first));
+            }
+            net.frontend(vip, &ids[1..]);
+            net.backend_with(old, BackendFlags::NONE, 1);
+            let second = passed(net, &asked, new);
+            answered(net, &asked, &second, new);
+        }
+    }
+}
+
+/// Passes a client's packet to the backend on a host.
+#[track_caller]
+fn passed(net: &mut Net<'_>, asked: &Frame, host: Host) -> Frame {
+    let fate = if host == Host::Remote { Fate::Sent(Device::Uplink) } else { Fate::Next };
+    let became = net.pass(IN, asked, fate);
+    assert_eq!(became.dst, net.target(host));
+    became
+}
+
+/// Passes the answer of the backend on a host back to the client.
+#[track_caller]
+fn answered(net: &mut Net<'_>, asked: &Frame, became: &Frame, host: Host) {
+    let (reply, ends) = (net.later(became.dst, became.src), [asked.dst, asked.src]);
+    if host == Host::Remote {
+        net.expect_hop(IN, &reply, Fate::Sent(Device::Uplink), ends);
+    } else {
+        net.expect(OUT, &reply, Fate::Next, ends);
+    }
+}
+
 /// A backend id that was given to another endpoint is no reason to go there.
 pub fn a_datagram_leaves_a_backend_whose_id_has_a_new_owner(net: &mut Net<'_>) {
     if net.has_connections() {

@@ -18,6 +18,7 @@ pub mod fragments;
 pub mod frame;
 pub mod icmp;
 pub mod malformed;
+pub mod martians;
 mod net;
 pub mod refusals;
 pub mod snat;
@@ -76,6 +77,7 @@ macro_rules! each_case {
             flows::packets_of_any_length_are_whole,
             flows::padding_of_a_frame_is_not_part_of_the_packet,
             flows::sctp_without_a_checksum_stays_without,
+            flows::s11_a_half_open_flow_leaves_a_backend_at_once,
             flows::udp_without_a_checksum_stays_without,
             fragments::a_later_fragment_that_comes_first_is_dropped_and_counted,
             fragments::a_refused_packet_takes_its_rest_along,
@@ -92,6 +94,8 @@ macro_rules! each_case {
             icmp::errors_with_options,
             icmp::other_errors_are_left_alone,
             malformed::nothing_but_ends_is_changed,
+            martians::sources_of_this_node_do_not_come_by_a_wire,
+            martians::sources_that_are_no_single_host_are_dropped,
             refusals::a_reset_is_not_answered,
             refusals::a_segment_of_no_connection_is_refused,
             refusals::nothing_is_remembered_of_a_refusal,

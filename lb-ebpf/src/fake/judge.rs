@@ -211,7 +211,9 @@ impl<A: FromIp + Icmp> Steps<'_, A> {
             Judged::By(Ok(_)) if decision.action == CtAction::REPLY_TO_HOST => {
                 (FragmentAction::DELIVER, decision.hop.device)
             }
-            Judged::By(Ok(_)) => (FragmentAction::REDIRECT, 0),
+            Judged::By(Ok(_)) => {
+                (FragmentAction::REDIRECT, u32::from(decision.action.is_forward()))
+            }
             _ => (FragmentAction::DROP, 0),
         };
         fragment::remember(packet, tables, headers, origin.direction(), rest);

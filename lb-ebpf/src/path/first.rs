@@ -56,16 +56,11 @@ pub(super) fn first<A: Address>(
 ) -> Result<Found, Counter> {
     let client = client(tables, origin);
     let flags = frontend.flags;
-    if tables.migrates() && !headers.begins() {
-        return Err(Counter::Migrating);
-    }
-    if flags.has(FrontendFlags::CHECK_SOURCE) && !is_among(headers, tables, frontend.service) {
-        return Err(Counter::SourceNotAllowed);
-    }
+    let_in(headers, tables, frontend, client)?;
     let is_outside = client == Client::Outside && !is_local(headers, tables, flags);
     let region = if is_outside { frontend.external } else { frontend.internal };
     if region.length == 0 {
-        return without_backend(flags, is_outside);
+        return without_backend(headers, tables, flags, (client, is_outside));
     }
     let choice = choose(headers, tables, frontend, is_outside)?;
     let is_carried = carrier::is_due(&choice.backend, (client, flags));
@@ -89,12 +84,32 @@ pub(super) fn first<A: Address>(
         return Ok(Found::Claim);
     }
     if decision.action.redirects() {
-        decision.hop = tables.route(decision.src, decision.dst).ok_or(Counter::NoRoute)?;
+        decision.hop = tables.route(headers.flow.src, decision.dst).ok_or(Counter::NoRoute)?;
     }
     if is_carried {
         carrier::narrow::<A>(&mut decision.hop);
     }
     Ok(Found::Decided)
+}
+
+/// Asks whether the packet is one to begin a flow with.
+#[inline(always)]
+fn let_in<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    frontend: &Frontend,
+    client: Client,
+) -> Result<(), Counter> {
+    let has_ranges = frontend.flags.has(FrontendFlags::CHECK_SOURCE);
+    if client != Client::Host && is_martian(headers) {
+        Err(Counter::Martian)
+    } else if tables.migrates() && !headers.begins() {
+        Err(Counter::Migrating)
+    } else if has_ranges && !is_among(headers, tables, frontend.service) {
+        Err(Counter::SourceNotAllowed)
+    } else {
+        Ok(())
+    }
 }
 
 #[inline(always)]
@@ -104,6 +119,14 @@ fn client<A: Address>(tables: &impl Tables<A>, origin: Origin) -> Client {
         Origin::Carried | Origin::Incoming if tables.is_uplink() => Client::Outside,
         Origin::Carried | Origin::Incoming => Client::Pod,
     }
+}
+
+/// Is the source one that a packet on a wire cannot have? Whoever is made to answer it, or the stack, would do
+/// so to many, to nobody, or to the Service itself.
+#[inline(always)]
+fn is_martian<A: Address>(headers: &Headers<A>) -> bool {
+    let flow = &headers.flow;
+    !flow.src.is_one_host() || flow.src == flow.dst
 }
 
 /// Is the client in a range of sources of this Service port?
@@ -122,9 +145,19 @@ fn is_local<A: Address>(
     flags.has(FrontendFlags::LOCAL_BY_SOURCE) && is_among(headers, tables, LOCAL_SOURCES)
 }
 
-/// The answer of a Service without a usable backend: rule S5's table.
+/// The answer of a Service without a usable backend: rule S5's table. None to this node's own address,
+/// which came by a wire.
 #[inline(always)]
-fn without_backend(flags: FrontendFlags, is_outside: bool) -> Result<Found, Counter> {
+fn without_backend<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    flags: FrontendFlags,
+    (client, is_outside): (Client, bool),
+) -> Result<Found, Counter> {
+    let is_own = tables.source_at(tables.device()) == Some(headers.flow.src);
+    if is_own && matches!(client, Client::Outside | Client::Pod) {
+        return Err(Counter::Martian);
+    }
     let drop = if is_outside { FrontendFlags::DROP_EXTERNAL } else { FrontendFlags::DROP_INTERNAL };
     if flags.has(drop) {
         return Err(Counter::NoLocalEndpoint);

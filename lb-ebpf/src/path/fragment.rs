@@ -139,7 +139,9 @@ fn follow<A: Address>(
     let verdict = match first.action {
         FragmentAction::DELIVER => Verdict::Deliver(first.detail),
         FragmentAction::REDIRECT => {
-            let hop = tables.route(first.src, first.dst).ok_or(Counter::NoRoute)?;
+            let [asker, _] = ends;
+            let src = if first.detail == 0 { first.src } else { asker };
+            let hop = tables.route(src, first.dst).ok_or(Counter::NoRoute)?;
             if !packet.fits(hop.mtu) {
                 return Err(Counter::PacketTooBig);
             }

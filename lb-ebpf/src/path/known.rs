@@ -43,7 +43,8 @@ pub(super) fn known<A: Address>(
     }
     decision.set(&headers.flow, &entry.peer(headers.flow.protocol).reversed(), action);
     decision.hop = if action.redirects() {
-        tables.route(entry.src, entry.dst).ok_or(Counter::NoRoute)?
+        let src = if action.is_forward() { headers.flow.src } else { entry.src };
+        tables.route(src, entry.dst).ok_or(Counter::NoRoute)?
     } else {
         NextHop::of(entry.device)
     };

@@ -63,7 +63,7 @@ pub(super) fn dnat<A: Address>(
 ///
 /// # Errors
 ///
-/// Without a route or a source address.
+/// Without a route or a source address, or from that address.
 #[inline(always)]
 pub(super) fn snat<A: Address>(
     headers: &Headers<A>,
@@ -81,6 +81,9 @@ pub(super) fn snat<A: Address>(
     } else if client != Client::Host {
         let hop = tables.route(headers.flow.src, backend.address).ok_or(Counter::NoRoute)?;
         ends.src = tables.source_at(hop.device).ok_or(Counter::NoSourceAddress)?;
+        if ends.src == headers.flow.src {
+            return Err(Counter::Martian);
+        }
         (forward, reply, device) = (CtAction::FORWARD_SNAT, CtAction::REPLY_SNAT, 0);
     }
     let seen = (tables.now(), first_state(headers));
@@ -96,7 +99,7 @@ pub(super) fn snat<A: Address>(
 ///
 /// # Errors
 ///
-/// Without a route or a source address.
+/// Without a route or a source address, or from that address.
 #[inline(always)]
 pub(super) fn dsr<A: Address>(
     headers: &Headers<A>,
@@ -107,6 +110,9 @@ pub(super) fn dsr<A: Address>(
     let Backend { address, port, .. } = choice.backend;
     let hop = tables.route(headers.flow.src, address).ok_or(Counter::NoRoute)?;
     let src = tables.source_at(hop.device).ok_or(Counter::NoSourceAddress)?;
+    if src == headers.flow.src {
+        return Err(Counter::Martian);
+    }
     let src_port = carrier::src_port(flow::hash(&headers.flow));
     let ends = CtKey { src, dst: address, src_port, dst_port: port, ..headers.flow };
     decision.set(&headers.flow, &ends, CtAction::FORWARD_DSR);
@@ -173,7 +179,8 @@ pub fn claim<A: Address>(
         back.set_opposite(back, &reply_flow, (decision.action, 0));
         tables.track(&headers.flow, back);
     }
-    decision.hop = tables.route(decision.src, decision.dst).ok_or(Counter::NoRoute)?;
+    // By who asks, as the stack would, and as the source address was chosen.
+    decision.hop = tables.route(headers.flow.src, decision.dst).ok_or(Counter::NoRoute)?;
     Ok(Found::Decided)
 }
 

@@ -162,7 +162,7 @@ pub(crate) fn pod(topology: &Topology, name: &str, ready: &str, metadata: &str) 
 
 /// Gets `/` over one new connection and returns the body.
 pub(crate) fn get(from: &Host, address: &str) -> Result<String> {
-    let body = programs::curl(from, &format!("http://{address}/"), &["-m", "1"])?;
+    let body = programs::curl(from, &format!("http://{address}/"), &["-m", "2"])?;
     Ok(body.trim().to_owned())
 }
 

@@ -41,7 +41,19 @@ pub(crate) fn two_cables() -> Topology {
             sysctl(node, &format!("net/{kind}/conf/eth0/{name}"), "1");
         }
     }
+    // It would be better than all that follow.
+    ip(node1, &["route del 10.248.2.0/24 via 172.20.0.12"]);
     ip(node1, &by_first_cable());
+    topology
+}
+
+/// The same, fit for XDP at both cables.
+pub(crate) fn two_cables_for_xdp() -> Topology {
+    let topology = two_cables();
+    topology.ready_for_xdp().unwrap();
+    let node2 = topology.node("node2");
+    node2.complete_checksums("eth1").unwrap();
+    node2.run("ethtool", &["-K", "eth1", "gro", "on"]).unwrap();
     topology
 }
 
@@ -52,7 +64,7 @@ fn by_first_cable() -> [&'static str; 2] {
     ]
 }
 
-fn by_second_cable() -> [&'static str; 2] {
+pub(crate) fn by_second_cable() -> [&'static str; 2] {
     [
         "route replace 10.248.2.0/24 via 172.22.0.2 dev eth1 metric 5",
         "route replace fd00:248:2::/64 via fd00:22::2 dev eth1 metric 5",

@@ -1,19 +1,23 @@
 //! Devices whose packets begin with the IP header: backends behind them, and clients.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
+use anyhow::ensure;
 use lb_test::address::DualStack;
 use lb_test::manifests::{Service, cluster_ips, list};
-use lb_test::{Agent, AgentOptions, Family, Host, NodeSpec, PodSpec, SocketLb, Topology};
+use lb_test::{
+    Agent, AgentOptions, Family, Host, NodeSpec, PodSpec, SocketLb, Topology, eventually, programs,
+};
 
 use crate::ask::{assert_answering, assert_refused, client_seen, echoing};
 use crate::tun::{Tunnel, lead};
-use crate::{NODE_PORT, start};
+use crate::{NODE_PORT, start, start_with};
 
 /// Two nodes that reach each other's pods by a tunnel, with a pod that serves and one that asks on each.
-fn topology() -> Topology {
+fn topology(node1: NodeSpec) -> Topology {
     Topology::builder()
-        .node(NodeSpec::new("node1").strict_rp_filter())
+        .node(node1)
         .node(NodeSpec::new("node2"))
         .pod(PodSpec::routed("near", "node1"))
         .pod(PodSpec::routed("far", "node2"))
@@ -50,7 +54,7 @@ fn all_ask(topology: &Topology) {
 #[test]
 fn backends_and_clients_behind_a_device_without_ethernet_headers() {
     lb_test::require_topology!();
-    let topology = topology();
+    let topology = topology(NodeSpec::new("node1").strict_rp_filter());
     let _tunnel = Tunnel::between_nodes(&topology);
     let mut running = start(&topology, &["near", "far"], &["node1"]);
     let empty = Service::new("empty", 2).select("nobody").tcp(80, 8080).udp(80, 5353);
@@ -73,6 +77,35 @@ fn backends_and_clients_behind_a_device_without_ethernet_headers() {
     let options = options.argument("--tc-attach=clsact");
     let _agent = Agent::start_synced(topology.node("node1"), options).unwrap();
     all_ask(&topology);
+}
+
+/// Carriers are packets as others: the tunnel takes them, and what comes out of it is unpacked. Its source is a
+/// client that is behind another device, which strict reverse path filtering would not let in.
+#[test]
+fn direct_server_return_by_a_device_without_ethernet_headers() {
+    lb_test::require_topology!();
+    let topology = topology(NodeSpec::new("node1"));
+    let _tunnel = Tunnel::between_nodes(&topology);
+    let pods = ["near", "far"];
+    let _running = start_with(&topology, &pods, &["node1", "node2"], &["--forwarding=dsr"]);
+    let client = topology.client("client");
+    for family in Family::BOTH {
+        for node in ["node1", "node2"] {
+            let to = topology.node(node).socket(family, NODE_PORT);
+            assert_answering(client, to, &pods);
+            for _ in 0..8 {
+                assert_eq!(client_seen(client, to).0, client.ip(family), "asked {node}");
+                echoing(client, to, &["--count", "3"]);
+            }
+            // Longer than the tunnel takes at a time: the client learns that.
+            let arguments = ["udp", &to.to_string(), "--size", "2000", "--timeout", "500"];
+            eventually(Duration::from_secs(5), "an answer", || {
+                let lines = programs::probe(client, &arguments)?;
+                ensure!(lines[0]["source"] == to.to_string(), "{lines:?}");
+                Ok(())
+            });
+        }
+    }
 }
 
 fn prefix(address: DualStack, family: Family) -> String {

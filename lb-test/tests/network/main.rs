@@ -49,6 +49,11 @@ impl Running {
 /// Starts HTTP at 8080 and UDP echo at 5353 in these pods, makes them the backends of one Service with
 /// TCP and UDP port 80, and starts agents on these nodes without the socket path.
 fn start(topology: &Topology, pods: &[&str], nodes: &[&str]) -> Running {
+    start_with(topology, pods, nodes, &[])
+}
+
+/// The same, with more arguments for the agents.
+fn start_with(topology: &Topology, pods: &[&str], nodes: &[&str], arguments: &[&str]) -> Running {
     let servers = pods.iter().flat_map(|name| {
         let host = topology.pod(name);
         [programs::nginx(host, &[8080]).unwrap(), programs::udp_echo(host, 5353).unwrap()]
@@ -61,7 +66,10 @@ fn start(topology: &Topology, pods: &[&str], nodes: &[&str]) -> Running {
     }
     topology.apply("objects.yaml", &list(&objects)).unwrap();
     let agents = nodes.iter().map(|node| {
-        let options = AgentOptions::manifests(topology.manifests()).socket_lb(SocketLb::Off);
+        let mut options = AgentOptions::manifests(topology.manifests()).socket_lb(SocketLb::Off);
+        for argument in arguments {
+            options = options.argument(argument);
+        }
         Agent::start(topology.node(node), options).unwrap()
     });
     let mut agents: Vec<_> = agents.collect();

@@ -67,6 +67,22 @@ fn ping(address: IpAddr) {
     assert_eq!((length, source.ip(), packet[0]), (1000, address, answer));
 }
 
+/// Ahead of all others.
+const BPF_F_BEFORE: u32 = 1 << 3;
+/// `r0 = TC_ACT_SHOT; exit`.
+const DROP: [u64; 2] = [0x0000_0002_0000_00b7, 0x95];
+/// `mark = 5; r0 = TCX_NEXT; exit`: the mark stands at byte 8.
+const MARK: [u64; 4] = [0x0000_0005_0000_00b7, 0x0000_0000_0008_0163, 0xffff_ffff_0000_00b7, 0x95];
+/// `if mark == 5 { mark = 7 }; r0 = TC_ACT_UNSPEC; exit`.
+const TURN_MARK: [u64; 6] = [
+    0x0000_0000_0008_1061,
+    0x0000_0005_0002_0055,
+    0x0000_0007_0000_00b7,
+    0x0000_0000_0008_0163,
+    0xffff_ffff_0000_00b7,
+    0x95,
+];
+
 /// The hooks of a device.
 #[derive(Clone, Copy, Debug)]
 enum Hook {
@@ -104,17 +120,65 @@ fn a_filter_behind_ours_still_drops() {
     }
 }
 
+/// What others say ahead of ours decides, and what they note is there behind ours, on packets that
+/// we translate.
+#[test]
+fn programs_ahead_of_ours_and_behind_all_run() {
+    lb_test::require_topology!();
+    let service = Service::new("web", 1).select("web-1").tcp(80, 8080).node_port(30080);
+    let service = service.udp(80, 5353).node_port(30080);
+    let mut cluster = Cluster::start(SocketLb::Off, &[service.object()]);
+    assert_open(&cluster);
+    let rules = "table inet beside { counter seen {}
+        chain pods { type filter hook forward priority 0; meta mark 7 tcp dport 8080 counter name seen; }; }";
+    cluster.node("node1").run("nft", &[rules]).unwrap();
+    for way in ["auto", "clsact"] {
+        cluster = cluster.with_agents(&["node1"], &[&format!("--tc-attach={way}")]);
+        for hook in [Hook::Ingress, Hook::Egress] {
+            let drops = load(&DROP);
+            let attach = || attach(&drops, "eth0", (hook, BPF_F_BEFORE));
+            let link = cluster.node("node1").enter(attach).unwrap();
+            assert_only_without(&cluster, || drop(link));
+        }
+        let node = cluster.node("node1");
+        let marks = load(&MARK);
+        let ahead = || attach(&marks, "eth0", (Hook::Ingress, BPF_F_BEFORE));
+        let _ahead = node.enter(ahead).unwrap();
+        let before = seen(node);
+        assert_open(&cluster);
+        assert_eq!(seen(node), before, "nobody behind ours has turned the mark yet");
+        let detach = attach_clsact(&cluster, Hook::Ingress, &load(&TURN_MARK));
+        assert_open(&cluster);
+        assert!(seen(node) > before + 20, "{way}: packets that all programs have seen");
+        detach();
+    }
+}
+
+/// Packets for the pod with a mark that one program made and another one turned.
+fn seen(node: &Host) -> u64 {
+    let list = ["-j", "list", "counter", "inet", "beside", "seen"];
+    let shown = node.run("nft", &list).unwrap();
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let counter = shown["nftables"].as_array().unwrap().iter().find_map(|it| it.get("counter"));
+    counter.unwrap()["packets"].as_u64().unwrap()
+}
+
 fn with_tcx_filter(cluster: &Cluster, hook: Hook) {
-    let program = drop_all();
-    let link = cluster.node("node1").enter(|| attach(&program, "eth0", hook)).unwrap();
+    let program = load(&DROP);
+    let link = cluster.node("node1").enter(|| attach(&program, "eth0", (hook, 0))).unwrap();
     assert_only_without(cluster, || drop(link));
 }
 
 fn with_clsact_filter(cluster: &Cluster, hook: Hook) {
-    let node = cluster.node("node1");
-    let path = node.bpffs().join("drop");
-    pin(&drop_all(), &path);
-    let tc = |words: &str| {
+    assert_only_without(cluster, attach_clsact(cluster, hook, &load(&DROP)));
+}
+
+/// Attaches a program behind ours by clsact; returns what takes it away again.
+fn attach_clsact(cluster: &Cluster, hook: Hook, program: &OwnedFd) -> impl FnOnce() + use<> {
+    let node = Host::clone(cluster.node("node1"));
+    let path = cluster.node("node1").bpffs().join("beside");
+    pin(program, &path);
+    let tc = move |words: &str| {
         let arguments: Vec<_> = words.split_whitespace().collect();
         node.run("tc", &arguments)
     };
@@ -122,11 +186,11 @@ fn with_clsact_filter(cluster: &Cluster, hook: Hook) {
     let _ = tc("qdisc add dev eth0 clsact");
     let filter = format!("dev eth0 {} protocol all pref 60000 bpf", hook.name());
     tc(&format!("filter add {filter} direct-action object-pinned {}", path.display())).unwrap();
-    assert_only_without(cluster, || {
+    move || {
         let hook = hook.name();
         tc(&format!("filter del dev eth0 {hook} protocol all pref 60000")).unwrap();
         std::fs::remove_file(&path).unwrap();
-    });
+    }
 }
 
 /// Asserts that a client gets an answer after `detach`, and none before.
@@ -147,8 +211,8 @@ fn assert_open(cluster: &Cluster) {
     }
 }
 
-/// A program of another's that drops everything.
-fn drop_all() -> OwnedFd {
+/// A program of another's for TC.
+fn load(instructions: &[u64]) -> OwnedFd {
     #[repr(C)]
     struct Load {
         kind: u32,
@@ -157,12 +221,10 @@ fn drop_all() -> OwnedFd {
         license: u64,
         rest: [u64; 12],
     }
-    // r0 = TC_ACT_SHOT; exit.
-    let instructions: [u64; 2] = [0x0000_0002_0000_00b7, 0x95];
     let license = c"GPL";
     let load = Load {
         kind: 3, // BPF_PROG_TYPE_SCHED_CLS
-        count: 2,
+        count: u32::try_from(instructions.len()).unwrap(),
         instructions: instructions.as_ptr() as u64,
         license: license.as_ptr() as u64,
         rest: [0; 12],
@@ -170,7 +232,7 @@ fn drop_all() -> OwnedFd {
     bpf(5, &load)
 }
 
-fn attach(program: &OwnedFd, device: &str, hook: Hook) -> OwnedFd {
+fn attach(program: &OwnedFd, device: &str, (hook, flags): (Hook, u32)) -> OwnedFd {
     #[repr(C)]
     struct Create {
         program: u32,
@@ -181,7 +243,7 @@ fn attach(program: &OwnedFd, device: &str, hook: Hook) -> OwnedFd {
     }
     let device = nix::net::if_::if_nametoindex(device).unwrap();
     let program = program.as_raw_fd().cast_unsigned();
-    bpf(28, &Create { program, device, kind: hook.tcx(), flags: 0, rest: [0; 4] })
+    bpf(28, &Create { program, device, kind: hook.tcx(), flags, rest: [0; 4] })
 }
 
 fn pin(program: &OwnedFd, path: &Path) {

@@ -112,6 +112,17 @@ fn clients_learn_what_fits_a_carrier() {
 #[test]
 fn hybrid_carries_tcp_alone() {
     lb_test::require_topology!();
+    hybrid(SocketLb::Off);
+}
+
+/// XDP leaves carriers to TC, both where a packet gets one and where it loses it.
+#[test]
+fn hybrid_carries_tcp_alone_behind_xdp() {
+    lb_test::require_topology!();
+    crate::with_xdp(hybrid);
+}
+
+fn hybrid(_: SocketLb) {
     let annotated = |number, way| far(number).annotation(ANNOTATION, way).object();
     let services = [far(2).object(), annotated(3, "snat"), annotated(4, "dsr")];
     let cluster = cluster("hybrid", &services);

@@ -12,6 +12,7 @@ mod beside;
 mod bind;
 mod bulk;
 mod dsr;
+mod filter;
 mod flood;
 mod frames;
 mod generator;

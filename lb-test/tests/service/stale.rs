@@ -57,13 +57,18 @@ fn stream(from: &Host, to: SocketAddr) -> Process {
 }
 
 /// The lines that are whole.
-fn lines(process: &Process) -> Vec<Value> {
+pub(crate) fn lines(process: &Process) -> Vec<Value> {
     let log = process.log();
     json_lines(log.rfind('\n').map_or("", |end| &log[..end])).unwrap()
 }
 
-fn failures(lines: &[Value]) -> Vec<&Value> {
+pub(crate) fn failures(lines: &[Value]) -> Vec<&Value> {
     lines.iter().filter(|line| line["event"] == "failure").collect()
+}
+
+/// How often this pod has answered.
+pub(crate) fn answers_of(process: &Process, name: &str) -> usize {
+    lines(process).iter().filter(|line| line["body"] == name).count()
 }
 
 fn failed(stream: &Process) -> usize {
@@ -259,14 +264,14 @@ fn s11_flows_of_a_removed_backend_are_forgotten() {
 /// A connection that asks again and again, after its first answer.
 fn connection(from: &Host, to: SocketAddr) -> Process {
     let to = to.to_string();
-    let arguments = ["tcp-keepalive", &to, "--each", "--seconds", "60", "--interval", "20"];
+    let arguments = ["tcp-keepalive", &to, "--each", "--seconds", "180", "--interval", "20"];
     let mut process = programs::start_probe(from, &format!("stay-{to}"), &arguments).unwrap();
     process.wait_line("ready", SOON).unwrap();
     process
 }
 
 /// A connection each from pods, from the node and from outside, while web-1 serves alone.
-fn connections(path: SocketLb, arguments: &[&str]) -> (Cluster, Vec<Process>) {
+pub(crate) fn connections(path: SocketLb, arguments: &[&str]) -> (Cluster, Vec<Process>) {
     let service = Service::new("web", 1).select(WEB).tcp(80, 8080).node_port(30080);
     let cluster = Cluster::start(path, &[service.object()]).with_agents(&["node1"], arguments);
     cluster.put_pods(&["web-1"]);
@@ -299,7 +304,7 @@ fn connections(path: SocketLb, arguments: &[&str]) -> (Cluster, Vec<Process>) {
 /// S12: a connection goes on until the pod itself ends.
 fn stays(path: SocketLb) {
     let (_cluster, open) = connections(path, &[]);
-    let answers = |process| lines(process).iter().filter(|line| line["body"] == "web-1").count();
+    let answers = |process| answers_of(process, "web-1");
     let before: Vec<_> = open.iter().map(answers).collect();
     for (process, before) in open.iter().zip(before) {
         eventually(SOON, "more answers of web-1", || {

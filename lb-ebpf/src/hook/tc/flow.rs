@@ -46,7 +46,7 @@ impl<A: Address + Maps + Routing> Next<A, Skb> for Look {
             }
             path::Look::Act => {
                 let verdict = path::act(skb, headers, &tables, &decision, Verdict::Send);
-                match perform(skb, verdict, (&decision.hop, || None, origin.direction())) {
+                match perform(skb, verdict, (&decision.hop, |_, _| None, origin.direction())) {
                     // Once more, with all that is needed to tell the sender.
                     step::TOO_BIG | step::TTL_EXPIRED => keep(headers, step::KNOWN),
                     code => code,

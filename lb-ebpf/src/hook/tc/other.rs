@@ -66,7 +66,7 @@ pub(super) fn note<A: Address + FragmentMaps + Routing>(skb: Skb, from: u32, cod
         TC_ACT_REDIRECT if decision.action == CtAction::REPLY_TO_HOST => {
             (FragmentAction::DELIVER, decision.hop.device)
         }
-        TC_ACT_REDIRECT => (FragmentAction::REDIRECT, 0),
+        TC_ACT_REDIRECT => (FragmentAction::REDIRECT, u32::from(decision.action.is_forward())),
         _ => (FragmentAction::DROP, 0),
     };
     fragment::remember(&skb, &tables, headers, Origin::of(from).direction(), rest);

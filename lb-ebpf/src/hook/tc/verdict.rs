@@ -15,7 +15,7 @@ use crate::{globals::MARK, hook::skb::Skb, maps};
 pub(super) fn perform(
     skb: &mut Skb,
     verdict: PathResult,
-    (hop, route, direction): (&NextHop, impl FnOnce() -> Option<i32>, Direction),
+    (hop, route, direction): (&NextHop, impl FnOnce(&Skb, Direction) -> Option<i32>, Direction),
 ) -> i32 {
     match verdict {
         Ok(Verdict::Carry) => step::CARRY,
@@ -29,7 +29,7 @@ pub(super) fn perform(
         Ok(Verdict::Pass) => NEXT,
         Ok(Verdict::Route) => {
             skb.set_mark(MARK.load());
-            route().unwrap_or(SHOT)
+            route(skb, direction).unwrap_or(SHOT)
         }
         Ok(Verdict::Send) => send(skb, hop),
         Err(counter) => end(counter),

@@ -17,6 +17,8 @@ pub(crate) const REMOTE: u16 = 30081;
 pub(crate) const CROWD: u16 = 30082;
 /// How many those are: so many that a flood does not use up the ports of SNAT.
 const CROWD_SIZE: u8 = 200;
+/// Node port of the Service whose endpoint is on node2, by direct server return.
+pub(crate) const CARRIED: u16 = 30083;
 /// Distance between the node ports of TCP and of UDP.
 pub(crate) const UDP_DISTANCE: u16 = 100;
 /// Cluster IP of the Service whose endpoint is on node1: port 80 of TCP, port 53 of UDP.
@@ -47,8 +49,11 @@ pub(crate) fn write(topology: &Topology, services: u32) -> Result<()> {
     let local = real(("local", LOCAL), (pod("web1"), "node1"), [80, 80]);
     let remote = real(("remote", REMOTE), (pod("web2"), "node2"), [80, 81]);
     let crowd = real(("crowd", CROWD), (crowd, "node2"), [80, 82]);
-    topology.apply("real.yaml", &[local, remote, crowd].concat())?;
-    let numbers: Vec<u32> = (0..services - 3).collect();
+    let carried = real(("carried", CARRIED), (pod("web2"), "node2"), [80, 83]);
+    let way = "{name: carried, annotations: {lb-agent/forwarding: dsr}}";
+    let carried = carried.replacen("{name: carried}", way, 1);
+    topology.apply("real.yaml", &[local, remote, crowd, carried].concat())?;
+    let numbers: Vec<u32> = (0..services - 4).collect();
     for (index, numbers) in numbers.chunks(PER_FILE as usize).enumerate() {
         let text = numbers.iter().map(|number| other(*number)).collect::<String>();
         topology.apply(&format!("others-{index}.yaml"), &text)?;

@@ -18,6 +18,8 @@ const PASSES: u32 = 10_000;
 const MOST_PASSES: u32 = 1 << 16;
 /// Calls of which the fastest counts.
 const CALLS: usize = 8;
+/// Room for what a frame gets longer by: the headers of a carrier.
+const CARRIER: usize = 56;
 /// Frames that the kernel hands over at once: what a driver's poll takes.
 const BATCH: u32 = 64;
 
@@ -171,6 +173,17 @@ impl Harness {
     ) -> Result<(f64, u64)> {
         self.prepare(input)?;
         self.call(Layer::Xdp, program)?;
+        self.send((input, frames))
+    }
+
+    /// Nanoseconds for each of so many frames that come in by a device and go on to the stack, until
+    /// they are taken in where it sends them, all on one CPU; and how many those were.
+    pub(crate) fn routed(&mut self, (input, frames): (&Input, u32)) -> Result<(f64, u64)> {
+        let noop = self.own("xdp_noop")?;
+        self.live(&noop, (input, frames))
+    }
+
+    fn send(&self, (input, frames): (&Input, u32)) -> Result<(f64, u64)> {
         let context = input.context(Layer::Xdp);
         let before = self.taken_in()?;
         let mut options = TestRunOptions::new();
@@ -230,6 +243,11 @@ impl Harness {
         }
     }
 
+    /// Runs the TC program that does nothing once, likewise.
+    pub(crate) fn noop_once(&self, input: &Input) -> Result<f64> {
+        Ok(timed_once(self.tc("tc_noop")?, input)?.0)
+    }
+
     fn tc(&self, name: &str) -> Result<&SchedClassifier> {
         let program = self.ebpf.program(name).with_context(|| format!("no program {name}"))?;
         Ok(program.try_into()?)
@@ -243,7 +261,12 @@ impl Harness {
 
 /// Runs a TC program once, without the harness.
 pub(crate) fn once(program: &SchedClassifier, input: &Input) -> Result<Output> {
-    Ok(run(program, input, (&input.context(Layer::Tc), 1))?.1)
+    Ok(timed_once(program, input)?.1)
+}
+
+/// The same, with its nanoseconds, the kernel's own for one pass included.
+pub(crate) fn timed_once(program: &SchedClassifier, input: &Input) -> Result<(f64, Output)> {
+    run(program, input, (&input.context(Layer::Tc), 1))
 }
 
 /// A program that is run on frames.
@@ -269,7 +292,7 @@ fn run<P: Runs>(
     input: &Input,
     (context, passes): (&[u8], u32),
 ) -> Result<(f64, Output)> {
-    let mut frame = [0; LENGTH];
+    let mut frame = [0; LENGTH + CARRIER];
     let mut options = TestRunOptions::new();
     options.data_in = Some(&input.frame);
     options.data_out = Some(&mut frame);
@@ -277,7 +300,8 @@ fn run<P: Runs>(
     options.repeat = passes;
     let result = program.test_run(options).context("run a program in the kernel")?;
     let nanoseconds = result.duration.as_secs_f64() * 1e9;
-    Ok((nanoseconds, Output { frame, verdict: result.return_value.cast_signed() }))
+    let (frame, _) = frame.split_first_chunk().context("a frame that is shorter than it was")?;
+    Ok((nanoseconds, Output { frame: *frame, verdict: result.return_value.cast_signed() }))
 }
 
 fn program_mut<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut aya::programs::Program> {

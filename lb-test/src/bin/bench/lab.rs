@@ -11,7 +11,7 @@ use aya::programs::{ProgramFd, SchedClassifier};
 use lb_test::{Family, Node, Topology};
 
 use crate::frame::{ACK, Flow, Payload, SYN, SYN_ACK};
-use crate::harness::{Input, Layer, Output, once};
+use crate::harness::{Input, Layer, Output, once, timed_once};
 
 /// The client's port; it lies outside the range of SNAT.
 pub(crate) const CLIENT_PORT: u16 = 40_000;
@@ -108,6 +108,11 @@ impl<'a> Lab<'a> {
             Hook::Xdp => &self.xdp,
         };
         Ok((hook.layer(), program.fd()?))
+    }
+
+    /// Runs a TC program once; its nanoseconds and what it makes of the frame.
+    pub(crate) fn timed(&self, hook: Hook, input: &Input) -> Result<(f64, Output)> {
+        timed_once(if hook == Hook::Egress { &self.egress } else { &self.ingress }, input)
     }
 
     /// Has the kernel learn the link-layer addresses of all that packets will be sent to: a refusal

@@ -4,6 +4,7 @@
 //! figure is measured. All of it runs in namespaces, with agents of its own.
 
 mod agent;
+mod carried;
 mod cases;
 mod cluster;
 mod crowd;
@@ -13,6 +14,7 @@ mod lab;
 mod live;
 mod packets;
 mod report;
+mod routed;
 mod sockets;
 mod sync;
 
@@ -54,6 +56,8 @@ enum Part {
     Agent,
     /// Packets through the programs of XDP and TC
     Packet,
+    /// Packets of no Service that a node routes
+    Routed,
     /// System calls on sockets
     Socket,
     /// From a change in the cluster to the last map write
@@ -97,6 +101,9 @@ fn measure(cli: &Cli, report: &mut Report) -> Result<()> {
         if wants(Part::Sync) {
             sync::measure(node, size, report)?;
         }
+    }
+    if wants(Part::Routed) {
+        routed::measure(&topology, report)?;
     }
     if let (true, [small, large]) = (wants(Part::Sync), &cli.services[..]) {
         sync::compare(node, [*small, *large], report)?;

@@ -95,8 +95,22 @@ impl Report {
         (value, unit): (f64, Unit),
         goal: impl Into<Option<f64>>,
     ) {
-        let goal = goal.into();
-        let (services, outcome) = (services.into(), outcome(value, goal));
+        self.add_with_noise(name, services.into(), (value, unit), (goal.into(), NOISE));
+    }
+
+    /// Adds a figure that was taken in turn with what it is compared with, so often that it holds no noise.
+    pub(crate) fn add_sharp(&mut self, name: &str, figure: (f64, Unit), goal: f64) {
+        self.add_with_noise(name, None, figure, (Some(goal), 1.0));
+    }
+
+    fn add_with_noise(
+        &mut self,
+        name: &str,
+        services: Option<u32>,
+        (value, unit): (f64, Unit),
+        (goal, noise): (Option<f64>, f64),
+    ) {
+        let outcome = outcome(value, goal, noise);
         self.rows.push(Row { name: name.to_owned(), services, value, unit, goal, outcome });
     }
 
@@ -111,11 +125,11 @@ impl Report {
     }
 }
 
-fn outcome(value: f64, goal: Option<f64>) -> Outcome {
+fn outcome(value: f64, goal: Option<f64>, noise: f64) -> Outcome {
     match goal {
         None => Outcome::Informs,
         Some(goal) if value <= goal => Outcome::Meets,
-        Some(goal) if goal > 0.0 && value <= goal * NOISE => Outcome::WithinNoise,
+        Some(goal) if goal > 0.0 && value <= goal * noise => Outcome::WithinNoise,
         Some(_) => Outcome::Misses,
     }
 }
@@ -184,10 +198,11 @@ mod tests {
 
     #[test]
     fn a_goal_is_missed_beyond_noise_only() {
-        assert_eq!(outcome(0.9, Some(1.0)), Outcome::Meets);
-        assert_eq!(outcome(1.1, Some(1.0)), Outcome::WithinNoise);
-        assert_eq!(outcome(1.2, Some(1.0)), Outcome::Misses);
-        assert_eq!(outcome(1.2, None), Outcome::Informs);
+        assert_eq!(outcome(0.9, Some(1.0), NOISE), Outcome::Meets);
+        assert_eq!(outcome(1.1, Some(1.0), NOISE), Outcome::WithinNoise);
+        assert_eq!(outcome(1.2, Some(1.0), NOISE), Outcome::Misses);
+        assert_eq!(outcome(1.2, None, NOISE), Outcome::Informs);
+        assert_eq!(outcome(1.1, Some(1.0), 1.0), Outcome::Misses);
     }
 
     #[test]

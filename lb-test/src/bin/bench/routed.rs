@@ -1,0 +1,129 @@
+//! Packets of no Service that a node really routes: in by its uplink, out by a pod's veth, taken in at the
+//! pod, all on one CPU. Two nodes in turn, one of them with an agent.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use aya::programs::xdp::XdpLinkId;
+use lb_test::{Agent, AgentOptions, Family, Topology};
+
+use crate::cases::family_name;
+use crate::frame::{Flow, Payload};
+use crate::harness::{Harness, Input};
+use crate::lab::CLIENT_PORT;
+use crate::packets::stay_on_one_cpu;
+use crate::report::{Report, Unit, median};
+
+/// Times that each node is measured.
+const ROUNDS: usize = 31;
+/// Frames in one call: few enough that the kernel does not leave them to a thread of its own.
+const FRAMES: u32 = 64 * 50;
+/// Calls of which the fastest counts.
+const CALLS: usize = 8;
+/// A port of no Service and no backend.
+const PORT: u16 = 9;
+/// How long the largest cluster may take.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// A rate of 0.97.
+const GOAL: f64 = 1.031;
+/// The node that gets an agent and the one that gets none, with a pod of each.
+const PATHS: [(&str, &str); 2] = [("node1", "shell1"), ("node2", "shell2")];
+
+/// Adds the time of a packet by TC programs at every device of its path, over that by none.
+pub(crate) fn measure(topology: &Topology, report: &mut Report) -> Result<()> {
+    let mut harness = Harness::load()?;
+    let links = take_in(topology, &mut harness)?;
+    for (family, ratio) in ratios(topology, &mut harness)? {
+        let name = format!(
+            "routed, not ours {}, a node without an agent over another",
+            family_name(family)
+        );
+        report.add(&name, None, (ratio, Unit::Times), None);
+    }
+    let options = AgentOptions::manifests(topology.manifests()).argument("--xdp=off");
+    let mut agent = Agent::start(topology.node("node1"), options)?;
+    agent.wait_synced(PATIENCE)?;
+    for (family, ratio) in ratios(topology, &mut harness)? {
+        let name =
+            format!("routed, not ours {}, over a node without an agent", family_name(family));
+        report.add_sharp(&name, (ratio, Unit::Times), GOAL);
+    }
+    agent.term()?;
+    agent.command(&["cleanup"])?;
+    links.into_iter().try_for_each(|link| harness.detach("xdp_drop", link))
+}
+
+/// Attaches the program that takes packets in to the pods' devices.
+fn take_in(topology: &Topology, harness: &mut Harness) -> Result<Vec<XdpLinkId>> {
+    let mut links = Vec::new();
+    for (_, pod) in PATHS {
+        links.push(topology.pod(pod).enter(|| harness.attach("xdp_drop", "eth0"))??);
+    }
+    Ok(links)
+}
+
+/// The time by the first node over that by the second.
+fn ratios(topology: &Topology, harness: &mut Harness) -> Result<Vec<(Family, f64)>> {
+    let mut all = Vec::new();
+    for family in Family::BOTH {
+        let mut ratios = Vec::new();
+        let inputs = inputs(topology, family)?;
+        for round in 0..ROUNDS {
+            let mut times = [0.0; 2];
+            // Neither is always the first one.
+            for place in [round % 2, 1 - round % 2] {
+                let node = topology.node(PATHS[place].0);
+                times[place] = node.enter(|| fastest(harness, &inputs[place]))??;
+            }
+            ratios.push(times[0] / times[1]);
+        }
+        all.push((family, median(&ratios)));
+    }
+    Ok(all)
+}
+
+/// A client's datagram to the pod of each node, at the node's uplink.
+fn inputs(topology: &Topology, family: Family) -> Result<Vec<Input>> {
+    let client: IpAddr = topology.client("client").ip(family);
+    let each = PATHS.iter().map(|(node, pod)| {
+        let flow = Flow { src: (client, CLIENT_PORT), dst: (topology.pod(pod).ip(family), PORT) };
+        let mut frame = flow.frame(Payload::Udp);
+        let node = topology.node(node);
+        frame[..6].copy_from_slice(&mac(&node.run("ip", &["-j", "link", "show", "eth0"])?)?);
+        meet(topology, (node.name(), pod), family)?;
+        let uplink = node.enter(|| nix::net::if_::if_nametoindex("eth0"))??;
+        Ok(Input { frame, flows: 1, device: uplink, came_by: 0 })
+    });
+    each.collect()
+}
+
+/// Makes the node know its pod's link-layer address, and keep it: the pod answers nobody while it drops.
+fn meet(topology: &Topology, (node, pod): (&str, &str), family: Family) -> Result<()> {
+    let (ip, device) = (topology.pod(pod).ip(family).to_string(), topology.pod(pod).device());
+    let address = mac(&topology.pod(pod).run("ip", &["-j", "link", "show", "eth0"])?)?;
+    let address = address.map(|byte| format!("{byte:02x}")).join(":");
+    let neighbour = ["neigh", "replace", &ip, "lladdr", &address, "dev", &device];
+    let node = topology.node(node);
+    node.run("ip", &[&neighbour[..], &["nud", "permanent"]].concat()).map(drop)
+}
+
+/// The link-layer address that `ip -j link` shows.
+fn mac(shown: &str) -> Result<[u8; 6]> {
+    let links: serde_json::Value = serde_json::from_str(shown)?;
+    let text = links[0]["address"].as_str().context("no address")?;
+    let bytes: Result<Vec<u8>, _> = text.split(':').map(|it| u8::from_str_radix(it, 16)).collect();
+    bytes?.try_into().map_err(|bytes| anyhow::anyhow!("{bytes:?}"))
+}
+
+/// Nanoseconds a packet.
+fn fastest(harness: &mut Harness, input: &Input) -> Result<f64> {
+    stay_on_one_cpu()?;
+    let mut best = f64::INFINITY;
+    for _ in 0..CALLS {
+        let (time, taken_in) = harness.routed((input, FRAMES))?;
+        ensure!(taken_in > u64::from(FRAMES) / 100 * 99, "{taken_in} of {FRAMES} packets arrived");
+        best = best.min(time);
+    }
+    Ok(best)
+}
