@@ -3,7 +3,14 @@
 #[path = "build/programs.rs"]
 mod programs;
 
+use std::{env, fs, path::Path};
+
+use anyhow::Context as _;
 use aya_build::Package;
+use object::{
+    build::elf::{Builder, SectionData},
+    elf::SHT_STRTAB,
+};
 
 fn main() -> anyhow::Result<()> {
     println!("cargo:rerun-if-changed=../lb-common/src");
@@ -12,5 +19,25 @@ fn main() -> anyhow::Result<()> {
         root_dir: "../lb-ebpf",
         features: &["kernel"],
         ..Package::default()
-    })
+    })?;
+    let folder = env::var_os("OUT_DIR").context("no OUT_DIR")?;
+    strip(&Path::new(&folder).join("lb"))
+}
+
+/// Leaves out what only debuggers read, five times as long as the programs; the kernel's BTF stays.
+fn strip(path: &Path) -> anyhow::Result<()> {
+    let object = fs::read(path)?;
+    let mut builder = Builder::read(object.as_slice())?;
+    for section in &mut builder.sections {
+        let name = section.name.as_slice();
+        section.delete = name.starts_with(b".debug") || name.starts_with(b".rel.debug");
+    }
+    builder.delete_orphans();
+    // The compiler has put the names of sections among those of symbols.
+    let names = builder.sections.add();
+    (names.name, names.sh_type) = (b".shstrtab"[..].into(), SHT_STRTAB);
+    names.data = SectionData::SectionString;
+    let mut stripped = Vec::new();
+    builder.write(&mut stripped)?;
+    fs::write(path, stripped).context("write the programs without what debuggers read")
 }

@@ -85,12 +85,19 @@ fn programs_stay_within_their_budget() {
     }
 }
 
-/// The names of all symbols and sections (ELF-64, little-endian).
+/// The names of all symbols (ELF-64, little-endian): in the table of strings that is not that of the sections' names.
 fn names(object: &[u8]) -> &[u8] {
-    let at = |offset: usize| u64::from_le_bytes(*object[offset..].first_chunk().unwrap());
-    let index = u16::from_le_bytes(*object[62..].first_chunk().unwrap());
-    let header = usize::try_from(at(40)).unwrap() + usize::from(index) * 64;
-    let [start, length] = [24, 32].map(|field| usize::try_from(at(header + field)).unwrap());
+    const SHT_STRTAB: u32 = 3;
+    let word = |offset: usize| u64::from_le_bytes(*object[offset..].first_chunk().unwrap());
+    let half = |offset: usize| u16::from_le_bytes(*object[offset..].first_chunk().unwrap());
+    let (headers, count, sections) = (word(40), half(60), half(62));
+    let header = |index: u16| usize::try_from(headers).unwrap() + usize::from(index) * 64;
+    let kind = |header: usize| u32::from_le_bytes(*object[header + 4..].first_chunk().unwrap());
+    let is_strings = |header: usize| kind(header) == SHT_STRTAB;
+    let symbols =
+        (0..count).filter(|index| *index != sections).map(header).find(|at| is_strings(*at));
+    let [start, length] =
+        [24, 32].map(|field| usize::try_from(word(symbols.unwrap() + field)).unwrap());
     &object[start..start + length]
 }
 
