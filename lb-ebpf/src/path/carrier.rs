@@ -222,11 +222,9 @@ pub fn accept<A: Address>(
     let is_own = tables.source_at(tables.device()) == Some(headers.flow.src);
     let client = if is_own { Client::Carried } else { Client::Outside };
     if !is_own && !track::is_reply_flow_taken(headers, tables, &choice.backend) {
-        track::dnat(headers, tables, &choice, client, decision)?;
-        return Ok(Found::Decided);
+        return track::dnat(headers, tables, &choice, client, decision);
     }
-    track::snat(headers, tables, &choice, client, decision)?;
-    Ok(Found::Claim)
+    track::snat(headers, tables, &choice, client, decision)
 }
 /// The frontend that a client asked for at another node: one of this node's as well, or the node port
 /// that all nodes have, by its guard.

@@ -72,24 +72,15 @@ pub(super) fn first<A: Address>(
     if (is_carried || must_masquerade) && client != Client::Host && headers.ttl <= 1 {
         return Err(Counter::TtlExpired);
     }
-    if is_carried {
-        track::dsr(headers, tables, &choice, decision)?;
+    let found = if is_carried {
+        track::dsr(headers, tables, &choice, decision)?
     } else if must_masquerade {
-        track::snat(headers, tables, &choice, client, decision)?;
+        track::snat(headers, tables, &choice, client, decision)?
     } else {
-        track::dnat(headers, tables, &choice, client, decision)?;
-    }
+        track::dnat(headers, tables, &choice, client, decision)?
+    };
     keep_affinity(headers, tables, frontend, &choice);
-    if must_masquerade {
-        return Ok(Found::Claim);
-    }
-    if decision.action.redirects() {
-        decision.hop = tables.route(headers.flow.src, decision.dst).ok_or(Counter::NoRoute)?;
-    }
-    if is_carried {
-        carrier::narrow::<A>(&mut decision.hop);
-    }
-    Ok(Found::Decided)
+    Ok(found)
 }
 
 /// Asks whether the packet is one to begin a flow with.

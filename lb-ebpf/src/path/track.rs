@@ -1,14 +1,13 @@
 //! What is remembered of a flow: an entry for each direction, and a port where SNAT needs one.
 
 use lb_common::{
-    abi::{Address, Backend, BePort, CachedFlow, Counter, CtAction, CtEntry, CtKey},
-    carrier,
+    abi::{Address, Backend, BePort, CachedFlow, Counter, CtAction, CtEntry, CtKey, NextHop},
     conntrack::{CtState, End, silence},
     flow,
 };
 
 use super::{
-    Found,
+    Found, carrier,
     first::{Choice, Client},
     hinted,
     known::is_silent,
@@ -29,7 +28,7 @@ const SNAT_STEP: u32 = 61;
 ///
 /// # Errors
 ///
-/// Never: there is always room for one entry.
+/// Without a route, where the packet is sent on by it.
 #[inline(always)]
 pub(super) fn dnat<A: Address>(
     headers: &Headers<A>,
@@ -37,7 +36,7 @@ pub(super) fn dnat<A: Address>(
     choice: &Choice<A>,
     client: Client,
     decision: &mut CachedFlow<A>,
-) -> Result<(), Counter> {
+) -> Result<Found, Counter> {
     let (forward, reply, device) = match client {
         Client::Host => (CtAction::FORWARD_FROM_HOST, CtAction::REPLY_TO_HOST, tables.device()),
         Client::Carried | Client::Outside | Client::Pod => (CtAction::FORWARD, CtAction::REPLY, 0),
@@ -46,7 +45,10 @@ pub(super) fn dnat<A: Address>(
     decision.set(&headers.flow, &reply_flow.reversed(), forward);
     if client != Client::Host && !tables.may_remember() {
         hinted::keep(headers, tables, choice, decision);
-        return Ok(());
+        return Ok(Found::Decided);
+    }
+    if client == Client::Host {
+        decision.hop = hop(headers, tables, &choice.backend)?;
     }
     let seen = (tables.now(), first_state(headers));
     let scratch = tables.scratch().ok_or(Counter::RewriteFailed)?;
@@ -55,7 +57,7 @@ pub(super) fn dnat<A: Address>(
     let ends = reply_flow.reversed();
     scratch.set(entry(&ends, choice, forward, seen));
     tables.track(&headers.flow, scratch);
-    Ok(())
+    Ok(Found::Decided)
 }
 
 /// Decides on a translation of both ends, but for the source port: that is for [`claim`]. A process
@@ -71,26 +73,23 @@ pub(super) fn snat<A: Address>(
     choice: &Choice<A>,
     client: Client,
     decision: &mut CachedFlow<A>,
-) -> Result<(), Counter> {
+) -> Result<Found, Counter> {
     let backend = &choice.backend;
+    decision.hop = hop(headers, tables, backend)?;
     let mut ends = CtKey { dst: backend.address, dst_port: backend.port, ..headers.flow };
     let (mut forward, mut reply, mut device) =
         (CtAction::FORWARD_FROM_HOST, CtAction::REPLY_TO_HOST, tables.device());
     if client == Client::Carried {
         forward = CtAction::FORWARD_SNAT;
     } else if client != Client::Host {
-        let hop = tables.route(headers.flow.src, backend.address).ok_or(Counter::NoRoute)?;
-        ends.src = tables.source_at(hop.device).ok_or(Counter::NoSourceAddress)?;
-        if ends.src == headers.flow.src {
-            return Err(Counter::Martian);
-        }
+        ends.src = source(headers, tables, decision.hop)?;
         (forward, reply, device) = (CtAction::FORWARD_SNAT, CtAction::REPLY_SNAT, 0);
     }
     let seen = (tables.now(), first_state(headers));
     let back = tables.scratch().ok_or(Counter::RewriteFailed)?;
     back.set(CtEntry { device, ..entry(&headers.flow.reversed(), choice, reply, seen) });
     decision.set(&headers.flow, &ends, forward);
-    Ok(())
+    Ok(Found::Claim)
 }
 
 /// Decides that the packets of a flow are carried to the node of their backend, and remembers that, but in a
@@ -106,14 +105,12 @@ pub(super) fn dsr<A: Address>(
     tables: &impl Tables<A>,
     choice: &Choice<A>,
     decision: &mut CachedFlow<A>,
-) -> Result<(), Counter> {
+) -> Result<Found, Counter> {
     let Backend { address, port, .. } = choice.backend;
-    let hop = tables.route(headers.flow.src, address).ok_or(Counter::NoRoute)?;
-    let src = tables.source_at(hop.device).ok_or(Counter::NoSourceAddress)?;
-    if src == headers.flow.src {
-        return Err(Counter::Martian);
-    }
-    let src_port = carrier::src_port(flow::hash(&headers.flow));
+    decision.hop = hop(headers, tables, &choice.backend)?;
+    carrier::narrow::<A>(&mut decision.hop);
+    let src = source(headers, tables, decision.hop)?;
+    let src_port = lb_common::carrier::src_port(flow::hash(&headers.flow));
     let ends = CtKey { src, dst: address, src_port, dst_port: port, ..headers.flow };
     decision.set(&headers.flow, &ends, CtAction::FORWARD_DSR);
     if tables.may_remember() {
@@ -122,7 +119,28 @@ pub(super) fn dsr<A: Address>(
         scratch.set(entry(&ends, choice, CtAction::FORWARD_DSR, seen));
         tables.track(&headers.flow, scratch);
     }
-    Ok(())
+    Ok(Found::Decided)
+}
+
+/// The way to a backend: by who asks, as the stack would go.
+#[inline(always)]
+fn hop<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    backend: &Backend<A>,
+) -> Result<NextHop, Counter> {
+    tables.route(headers.flow.src, backend.address).ok_or(Counter::NoRoute)
+}
+
+/// The address of this node that packets to a next hop come from; they did not yet.
+#[inline(always)]
+fn source<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    hop: NextHop,
+) -> Result<A, Counter> {
+    let source = tables.source_at(hop.device).ok_or(Counter::NoSourceAddress)?;
+    if source == headers.flow.src { Err(Counter::Martian) } else { Ok(source) }
 }
 
 /// Tries one source port for what [`snat`] has decided: no living flow towards the backend may use it.
@@ -132,7 +150,7 @@ pub(super) fn dsr<A: Address>(
 ///
 /// # Errors
 ///
-/// [`Counter::NoRoute`] if there is no way to the backend.
+/// Never: the map of one entry has it.
 #[inline(always)]
 pub fn claim<A: Address>(
     headers: &Headers<A>,
@@ -179,8 +197,6 @@ pub fn claim<A: Address>(
         back.set_opposite(back, &reply_flow, (decision.action, 0));
         tables.track(&headers.flow, back);
     }
-    // By who asks, as the stack would, and as the source address was chosen.
-    decision.hop = tables.route(headers.flow.src, decision.dst).ok_or(Counter::NoRoute)?;
     Ok(Found::Decided)
 }
 
