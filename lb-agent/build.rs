@@ -12,6 +12,8 @@ use object::{
     elf::SHT_STRTAB,
 };
 
+const SECTION_NAMES: &[u8] = b".shstrtab";
+
 fn main() -> anyhow::Result<()> {
     println!("cargo:rerun-if-changed=../lb-common/src");
     programs::build(Package {
@@ -33,10 +35,12 @@ fn strip(path: &Path) -> anyhow::Result<()> {
         section.delete = name.starts_with(b".debug") || name.starts_with(b".rel.debug");
     }
     builder.delete_orphans();
-    // The compiler has put the names of sections among those of symbols.
-    let names = builder.sections.add();
-    (names.name, names.sh_type) = (b".shstrtab"[..].into(), SHT_STRTAB);
-    names.data = SectionData::SectionString;
+    // Compilers may put the names of sections among those of symbols.
+    if !builder.sections.iter().any(|section| section.name.as_slice() == SECTION_NAMES) {
+        let names = builder.sections.add();
+        (names.name, names.sh_type) = (SECTION_NAMES.into(), SHT_STRTAB);
+        names.data = SectionData::SectionString;
+    }
     let mut stripped = Vec::new();
     builder.write(&mut stripped)?;
     fs::write(path, stripped).context("write the programs without what debuggers read")

@@ -99,6 +99,7 @@ pub(super) fn load_programs(
             scope.spawn(move || Ok((name, pin((name, program), pins, load_by_kind)?)))
         });
         let loads: Vec<_> = loads.collect();
+        assert_eq!(loads.len(), names.len(), "invariant: the object holds each program");
         let ended = loads.into_iter().map(thread::ScopedJoinHandle::join);
         ended.map(|load| load.unwrap_or_else(|panic| resume_unwind(panic))).collect()
     })

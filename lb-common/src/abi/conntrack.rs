@@ -88,7 +88,8 @@ impl<A: Address> CtEntry<A> {
 abi! {
     /// What a walk over all entries of one family has found.
     pub struct Swept {
-        /// Entries there were, those among them that are gone by now.
+        /// Entries there were, those among them that are gone by now; of flows that are not proven, those
+        /// that were seen of late.
         pub entries: u64,
         /// Entries removed because their backend no longer serves.
         pub stale: u64,
@@ -116,6 +117,7 @@ impl CtAction {
     const IS_FORWARD: u8 = 2;
     const REDIRECTS: u8 = 8;
     const TO_HOST: u8 = 64;
+    /// Tells an action from none.
     const TRANSLATES: u8 = 1;
 
     /// Leave the packet alone: it belongs to no Service. Never in conntrack.
@@ -188,7 +190,8 @@ impl CtAction {
             Self::FORWARD_SNAT => Self::REPLY_SNAT,
             Self::REPLY => Self::FORWARD,
             Self::REPLY_SNAT => Self::FORWARD_SNAT,
-            _ => Self::FORWARD_FROM_HOST,
+            Self::REPLY_TO_HOST => Self::FORWARD_FROM_HOST,
+            _ => Self::NONE,
         }
     }
 }

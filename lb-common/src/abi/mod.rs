@@ -40,7 +40,7 @@ pub use target::Target;
 pub use wire::{PlainIpv4, PlainIpv6};
 
 /// Version of all layouts below, recorded beside the pinned maps.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Slots in one element of a chunk array: one cache line.
 pub const SLOTS_PER_CHUNK: u32 = 16;

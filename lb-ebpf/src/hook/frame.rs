@@ -64,7 +64,7 @@ fn at<T>(ctx: &XdpContext, offset: usize) -> Option<*mut T> {
 }
 
 impl Context for XdpContext {
-    // What is not remembered is for a backend here, so that TC finishes it.
+    // TC looks at all that is passed on.
     const IS_AHEAD: bool = true;
 
     #[inline(always)]

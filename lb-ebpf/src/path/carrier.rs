@@ -60,7 +60,7 @@ pub(super) const fn narrow<A: Address>(hop: &mut NextHop) {
 }
 
 /// Decides that a packet is carried after those of its flow, from one of the `ends` to the other: an error
-/// about one, or a later fragment.
+/// about one, or a later fragment. It takes the flow's way: by who asks.
 ///
 /// # Errors
 ///
@@ -68,11 +68,11 @@ pub(super) const fn narrow<A: Address>(hop: &mut NextHop) {
 #[inline(always)]
 pub(super) fn follow<A: Address>(
     tables: &impl Tables<A>,
-    ends: &CtKey<A>,
+    (ends, asker): (&CtKey<A>, A),
     decision: &mut CachedFlow<A>,
 ) -> PathResult {
     decision.set(ends, ends, CtAction::FORWARD_DSR);
-    decision.hop = tables.route(ends.src, ends.dst).ok_or(Counter::NoRoute)?;
+    decision.hop = tables.route(asker, ends.dst).ok_or(Counter::NoRoute)?;
     narrow::<A>(&mut decision.hop);
     Ok(Verdict::Carry)
 }

@@ -119,7 +119,8 @@ fn judge<A: Address>(
             let [src_port, dst_port] =
                 [first.detail >> 16, first.detail].map(|it| BePort(it as u16));
             let ends = CtKey { src: first.src, dst: first.dst, src_port, dst_port, ..headers.flow };
-            return Ok(super::carrier::follow(tables, &ends, decision)?);
+            let asker = headers.flow.src;
+            return Ok(super::carrier::follow(tables, (&ends, asker), decision)?);
         }
         _ => {}
     }

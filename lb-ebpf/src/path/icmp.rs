@@ -237,7 +237,7 @@ fn judge<A: Icmp>(
         return Ok(Verdict::Pass);
     }
     let ends = entry.get().peer(quote.answers.protocol).reversed();
-    carrier::follow(tables, &ends, decision)
+    carrier::follow(tables, (&ends, quote.answers.src), decision)
 }
 
 /// Is a flow over? Then its client may have begun another one to the same backend, past this node's
@@ -271,7 +271,9 @@ fn translate<A: Icmp>(
     let new_src = if is_snat || is_from_end { entry.src } else { src };
     let is_routed = entry.action.redirects();
     if is_routed {
-        tables.route(new_src, entry.dst).ok_or(Counter::NoRoute)?;
+        // The way of the flow: by who asks.
+        let asker = if entry.action.is_forward() { quote.answers.src } else { new_src };
+        tables.route(asker, entry.dst).ok_or(Counter::NoRoute)?;
     }
     if is_snat {
         rewrite::decrement_ttl::<A>(packet, ttl)?;

@@ -2,6 +2,7 @@
 
 use lb_common::abi::{Abi as _, Address, CachedFlow, Counter};
 use lb_ebpf::{
+    packet::Packet as _,
     parse::{Header, Headers, Next, NoFlow},
     path::{self, Found, Origin, Verdict, carrier, refuse},
 };
@@ -18,6 +19,9 @@ use crate::{
     },
     maps::{self, Maps},
 };
+
+/// Headers that a path may touch where there are options: Ethernet, IPv4 with all of them, TCP.
+const LONG_HEADERS: u32 = 14 + 60 + 20;
 
 #[inline(always)]
 pub(super) fn look<A: Header + Maps + Routing>(mut skb: Skb, from: u32) -> i32 {
@@ -68,6 +72,7 @@ fn keep<A: Maps + Copy>(headers: &Headers<A>, code: i32) -> i32 {
 
 #[inline(always)]
 pub(super) fn read<A: Header + Maps + Routing>(mut skb: Skb, from: u32) -> i32 {
+    skb.pull(LONG_HEADERS);
     match A::parse(&mut skb, Read { is_carried: from == CARRIED }) {
         Ok(code) => code,
         Err(NoFlow::Other) => step::OTHER,
