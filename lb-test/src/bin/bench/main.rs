@@ -21,7 +21,7 @@ mod sync;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use clap::{Parser, ValueEnum};
+use clap::{Parser, ValueEnum, value_parser};
 use lb_test::{NodeSpec, PodSpec, Topology, require};
 
 use report::Report;
@@ -30,7 +30,7 @@ use report::Report;
 const SIZES: [u32; 2] = [10, 10_000];
 
 #[derive(Parser)]
-#[command(bin_name = "cargo xtask bench", about = "Measures against the goals; takes 2 minutes")]
+#[command(bin_name = "cargo xtask bench", about = "Measures against the goals; takes 6 minutes")]
 struct Cli {
     /// What to measure [default: all of it]
     #[arg(value_enum)]
@@ -39,7 +39,8 @@ struct Cli {
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     only: String,
     /// Sizes of the clusters, in Services
-    #[arg(long, value_name = "NUMBER", value_delimiter = ',', default_values_t = SIZES)]
+    #[arg(long, value_name = "NUMBER", value_delimiter = ',', default_values_t = SIZES,
+          value_parser = value_parser!(u32).range(10..=10_000))]
     services: Vec<u32>,
     /// Write the figures to this file, too
     #[arg(long, value_name = "FILE")]
