@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::address::{DualStack, Family};
@@ -16,6 +16,8 @@ use crate::process::Process;
 use crate::wait::try_eventually;
 
 const START: Duration = Duration::from_secs(5);
+/// How an iperf3 server refuses a client while it has another one.
+const BUSY: &str = "the server is busy running a test";
 
 /// Starts nginx, which answers on `ports` of both families with the host's name and a newline.
 ///
@@ -155,15 +157,27 @@ pub fn iperf3_server(host: &Host) -> Result<Process> {
     Ok(process)
 }
 
-/// Runs an iperf3 client against `server` and returns its JSON report.
+/// Runs an iperf3 client against `server`, once that is done with its last client, and returns the client's JSON
+/// report.
 ///
 /// # Errors
-/// When the measurement fails.
+/// When the measurement fails, or the server stays busy for 5 seconds.
 pub fn iperf3(from: &Host, server: SocketAddr, options: &[&str]) -> Result<Value> {
     let (address, port) = (server.ip().to_string(), server.port().to_string());
     let mut arguments = vec!["-c", &address, "-p", &port, "--json"];
     arguments.extend(options);
-    Ok(serde_json::from_str(&from.run("iperf3", &arguments)?)?)
+    let measure = || -> Result<Value> {
+        let report: Value = serde_json::from_str(&from.run("iperf3", &arguments)?)?;
+        // A client that is refused ends well all the same.
+        match report["error"].as_str() {
+            Some(error) => bail!("iperf3 from {} to {server}: {error}", from.name()),
+            None => Ok(report),
+        }
+    };
+    try_eventually(START, "idle iperf3 server", || match measure() {
+        Err(error) if error.to_string().contains(BUSY) => Err(error),
+        result => Ok(result),
+    })?
 }
 
 /// The probe's binary: `LB_PROBE_BIN`, else beside the running program.

@@ -153,14 +153,23 @@ fn a_real_dns_server_is_asked_over_udp() {
 }
 
 #[test]
-fn iperf3_measures_between_pods() {
+fn iperf3_measures_one_client_after_the_other() {
     require_topology!();
     let topology = two_nodes();
     let server = topology.pod("web-2");
     let _iperf3 = programs::iperf3_server(server).unwrap();
-    let options = ["-n", "1M"];
-    let report = programs::iperf3(topology.pod("web-1"), server.socket(Family::V4, 5201), &options);
-    assert!(report.unwrap()["end"]["sum_received"]["bytes"].as_u64().unwrap() > 0);
+    let to = server.socket(Family::V4, 5201);
+    std::thread::scope(|scope| {
+        for from in [&**topology.pod("web-1"), topology.node("node1"), topology.node("node2")] {
+            scope.spawn(move || {
+                let report = programs::iperf3(from, to, &["-n", "20M"]).unwrap();
+                assert!(report["end"]["sum_received"]["bytes"].as_u64().unwrap() > 0);
+            });
+        }
+    });
+    let nobody = server.socket(Family::V4, 5202);
+    let error = programs::iperf3(topology.node("node1"), nobody, &[]).unwrap_err();
+    assert!(error.to_string().contains("refused"), "{error:#}");
 }
 
 #[test]
