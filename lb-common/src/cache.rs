@@ -101,6 +101,13 @@ impl<'a> Stamp<'a> {
     }
 }
 
+/// The hash that a flow's element has its place by, and its mark (`presence`): whatever the time is.
+#[inline(always)]
+#[must_use]
+pub fn hash<A: Address>(factors: &Factors, flow: &CtKey<A>) -> u64 {
+    Stamp { factors, epoch: 0, jiffies: 0 }.key(flow).hash
+}
+
 /// Which of `2^(64 - shift)` elements a hash leads to.
 #[inline(always)]
 #[must_use]

@@ -141,9 +141,7 @@ pub fn decrement_ttl<A: Address>(packet: &mut impl Packet, ttl: u8) -> Result<()
     if A::HEADER != IPV4_HEADER {
         return Ok(());
     }
-    let word = |ttl: u8| u32::from(u16::from_ne_bytes([ttl, 0]));
-    let change = Difference::new(word(ttl), word(ttl - 1));
-    change_checksum(packet, L3 + IPV4_CHECKSUM, change)
+    change_checksum(packet, L3 + IPV4_CHECKSUM, Difference::HOP)
 }
 
 /// Length of the transport header and all that it carries, in bytes. From the IP header: a frame

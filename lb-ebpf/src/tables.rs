@@ -108,6 +108,7 @@ pub trait Tables<A: Address>: Backends<A> {
 
     /// Ticks for which a silent UDP flow keeps its backend.
     fn udp_timeout(&self) -> u32;
+
     /// Are connections that began before us left to the stack?
     fn migrates(&self) -> bool;
 

@@ -4,8 +4,7 @@ use std::{cell::RefCell, collections::HashMap};
 
 use lb_common::{
     abi::{Abi, CtKey},
-    cache::Stamp,
-    presence,
+    cache, presence,
 };
 
 use super::{FakeBench, FakeTables, FromIp, ODD};
@@ -23,7 +22,7 @@ impl Marks {
 }
 
 fn place<A: FromIp>(flow: &CtKey<A>) -> (u32, usize) {
-    let hash = Stamp { factors: &ODD, epoch: 0, jiffies: 0 }.key(flow).hash;
+    let hash = cache::hash(&ODD, flow);
     (presence::table(flow.dst_port), presence::place(hash))
 }
 

@@ -1,11 +1,24 @@
 //! Where we are attached.
 
-/// Makes the steps of a family: functions that the kernel's verifier reads one by one, and that it lets
-/// answer with any number.
+/// Declares the steps of a hook, and makes them for each family: functions that the kernel's verifier reads one
+/// by one, and that it lets answer with any number.
 macro_rules! steps {
     (
-        $packet:ident of $context:ident by $raw:ty, $family:ty:
-        $($name:ident = $function:ident($($argument:ident: $type:ty),*),)+
+        $packet:ident of $context:ident by $raw:ty:
+        $($(#[$meta:meta])*
+        $name:ident($($argument:ident: $type:ty),*) = $v4:ident, $v6:ident;)+
+    ) => {
+        /// The steps for one family.
+        trait Steps {
+            $($(#[$meta])*
+            fn $name(ctx: *mut $raw $(, $argument: $type)*) -> i32;)+
+        }
+        steps!(@of Ipv4, $packet, $context, $raw: $($name($($argument: $type),*) = $v4;)+);
+        steps!(@of Ipv6, $packet, $context, $raw: $($name($($argument: $type),*) = $v6;)+);
+    };
+    (
+        @of $family:ty, $packet:ident, $context:ident, $raw:ty:
+        $($name:ident($($argument:ident: $type:ty),*) = $function:ident;)+
     ) => {
         $(#[unsafe(no_mangle)]
         #[inline(never)]

@@ -90,15 +90,8 @@ impl Routing for Ipv6 {
 #[inline(always)]
 pub fn route<A: Routing>(ctx: &impl Context, src: A, dst: A) -> Option<NextHop> {
     let RouteQuery { lookup, is_known } = maps::route_query()?;
-    // SAFETY: every field is an integer.
-    *lookup = unsafe { core::mem::zeroed() };
-    lookup.family = A::FAMILY;
-    lookup.__bindgen_anon_1.tot_len = ASK_MTU;
-    lookup.ifindex = ctx.device();
-    A::ask(lookup, src, dst);
-    let size = size_of::<bpf_fib_lookup>() as i32;
-    // SAFETY: the context is valid, and the size is that of the parameters.
-    let answer = unsafe { fib_lookup(ctx.as_ptr(), lookup, size, 0) };
+    begin(lookup, ctx, [src, dst]);
+    let answer = ask(lookup, ctx);
     if answer == i64::from(BPF_FIB_LKUP_RET_NO_NEIGH) {
         *is_known = 0;
         return Some(NextHop { mtu: u16::MAX, ..NextHop::of(lookup.ifindex) });
@@ -151,20 +144,32 @@ extern "C" fn lb_tc_device6(ctx: *mut __sk_buff) -> u32 {
 #[inline(always)]
 fn device6(skb: &Skb) -> Option<u32> {
     let RouteQuery { lookup, .. } = maps::route_query()?;
-    // SAFETY: every field is an integer.
-    *lookup = unsafe { core::mem::zeroed() };
-    lookup.family = AF_INET6;
-    lookup.__bindgen_anon_1.tot_len = ASK_MTU;
+    let ctx = skb.context();
+    begin(lookup, &ctx, skb.read::<[Ipv6; 2]>(ETHERNET_HEADER + Ipv6::SOURCE_OFFSET)?);
     lookup.l4_protocol = skb.read(ETHERNET_HEADER + NEXT_HEADER)?;
     lookup.__bindgen_anon_2.flowinfo = skb.read::<u32>(ETHERNET_HEADER)? & FLOW_INFO.to_be();
-    lookup.ifindex = skb.device();
-    let [src, dst] = skb.read::<[Ipv6; 2]>(ETHERNET_HEADER + Ipv6::SOURCE_OFFSET)?;
-    Ipv6::ask(lookup, src, dst);
-    let size = size_of::<bpf_fib_lookup>() as i32;
-    // SAFETY: the context is valid, and the size is that of the parameters.
-    let answer = unsafe { fib_lookup(skb.as_ptr().cast(), lookup, size, 0) };
+    let answer = ask(lookup, &ctx);
     let found = [BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_NO_NEIGH].map(i64::from);
     found.contains(&answer).then_some(lookup.ifindex)
+}
+
+/// Makes a question of where a packet goes.
+#[inline(always)]
+fn begin<A: Routing>(lookup: &mut bpf_fib_lookup, ctx: &impl Context, [src, dst]: [A; 2]) {
+    // SAFETY: every field is an integer.
+    *lookup = unsafe { core::mem::zeroed() };
+    lookup.family = A::FAMILY;
+    lookup.__bindgen_anon_1.tot_len = ASK_MTU;
+    lookup.ifindex = ctx.device();
+    A::ask(lookup, src, dst);
+}
+
+/// Asks it.
+#[inline(always)]
+fn ask(lookup: &mut bpf_fib_lookup, ctx: &impl Context) -> i64 {
+    let size = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: the context is valid, and the size is that of the parameters.
+    unsafe { fib_lookup(ctx.as_ptr(), lookup, size, 0) }
 }
 
 /// Two link-layer addresses by words, as they stand in memory one after the other.

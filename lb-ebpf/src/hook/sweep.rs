@@ -43,16 +43,7 @@ enum Fate {
 /// Removes a flow's entry if it is stale or silent for too long; writes a [`Swept`] after the last one.
 #[inline(always)]
 pub fn flow<A: Address + Maps>(visit: &FlowVisit<A>) -> i32 {
-    let Some(swept) = A::swept() else { return NEXT };
-    // SAFETY: the kernel gives a valid description of the iteration.
-    if unsafe { (*visit.meta).number } == 0 {
-        *swept = Swept { entries: 0, stale: 0, expired: 0, begun: begun() };
-    }
-    // SAFETY: the kernel gives valid pointers, or none after the last element.
-    let (Some(flow), Some(entry)) = (unsafe { (visit.flow.as_ref(), visit.entry.as_ref()) }) else {
-        write(visit.meta, swept);
-        return NEXT;
-    };
+    let Some((swept, flow, entry)) = visited(visit) else { return NEXT };
     swept.entries += 1;
     let flow = *flow;
     match fate(&flow, entry, swept.begun as u32) {
@@ -78,19 +69,28 @@ pub fn flow<A: Address + Maps>(visit: &FlowVisit<A>) -> i32 {
 /// None is removed: the table makes room by itself.
 #[inline(always)]
 pub fn half_open<A: Address + Maps>(visit: &FlowVisit<A>) -> i32 {
-    let (Some(swept), Some(control)) = (A::swept(), cache::control()) else { return NEXT };
-    // SAFETY: as for `flow`.
-    if unsafe { (*visit.meta).number } == 0 {
-        *swept = Swept { entries: 0, stale: 0, expired: 0, begun: begun() };
-    }
-    // SAFETY: as for `flow`.
-    let (Some(flow), Some(entry)) = (unsafe { (visit.flow.as_ref(), visit.entry.as_ref()) }) else {
-        write(visit.meta, swept);
-        return NEXT;
-    };
+    let Some((swept, flow, entry)) = visited(visit) else { return NEXT };
+    let Some(control) = cache::control() else { return NEXT };
     swept.entries += u64::from(silence(entry.last_seen, swept.begun as u32) <= LATELY);
     presence::mark(control, flow);
     NEXT
+}
+
+/// What is found so far, and the entry that is visited; begins with the first one, and writes what was found after
+/// the last.
+#[inline(always)]
+fn visited<A: Maps>(visit: &FlowVisit<A>) -> Option<(&'static mut Swept, &CtKey<A>, &CtEntry<A>)> {
+    let swept = A::swept()?;
+    // SAFETY: the kernel gives a valid description of the iteration.
+    if unsafe { (*visit.meta).number } == 0 {
+        *swept = Swept { entries: 0, stale: 0, expired: 0, begun: begun() };
+    }
+    // SAFETY: the kernel gives valid pointers, or none after the last element.
+    let (Some(flow), Some(entry)) = (unsafe { (visit.flow.as_ref(), visit.entry.as_ref()) }) else {
+        write(visit.meta, swept);
+        return None;
+    };
+    Some((swept, flow, entry))
 }
 
 #[inline(always)]

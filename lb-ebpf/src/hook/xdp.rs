@@ -89,43 +89,22 @@ fn steps<A: Steps>(ctx: *mut xdp_md) -> i32 {
     }
 }
 
-/// The steps for one family, as TC has them.
-trait Steps {
+steps! {
+    Frame of XdpContext by xdp_md:
     /// Reads headers, filter and cache; acts on what is cached.
-    fn look(ctx: *mut xdp_md) -> i32;
+    look() = lb_xdp_look4, lb_xdp_look6;
     /// Reads headers one by one.
-    fn read(ctx: *mut xdp_md) -> i32;
+    read() = lb_xdp_read4, lb_xdp_read6;
     /// Asks conntrack.
-    fn known(ctx: *mut xdp_md) -> i32;
+    known() = lb_xdp_known4, lb_xdp_known6;
     /// Asks the hints.
-    fn hinted(ctx: *mut xdp_md) -> i32;
+    hinted() = lb_xdp_hinted4, lb_xdp_hinted6;
     /// Asks the frontends.
-    fn begin(ctx: *mut xdp_md) -> i32;
+    begin() = lb_xdp_begin4, lb_xdp_begin6;
     /// Tries one source port.
-    fn claim(ctx: *mut xdp_md, number: u32) -> i32;
+    claim(number: u32) = lb_xdp_claim4, lb_xdp_claim6;
     /// Translates and sends, or refuses.
-    fn act(ctx: *mut xdp_md, code: i32) -> i32;
-}
-
-steps! {
-    Frame of XdpContext by xdp_md, Ipv4:
-    look = lb_xdp_look4(),
-    read = lb_xdp_read4(),
-    known = lb_xdp_known4(),
-    hinted = lb_xdp_hinted4(),
-    begin = lb_xdp_begin4(),
-    claim = lb_xdp_claim4(number: u32),
-    act = lb_xdp_act4(code: i32),
-}
-steps! {
-    Frame of XdpContext by xdp_md, Ipv6:
-    look = lb_xdp_look6(),
-    read = lb_xdp_read6(),
-    known = lb_xdp_known6(),
-    hinted = lb_xdp_hinted6(),
-    begin = lb_xdp_begin6(),
-    claim = lb_xdp_claim6(number: u32),
-    act = lb_xdp_act6(code: i32),
+    act(code: i32) = lb_xdp_act4, lb_xdp_act6;
 }
 
 #[inline(always)]

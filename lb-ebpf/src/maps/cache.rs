@@ -83,8 +83,7 @@ pub fn keep_hint<A: Address + Maps>(control: &'static Control, decision: &mut Ca
 /// Ends what is cached of a flow.
 #[inline(always)]
 pub fn uncache<A: Address + Maps>(control: &'static Control, flow: &CtKey<A>) {
-    let stamp = Stamp { factors: &control.factors, epoch: 0, jiffies: 0 };
-    let hash = stamp.key(flow).hash;
+    let hash = cache::hash(&control.factors, flow);
     if A::HEADER == Ipv4::HEADER {
         lb_uncache4(hash)
     } else {

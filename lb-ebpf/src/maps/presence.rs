@@ -5,8 +5,7 @@ use core::ptr::NonNull;
 use aya_ebpf::{btf_maps::Array, macros::btf_map};
 use lb_common::{
     abi::{Address, Control, CtKey, Presence},
-    cache::Stamp,
-    presence,
+    cache, presence,
 };
 
 use super::MMAPABLE;
@@ -17,18 +16,13 @@ static PRESENCE: Array<Presence, { presence::TABLES }, MMAPABLE> = Array::new();
 /// May a flow have an entry?
 #[inline(always)]
 pub fn may_be_there<A: Address>(control: &'static Control, flow: &CtKey<A>) -> bool {
-    lb_may_be_there(hash(control, flow), presence::table(flow.dst_port)) != 0
+    lb_may_be_there(cache::hash(&control.factors, flow), presence::table(flow.dst_port)) != 0
 }
 
 /// Marks the place of a flow whose entry is used, or is written next.
 #[inline(always)]
 pub fn mark<A: Address>(control: &'static Control, flow: &CtKey<A>) {
-    lb_mark(hash(control, flow), presence::table(flow.dst_port));
-}
-
-#[inline(always)]
-fn hash<A: Address>(control: &'static Control, flow: &CtKey<A>) -> u64 {
-    Stamp { factors: &control.factors, epoch: 0, jiffies: 0 }.key(flow).hash
+    lb_mark(cache::hash(&control.factors, flow), presence::table(flow.dst_port));
 }
 
 #[unsafe(no_mangle)]

@@ -13,7 +13,7 @@
 use lb_common::{
     abi::{
         Address, Backend, BackendFlags, BePort, CachedFlow, Counter, CtAction, CtEntry, CtKey,
-        Frontend, FrontendFlags, FrontendKey, Ipv4, L4Proto, NextHop, Source, Target,
+        Frontend, FrontendFlags, FrontendKey, Ipv4, L4Proto, NextHop, Target,
     },
     carrier::{self, Carrier},
 };
@@ -207,8 +207,7 @@ pub fn accept<A: Address>(
     let Named(address, port) = Named::of(decision);
     let Frontend { service, flags, .. } =
         frontend(headers, tables).ok_or(Counter::CarrierRefused)?;
-    let source = Source { service, address: headers.flow.src };
-    if flags.has(FrontendFlags::CHECK_SOURCE) && !tables.has_source(&source) {
+    if flags.has(FrontendFlags::CHECK_SOURCE) && !first::is_among(headers, tables, service) {
         return Err(Counter::SourceNotAllowed);
     }
     let target = Target::new(address, port, service);

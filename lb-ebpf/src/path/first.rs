@@ -122,7 +122,11 @@ fn is_martian<A: Address>(headers: &Headers<A>) -> bool {
 
 /// Is the client in a range of sources of this Service port?
 #[inline(always)]
-fn is_among<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, service: u32) -> bool {
+pub(super) fn is_among<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    service: u32,
+) -> bool {
     tables.has_source(&Source { service, address: headers.flow.src })
 }
 

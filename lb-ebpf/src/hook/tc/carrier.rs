@@ -2,13 +2,12 @@
 
 use lb_common::abi::{Address, Counter};
 use lb_ebpf::{
-    packet::Packet,
     parse::{Header, Headers, Next},
     path::{Direction, Verdict, carrier},
 };
 
 use super::{
-    HEADERS, NEXT, SHOT,
+    NEXT, SHOT,
     flow::next,
     step,
     verdict::{end, perform},
@@ -34,13 +33,11 @@ pub(super) fn carry<A: Address + Maps + Routing>(mut skb: Skb, code: i32) -> i32
 /// Answers with [`step::READ`] for what is no carrier of ours, and a packet like any other.
 #[inline(always)]
 pub(super) fn unpack<A: Header + TargetMaps + Routing>(mut skb: Skb) -> i32 {
-    let code = match A::plain(&mut skb, Unpack) {
+    match A::plain(&mut skb, Unpack) {
         Some(Ok(true)) => step::UNPACKED,
         Some(Err(counter)) => end(counter),
         _ => step::READ,
-    };
-    skb.pull(HEADERS);
-    code
+    }
 }
 
 /// Takes a packet out of its carrier.

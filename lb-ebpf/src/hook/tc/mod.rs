@@ -181,73 +181,36 @@ fn finish<A: Steps>(ctx: *mut __sk_buff, code: i32) -> i32 {
     last(if code == step::CARRY { A::carry(ctx, code) } else { code })
 }
 
-/// The steps for one family.
-trait Steps {
+steps! {
+    Skb of TcContext by __sk_buff:
     /// Reads headers, filter and cache; acts on what is cached.
-    fn look(ctx: *mut __sk_buff, origin: u32) -> i32;
+    look(origin: u32) = lb_tc_look4, lb_tc_look6;
     /// Reads headers one by one.
-    fn read(ctx: *mut __sk_buff, origin: u32) -> i32;
+    read(origin: u32) = lb_tc_read4, lb_tc_read6;
     /// Asks conntrack.
-    fn known(ctx: *mut __sk_buff, origin: u32) -> i32;
+    known(origin: u32) = lb_tc_known4, lb_tc_known6;
     /// Asks the hints.
-    fn hinted(ctx: *mut __sk_buff, origin: u32) -> i32;
+    hinted(origin: u32) = lb_tc_hinted4, lb_tc_hinted6;
     /// Asks the frontends.
-    fn begin(ctx: *mut __sk_buff, origin: u32) -> i32;
+    begin(origin: u32) = lb_tc_begin4, lb_tc_begin6;
     /// Begins the flow of a packet that was carried here.
-    fn accept(ctx: *mut __sk_buff) -> i32;
+    accept() = lb_tc_accept4, lb_tc_accept6;
     /// Tries one source port.
-    fn claim(ctx: *mut __sk_buff, number: u32) -> i32;
+    claim(number: u32) = lb_tc_claim4, lb_tc_claim6;
     /// Translates, sends, refuses, as was just decided.
-    fn act(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
+    act(origin: u32, code: i32) = lb_tc_act4, lb_tc_act6;
     /// Puts a packet into its carrier and sends it.
-    fn carry(ctx: *mut __sk_buff, code: i32) -> i32;
+    carry(code: i32) = lb_tc_carry4, lb_tc_carry6;
     /// Goes on with a packet that is not one of a flow, if it is one of ICMP.
-    fn icmp(ctx: *mut __sk_buff, origin: u32) -> i32;
+    icmp(origin: u32) = lb_tc_icmp4, lb_tc_icmp6;
     /// Does with a later fragment what was done with the first one.
-    fn later(ctx: *mut __sk_buff, origin: u32) -> i32;
+    later(origin: u32) = lb_tc_later4, lb_tc_later6;
     /// Notes what became of a first fragment, which the program ends with `code` for.
-    fn note(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
+    note(origin: u32, code: i32) = lb_tc_note4, lb_tc_note6;
     /// Answers a ping to an address of Services.
-    fn ping(ctx: *mut __sk_buff, origin: u32) -> i32;
+    ping(origin: u32) = lb_tc_ping4, lb_tc_ping6;
     /// Takes a packet out of its carrier.
-    fn unpack(ctx: *mut __sk_buff) -> i32;
+    unpack() = lb_tc_unpack4, lb_tc_unpack6;
     /// Tells the sender of a packet why it ends here.
-    fn tell(ctx: *mut __sk_buff, origin: u32, code: i32) -> i32;
-}
-
-steps! {
-    Skb of TcContext by __sk_buff, Ipv4:
-    look = lb_tc_look4(origin: u32),
-    read = lb_tc_read4(origin: u32),
-    known = lb_tc_known4(origin: u32),
-    hinted = lb_tc_hinted4(origin: u32),
-    begin = lb_tc_begin4(origin: u32),
-    accept = lb_tc_accept4(),
-    claim = lb_tc_claim4(number: u32),
-    act = lb_tc_act4(origin: u32, code: i32),
-    carry = lb_tc_carry4(code: i32),
-    icmp = lb_tc_icmp4(origin: u32),
-    later = lb_tc_later4(origin: u32),
-    note = lb_tc_note4(origin: u32, code: i32),
-    ping = lb_tc_ping4(origin: u32),
-    unpack = lb_tc_unpack4(),
-    tell = lb_tc_tell4(origin: u32, code: i32),
-}
-steps! {
-    Skb of TcContext by __sk_buff, Ipv6:
-    look = lb_tc_look6(origin: u32),
-    read = lb_tc_read6(origin: u32),
-    known = lb_tc_known6(origin: u32),
-    hinted = lb_tc_hinted6(origin: u32),
-    begin = lb_tc_begin6(origin: u32),
-    accept = lb_tc_accept6(),
-    claim = lb_tc_claim6(number: u32),
-    act = lb_tc_act6(origin: u32, code: i32),
-    carry = lb_tc_carry6(code: i32),
-    icmp = lb_tc_icmp6(origin: u32),
-    later = lb_tc_later6(origin: u32),
-    note = lb_tc_note6(origin: u32, code: i32),
-    ping = lb_tc_ping6(origin: u32),
-    unpack = lb_tc_unpack6(),
-    tell = lb_tc_tell6(origin: u32, code: i32),
+    tell(origin: u32, code: i32) = lb_tc_tell4, lb_tc_tell6;
 }

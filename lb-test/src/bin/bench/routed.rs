@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use aya::programs::xdp::XdpLinkId;
 use lb_test::{Agent, AgentOptions, Family, Topology};
 
@@ -12,6 +12,7 @@ use crate::cases::family_name;
 use crate::frame::{Flow, Payload};
 use crate::harness::{Harness, Input};
 use crate::lab::CLIENT_PORT;
+use crate::live::fastest;
 use crate::packets::stay_on_one_cpu;
 use crate::report::{Report, Unit, median};
 
@@ -19,8 +20,6 @@ use crate::report::{Report, Unit, median};
 const ROUNDS: usize = 31;
 /// Frames in one call: few enough that the kernel does not leave them to a thread of its own.
 const FRAMES: u32 = 64 * 50;
-/// Calls of which the fastest counts.
-const CALLS: usize = 8;
 /// A port of no Service and no backend.
 const PORT: u16 = 9;
 /// How long the largest cluster may take.
@@ -74,7 +73,7 @@ fn ratios(topology: &Topology, harness: &mut Harness) -> Result<Vec<(Family, f64
             // Neither is always the first one.
             for place in [round % 2, 1 - round % 2] {
                 let node = topology.node(PATHS[place].0);
-                times[place] = node.enter(|| fastest(harness, &inputs[place]))??;
+                times[place] = node.enter(|| time(harness, &inputs[place]))??;
             }
             ratios.push(times[0] / times[1]);
         }
@@ -117,13 +116,7 @@ fn mac(shown: &str) -> Result<[u8; 6]> {
 }
 
 /// Nanoseconds a packet.
-fn fastest(harness: &mut Harness, input: &Input) -> Result<f64> {
+fn time(harness: &mut Harness, input: &Input) -> Result<f64> {
     stay_on_one_cpu()?;
-    let mut best = f64::INFINITY;
-    for _ in 0..CALLS {
-        let (time, taken_in) = harness.routed((input, FRAMES))?;
-        ensure!(taken_in > u64::from(FRAMES) / 100 * 99, "{taken_in} of {FRAMES} packets arrived");
-        best = best.min(time);
-    }
-    Ok(best)
+    fastest(FRAMES, || harness.routed((input, FRAMES)))
 }
