@@ -142,8 +142,7 @@ impl Kernel {
         for (name, ..) in IP_PROGRAMS {
             remove_pin(&pins.programs.join(name))?;
         }
-        let sizes_kept = sizes::kept(options, &pins)
-            .map_err(|source| KernelError::Pin { path: pins.maps.clone(), source })?;
+        let sizes_kept = sizes::kept(options, &pins)?;
         let kernel = Self {
             pins,
             programs,
