@@ -66,6 +66,7 @@ fn xdp_finishes_what_it_can() {
     };
     // Request, reply and second request of each kind.
     assert_eq!(finished(cases::snat::a_remote_backend_answers_through_this_node), 3 * 6);
+    assert_eq!(finished(cases::dsr::a_client_is_carried_to_a_remote_backend), 7 * 6);
     assert!(finished(cases::refusals::without_endpoints_a_client_is_refused) >= 6);
     assert!(finished(cases::sources::s9_only_allowed_sources_are_let_in) >= 6);
     assert_eq!(

@@ -81,7 +81,7 @@ pub(super) fn follow<A: Address>(
 ///
 /// # Errors
 ///
-/// Why the packet ends here.
+/// Why the packet ends here: [`Counter::RewriteFailed`] before anything is written to it.
 #[inline(always)]
 pub fn pack<A: Address>(
     packet: &mut impl Packet,
@@ -93,7 +93,9 @@ pub fn pack<A: Address>(
         return Err(Counter::PacketTooBig);
     }
     let ttl = packet.read(L3 + A::TTL_OFFSET).ok_or(Counter::RewriteFailed)?;
-    rewrite::decrement_ttl::<A>(packet, ttl)?;
+    if ttl <= 1 {
+        return Err(Counter::TtlExpired);
+    }
     let (length, class) = length_and_class::<A>(packet)?;
     let carrier = Carrier {
         length,
@@ -103,7 +105,9 @@ pub fn pack<A: Address>(
         port: tables.carrier_port(),
         src_port: decision.src_port,
     };
-    packet.put_before::<A>(&carrier.headers(), carrier::overhead::<A>())?;
+    let overhead = carrier::overhead::<A>();
+    packet.put_before::<A>(&carrier.headers(), overhead)?;
+    rewrite::decrement_ttl::<A>(packet, L3 + overhead, ttl)?;
     Ok(send)
 }
 
