@@ -19,7 +19,7 @@ use lb_common::{
         Ipv6, L4Proto, NextHop, Region, Source, SourceRange, Target,
     },
     cache::{FACTORS, Factors, Stamp},
-    carrier,
+    carrier::{self, Kind},
     conntrack::{TICK_SHIFT, Timeouts},
     filter, limit,
 };
@@ -94,6 +94,7 @@ struct FakeTables<A> {
     snat_range: (u16, u16),
     migrates: bool,
     resets_removed: bool,
+    carrier_kind: Kind,
 }
 
 impl<A: FromIp> FakeTables<A> {
@@ -121,6 +122,7 @@ impl<A: FromIp> FakeTables<A> {
             snat_range: SNAT_RANGE,
             migrates: false,
             resets_removed: false,
+            carrier_kind: Kind::Gue,
         }
     }
 
@@ -367,6 +369,10 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         self.resets_removed
     }
 
+    fn carrier_kind(&self) -> Kind {
+        self.carrier_kind
+    }
+
     fn carrier_port(&self) -> BePort {
         BePort::new(carrier::PORT)
     }
@@ -397,10 +403,11 @@ impl<A: FromIp> Fragments<A> for FakeTables<A> {
 impl<A: FromIp> Targets<A> for FakeTables<A> {
     fn target(&self, target: &Target<A>) -> Option<u32> {
         let is_it = |backend: &Backend<A>| {
-            *target == Target::new(backend.address, backend.port, backend.service)
+            (target.port == BePort(0) || target.port == backend.port)
+                && (target.address, target.service) == (backend.address, backend.service)
                 && backend.flags.has(BackendFlags::LOCAL)
         };
-        self.backends.iter().find(|(_, backend)| is_it(backend)).map(|(id, _)| *id)
+        self.backends.iter().filter(|(_, backend)| is_it(backend)).map(|(id, _)| *id).min()
     }
 }
 
@@ -436,6 +443,11 @@ impl FakeBench {
     /// Has connections that began before us left to the stack.
     pub(crate) fn migrate(&mut self) {
         (self.v4.migrates, self.v6.migrates) = (true, true);
+    }
+
+    /// Has packets carried by IPIP.
+    pub(crate) fn carry_by_ipip(&mut self) {
+        (self.v4.carrier_kind, self.v6.carrier_kind) = (Kind::Ipip, Kind::Ipip);
     }
 
     /// Has connections to removed backends reset.
@@ -475,6 +487,10 @@ impl Bench for FakeBench {
     fn set_sources(&mut self, service: u32, prefixes: &[Prefix]) {
         self.v4.set_sources(service, prefixes);
         self.v6.set_sources(service, prefixes);
+    }
+
+    fn carrier_kind(&self) -> Kind {
+        self.v4.carrier_kind
     }
 
     fn walk(&mut self, times: u32) {

@@ -1,6 +1,6 @@
 //! Every case of a packet and its fate, judged by the programs in this machine's kernel.
 
-use lb_common::abi::Counter;
+use lb_common::{abi::Counter, carrier::Kind};
 use lb_ebpf::cases::{self, Device, Hook, Host, Net, frame::Frame};
 use lb_test::{prog::KernelBench, require_topology};
 
@@ -22,6 +22,17 @@ fn run(case: fn(&mut Net<'_>)) {
     eprintln!("with XDP");
     bench.clear().unwrap_or_else(|error| panic!("{error:#}"));
     cases::run(case, &mut with_xdp(bench));
+}
+
+#[test]
+fn each_case_of_direct_server_return_by_ipip() {
+    require_topology!();
+    let bench = KernelBench::start_with(Kind::Ipip);
+    let mut bench = bench.unwrap_or_else(|error| panic!("{error:#}"));
+    for case in cases::dsr::ALL {
+        cases::run(case, &mut bench);
+        bench.clear().unwrap_or_else(|error| panic!("{error:#}"));
+    }
 }
 
 fn start() -> KernelBench {

@@ -7,7 +7,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::config::{BindAddress, DevicePattern, Forwarding, PortRange, SocketLb, XdpMode};
+use crate::config::{
+    BindAddress, DevicePattern, DsrDispatch, Forwarding, PortRange, SocketLb, XdpMode,
+};
 
 mod carriers;
 mod kernel;
@@ -74,6 +76,8 @@ pub struct Plan<'a> {
     pub xdp: XdpMode,
     /// How packets come to endpoints on other nodes.
     pub forwarding: Forwarding,
+    /// What packets are carried in.
+    pub dsr_dispatch: DsrDispatch,
     /// The port of carriers; zero for none.
     pub dsr_port: u16,
     /// Where the agent's servers listen.

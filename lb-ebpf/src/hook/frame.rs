@@ -3,10 +3,10 @@
 use aya_ebpf::{bindings::xdp_md, helpers::bpf_xdp_adjust_tail, programs::XdpContext};
 use lb_common::{
     abi::{Abi, Address, Counter, DeviceFlags, Ipv4, L4Proto},
-    carrier::WORDS,
+    carrier::{Kind, WORDS},
 };
 use lb_ebpf::{
-    packet::{ETHERNET_HEADER, L4Checksum, Packet},
+    packet::{Bytes, ETHERNET_HEADER, L4Checksum, Packet},
     parse::{Headers, L3},
 };
 
@@ -96,7 +96,7 @@ pub(super) fn crossing_to(
     flags.has(DeviceFlags::TAKES_FRAMES).then_some(Crossing::Redirect)
 }
 
-impl Packet for Frame {
+impl Bytes for Frame {
     #[inline(always)]
     fn read<T: Abi>(&self, offset: usize) -> Option<T> {
         // SAFETY: `at` has checked the bounds, and every bit pattern is a value; BPF's own loads
@@ -104,6 +104,12 @@ impl Packet for Frame {
         at::<T>(&self.0, offset).map(|place| unsafe { *place })
     }
 
+    /// Nothing: what is not there in one piece is TC's.
+    #[inline(always)]
+    fn pull(&mut self, _: u32) {}
+}
+
+impl Packet for Frame {
     #[inline(always)]
     fn write<T: Abi>(&mut self, offset: usize, value: &T) -> Result<(), Counter> {
         let place = at::<T>(&self.0, offset).ok_or(Counter::RewriteFailed)?;
@@ -138,10 +144,6 @@ impl Packet for Frame {
         self.write(checksum.offset, &new)
     }
 
-    /// Nothing: what is not there in one piece is TC's.
-    #[inline(always)]
-    fn pull(&mut self, _: u32) {}
-
     #[inline(always)]
     fn fits(&self, mtu: u16) -> bool {
         self.0.data_end() - self.0.data() <= usize::from(mtu) + ETHERNET_HEADER
@@ -149,13 +151,13 @@ impl Packet for Frame {
 
     /// Never: what is to be carried is TC's.
     #[inline(always)]
-    fn put_before<A: Address>(&mut self, _: &[u32; WORDS], _: usize) -> Result<(), Counter> {
+    fn put_before<A: Address>(&mut self, _: &[u32; WORDS], _: Kind) -> Result<(), Counter> {
         Err(Counter::RewriteFailed)
     }
 
     /// Never, as above.
     #[inline(always)]
-    fn remove_before<A: Address>(&mut self, _: usize) -> Result<(), Counter> {
+    fn remove_before<A: Address>(&mut self, _: Kind) -> Result<(), Counter> {
         Err(Counter::RewriteFailed)
     }
 
