@@ -52,7 +52,7 @@ pub trait Packet: Bytes {
     fn fits(&self, mtu: u16) -> bool;
 
     /// Puts the headers of a carrier, of the packet's own family, before its IP header; TCP that is cut later
-    /// is cut into shorter pieces for that.
+    /// is cut into shorter pieces for that. Link-layer addresses may be lost.
     ///
     /// # Errors
     ///

@@ -29,10 +29,17 @@ fn each_case_of_direct_server_return_by_ipip() {
     require_topology!();
     let bench = KernelBench::start_with(Kind::Ipip);
     let mut bench = bench.unwrap_or_else(|error| panic!("{error:#}"));
-    for case in cases::dsr::ALL {
-        cases::run(case, &mut bench);
-        bench.clear().unwrap_or_else(|error| panic!("{error:#}"));
-    }
+    let run = |bench: &mut KernelBench| {
+        for case in cases::dsr::ALL {
+            cases::run(case, bench);
+            bench.clear().unwrap_or_else(|error| panic!("{error:#}"));
+        }
+    };
+    run(&mut bench);
+    eprintln!("with XDP");
+    let mut bench = with_xdp(bench);
+    run(&mut bench);
+    assert!(bench.finished_by_xdp() >= 7 * 6);
 }
 
 fn start() -> KernelBench {
@@ -72,6 +79,7 @@ fn xdp_finishes_what_it_can() {
     };
     // Request, reply and second request of each kind.
     assert_eq!(finished(cases::snat::a_remote_backend_answers_through_this_node), 3 * 6);
+    assert_eq!(finished(cases::dsr::a_client_is_carried_to_a_remote_backend), 7 * 6);
     assert!(finished(cases::refusals::without_endpoints_a_client_is_refused) >= 6);
     assert!(finished(cases::sources::s9_only_allowed_sources_are_let_in) >= 6);
     assert_eq!(

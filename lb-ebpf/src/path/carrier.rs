@@ -82,7 +82,7 @@ pub(super) fn follow<A: Address>(
 ///
 /// # Errors
 ///
-/// Why the packet ends here.
+/// Why the packet ends here: [`Counter::RewriteFailed`] before anything is written to it.
 #[inline(always)]
 pub fn pack<A: Address>(
     packet: &mut impl Packet,
@@ -94,7 +94,9 @@ pub fn pack<A: Address>(
         return Err(Counter::PacketTooBig);
     }
     let ttl = packet.read(L3 + A::TTL_OFFSET).ok_or(Counter::RewriteFailed)?;
-    rewrite::decrement_ttl::<A>(packet, ttl)?;
+    if ttl <= 1 {
+        return Err(Counter::TtlExpired);
+    }
     let (length, class) = length_and_class::<A>(packet)?;
     let kind = tables.carrier_kind();
     let carrier = Carrier {
@@ -107,6 +109,7 @@ pub fn pack<A: Address>(
         src_port: decision.src_port,
     };
     packet.put_before::<A>(&carrier.headers(), kind)?;
+    rewrite::decrement_ttl::<A>(packet, L3 + kind.overhead::<A>(), ttl)?;
     Ok(send)
 }
 

@@ -58,6 +58,16 @@ fn seen(cluster: &Cluster, (node, number): (&str, u8), family: Family) -> [std::
 #[test]
 fn backends_of_another_node_see_clients_and_answer_them_directly() {
     lb_test::require_topology!();
+    answered_directly(SocketLb::Off);
+}
+
+#[test]
+fn backends_of_another_node_see_clients_and_answer_them_directly_with_xdp() {
+    lb_test::require_topology!();
+    crate::with_xdp(answered_directly);
+}
+
+fn answered_directly(_: SocketLb) {
     let all = Service::new("all", 5).select(WEB).tcp(80, 8080).udp(80, 5353);
     let mut services = vec![all.external_ips(external_ips(5)).object()];
     for (_, pod, more) in WAYS {
@@ -121,6 +131,7 @@ fn clients_learn_what_fits_a_carrier() {
         // Carriers are merged as they come in, and what was in them is cut towards the pod.
         node.complete_checksums("eth0").unwrap();
         node.run("ethtool", &["-K", "eth0", "gro", "on"]).unwrap();
+        cluster.fabric().complete_checksums(node.name()).unwrap();
         let cut = ["-K", &pod.device(), "tx", "off", "gso", "off"];
         cluster.node(pod.node()).run("ethtool", &cut).unwrap();
     }
@@ -174,9 +185,9 @@ fn hybrid_carries_tcp_alone() {
     hybrid(SocketLb::Off);
 }
 
-/// XDP leaves carriers to TC, both where a packet gets one and where it loses it.
+/// XDP puts packets into carriers, and leaves it to TC to take them out.
 #[test]
-fn hybrid_carries_tcp_alone_behind_xdp() {
+fn hybrid_carries_tcp_alone_with_xdp() {
     lb_test::require_topology!();
     crate::with_xdp(hybrid);
 }
