@@ -126,14 +126,8 @@ fn clients_learn_what_fits_a_carrier() {
     let _servers = WAYS.map(|(_, pod, _)| programs::iperf3_server(cluster.pod(pod)).unwrap());
     cluster.outside().complete_checksums("eth0").unwrap();
     for (node, pod, _) in WAYS {
-        let (pod, node) = (cluster.pod(pod), cluster.node(node));
-        pod.complete_checksums("eth0").unwrap();
-        // Carriers are merged as they come in, and what was in them is cut towards the pod.
-        node.complete_checksums("eth0").unwrap();
-        node.run("ethtool", &["-K", "eth0", "gro", "on"]).unwrap();
-        cluster.fabric().complete_checksums(node.name()).unwrap();
-        let cut = ["-K", &pod.device(), "tx", "off", "gso", "off"];
-        cluster.node(pod.node()).run("ethtool", &cut).unwrap();
+        cluster.pod(pod).complete_checksums("eth0").unwrap();
+        cluster.node(node).complete_checksums("eth0").unwrap();
     }
     for (way, overheads) in WAYS.iter().zip([[20, 40], [36, 56]]) {
         assert_learned(&cluster, way, overheads);
@@ -143,18 +137,32 @@ fn clients_learn_what_fits_a_carrier() {
         assert!(counters["packet_too_big"].as_u64() >= Some(2), "{counters}");
         assert_eq!(counters["fragment_out_of_order"].as_u64(), Some(0));
     }
-    // Where carriers may be longer, what was merged is cut as the client had sent it: else it is too long for a pod.
-    for (node, ..) in WAYS {
-        cluster.node(node).run("ip", &["link", "set", "eth0", "mtu", "1600"]).unwrap();
-        cluster.fabric().run("ip", &["link", "set", node, "mtu", "1600"]).unwrap();
+    for way in &WAYS {
+        assert_cut_as_sent(&cluster, way);
     }
-    for (node, _, more) in WAYS {
-        for (family, flag) in Family::BOTH.into_iter().zip(["-4", "-6"]) {
-            cluster.outside().run("ip", &[flag, "route", "flush", "cache"]).unwrap();
-            let to = cluster.node(node).socket(family, 30003 + u16::from(more));
-            transfers(cluster.outside(), to, &PACED);
-        }
+}
+
+/// Carriers that may be longer are merged as they come in; what was in them is cut towards the pod as the client
+/// had sent it, or it would be too long there.
+#[track_caller]
+fn assert_cut_as_sent(cluster: &Cluster, &(node, pod, more): &(&str, &str, u8)) {
+    let (client, pod) = (cluster.outside(), cluster.pod(pod));
+    let far = cluster.node(pod.node());
+    for name in [node, pod.node()] {
+        cluster.node(name).run("ip", &["link", "set", "eth0", "mtu", "1600"]).unwrap();
+        cluster.fabric().run("ip", &["link", "set", name, "mtu", "1600"]).unwrap();
     }
+    cluster.fabric().complete_checksums(far.name()).unwrap();
+    far.run("ethtool", &["-K", "eth0", "gro", "on"]).unwrap();
+    far.run("ethtool", &["-K", &pod.device(), "tx", "off", "gso", "off"]).unwrap();
+    for (family, flag) in Family::BOTH.into_iter().zip(["-4", "-6"]) {
+        client.run("ip", &[flag, "route", "flush", "cache"]).unwrap();
+        let to = cluster.node(node).socket(family, 30003 + u16::from(more));
+        transfers(client, to, &PACED);
+        let route = client.run("ip", &["route", "get", &to.ip().to_string()]).unwrap();
+        assert!(!route.contains("mtu"), "{route}");
+    }
+    far.run("ethtool", &["-K", "eth0", "gro", "off"]).unwrap();
 }
 
 /// The client outside learns that there is so much less room, in each family, and goes on with that.
