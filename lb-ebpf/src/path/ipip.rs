@@ -137,7 +137,7 @@ impl<A: Address, P: Bytes, T: Targets<A> + Fragments<A>> Next<A, P> for Judge<'_
 #[inline(always)]
 fn may_be_of_a_service<A: Address>(tables: &impl Tables<A>, flow: &CtKey<A>) -> bool {
     let guard = CtKey { dst: A::zeroed(), ..*flow };
-    tables.ends(flow).to_frontend || tables.ends(&guard).to_frontend
+    tables.may_be_to_frontend(flow) || tables.may_be_to_frontend(&guard)
 }
 
 /// Is it known of a flow that it leads to this backend?
