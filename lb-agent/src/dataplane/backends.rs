@@ -19,7 +19,7 @@ use crate::model::Family;
 
 /// The maps of one family.
 pub(super) struct Backends<A> {
-    backends: Map<u32, Backend<A>>,
+    by_id: Map<u32, Backend<A>>,
     targets: Map<Target<A>, u32>,
     /// What is in that map.
     held: Targets,
@@ -38,12 +38,12 @@ impl<A: Address + Into<IpAddr>> Backends<A> {
                 held.put(id, &backend);
             }
         }
-        Ok(Self { backends, targets, held })
+        Ok(Self { by_id: backends, targets, held })
     }
 
     /// Room for so many.
     pub(super) const fn capacity(&self) -> u32 {
-        self.backends.capacity()
+        self.by_id.capacity()
     }
 
     /// Writes backends by id.
@@ -53,13 +53,13 @@ impl<A: Address + Into<IpAddr>> Backends<A> {
         let targets: Vec<_> =
             local.flat_map(|(id, backend)| held.put(*id, backend).written).collect();
         self.targets.put_all(&targets).map_err(|(_, error)| error)?;
-        self.backends.put_all(entries).map_err(|(_, error)| error)
+        self.by_id.put_all(entries).map_err(|(_, error)| error)
     }
 
     /// Clears a backend but for its generation, which the next use of the id goes on from.
     pub(super) fn retire(&mut self, id: u32) -> Result<(), TableError> {
-        let Some(old) = self.backends.get(&id)? else { return Ok(()) };
-        self.backends.put(&id, &Backend { generation: old.generation, ..Backend::zeroed() })?;
+        let Some(old) = self.by_id.get(&id)? else { return Ok(()) };
+        self.by_id.put(&id, &Backend { generation: old.generation, ..Backend::zeroed() })?;
         let Changes { written, removed } = self.held.remove(id, &old);
         written.iter().try_for_each(|(target, id)| self.targets.put(target, id))?;
         removed.iter().try_for_each(|target| self.targets.remove(target))
@@ -67,7 +67,7 @@ impl<A: Address + Into<IpAddr>> Backends<A> {
 
     /// Reads them all.
     pub(super) fn read(&self, snapshot: &mut Snapshot, family: Family) -> Result<(), TableError> {
-        for (index, backend) in self.backends.entries()? {
+        for (index, backend) in self.by_id.entries()? {
             let id = BackendId { family, index };
             if !backend.is_live() {
                 if backend.generation != 0 {

@@ -56,7 +56,9 @@ impl<A: Address, P: Bytes> Bytes for Within<'_, A, P> {
 
     #[inline(always)]
     fn pull(&mut self, headers: u32) {
-        self.0.pull(A::HEADER as u32 + headers);
+        #[allow(clippy::cast_possible_truncation, reason = "40 at most")]
+        let outer = A::HEADER as u32;
+        self.0.pull(outer + headers);
     }
 }
 

@@ -86,7 +86,9 @@ fn answered_directly(_: SocketLb) {
         assert_silent(client, cluster.node("node1").socket(family, 30004));
     }
     let _servers = WAYS.map(|(_, pod, _)| programs::iperf3_server(cluster.pod(pod)).unwrap());
-    WAYS.iter().for_each(|way| assert_direct(&cluster, way));
+    for way in &WAYS {
+        assert_direct(&cluster, way);
+    }
     // The pods' answers get too long for a router: it tells the address that they come from, the other node's.
     cluster.fabric().run("ip", &["link", "set", "outside0", "mtu", NARROW]).unwrap();
     for (node, pod, more) in WAYS {
