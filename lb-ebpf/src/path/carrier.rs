@@ -128,14 +128,27 @@ fn length_and_class<A: Address>(packet: &impl Packet) -> Result<(u16, u8), Count
     Ok((length, (first >> 4) as u8))
 }
 
-/// May a packet be a carrier of GUE? (Of IPIP: [`ipip`](super::ipip).)
+/// May a packet be a carrier of GUE? Of other datagrams to the port, only their first bytes are read. (Of IPIP:
+/// [`ipip`](super::ipip).)
 #[inline(always)]
-pub fn may_be<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, origin: Origin) -> bool {
+pub fn may_be<A: Address>(
+    packet: &impl Packet,
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    origin: Origin,
+) -> bool {
     let port = tables.carrier_port();
     headers.flow.dst_port == port
         && headers.flow.protocol == L4Proto::UDP
         && port != BePort(0)
         && origin == Origin::Incoming
+        && target::<A>(packet).is_some()
+}
+
+/// The port of the backend that a carrier names; none if the packet is no carrier of ours.
+#[inline(always)]
+fn target<A: Address>(packet: &impl Packet) -> Option<BePort> {
+    carrier::target::<A>(packet.read::<[u16; 4]>(L3 + A::HEADER + UDP)?)
 }
 
 /// Takes a packet out of its carrier of GUE, and notes the backend as the destination of `decision`; false
@@ -154,8 +167,7 @@ pub fn unpack<A: Address>(
     if !tables.is_uplink() {
         return Ok(false);
     }
-    let Some(gue) = packet.read::<[u16; 4]>(L3 + A::HEADER + UDP) else { return Ok(false) };
-    let Some(target) = carrier::target::<A>(gue) else { return Ok(false) };
+    let Some(target) = target::<A>(packet) else { return Ok(false) };
     (decision.dst, decision.dst_port) = (headers.flow.dst, target);
     packet.remove_before::<A>(Kind::Gue)?;
     Ok(true)
