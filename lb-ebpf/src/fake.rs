@@ -1,6 +1,7 @@
 //! A node without a kernel: packets as byte buffers, tables in memory, routes by heart.
 
 mod buffer;
+mod carriers;
 mod half_open;
 mod judge;
 mod presence;
@@ -14,9 +15,9 @@ use std::{
 
 use lb_common::{
     abi::{
-        Abi, Address, Affinity, AffinityKey, Backend, BackendFlags, BePort, CachedFlow, CtEntry,
-        CtKey, Fragment, FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind, Ipv4,
-        Ipv6, L4Proto, NextHop, Region, Source, SourceRange, Target,
+        Abi, Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, CtEntry, CtKey, Fragment,
+        FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind, Ipv4, Ipv6, L4Proto,
+        NextHop, Region, Source, SourceRange,
     },
     cache::{FACTORS, Factors, Stamp},
     carrier::{self, Kind},
@@ -33,7 +34,7 @@ use crate::{
         SNAT_RANGE,
     },
     parse,
-    path::{answer::Answers, carrier::Targets, fragment::Fragments},
+    path::{answer::Answers, fragment::Fragments},
     tables::{Backends, CtRef, Ref, Tables},
 };
 
@@ -399,17 +400,6 @@ impl<A: FromIp> Fragments<A> for FakeTables<A> {
     }
 }
 
-impl<A: FromIp> Targets<A> for FakeTables<A> {
-    fn target(&self, target: &Target<A>) -> Option<u32> {
-        let is_it = |backend: &Backend<A>| {
-            (target.port == BePort(0) || target.port == backend.port)
-                && (target.address, target.service) == (backend.address, backend.service)
-                && backend.flags.has(BackendFlags::LOCAL)
-        };
-        self.backends.iter().filter(|(_, backend)| is_it(backend)).map(|(id, _)| *id).min()
-    }
-}
-
 impl<A: FromIp> Answers<A> for FakeTables<A> {
     fn may_answer(&self) -> bool {
         let next = limit::admit(self.next_answer.get(), self.nanoseconds.get());
@@ -442,11 +432,6 @@ impl FakeBench {
     /// Has connections that began before us left to the stack.
     pub(crate) fn migrate(&mut self) {
         (self.v4.migrates, self.v6.migrates) = (true, true);
-    }
-
-    /// Has packets carried by IPIP.
-    pub(crate) fn carry_by_ipip(&mut self) {
-        (self.v4.carrier_kind, self.v6.carrier_kind) = (Kind::Ipip, Kind::Ipip);
     }
 
     /// Has connections to removed backends reset.
