@@ -29,6 +29,24 @@ fn run(case: fn(&mut Net<'_>)) {
     cases::run(case, &mut with_xdp(bench));
 }
 
+#[test]
+fn each_case_of_direct_server_return_by_ipip() {
+    require_topology!();
+    let bench = KernelBench::start_with(carrier::Kind::Ipip);
+    let mut bench = bench.unwrap_or_else(|error| panic!("{error:#}"));
+    let run = |bench: &mut KernelBench| {
+        for case in cases::dsr::ALL {
+            cases::run(case, bench);
+            bench.clear().unwrap_or_else(|error| panic!("{error:#}"));
+        }
+    };
+    run(&mut bench);
+    eprintln!("with XDP");
+    let mut bench = with_xdp(bench);
+    run(&mut bench);
+    assert!(bench.finished_by_xdp() >= 7 * 6);
+}
+
 fn start() -> KernelBench {
     KernelBench::start().unwrap_or_else(|error| panic!("{error:#}"))
 }
