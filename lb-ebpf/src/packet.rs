@@ -60,12 +60,12 @@ pub trait Packet: Bytes {
     fn put_before<A: Address>(&mut self, headers: &[u32; WORDS], kind: Kind)
     -> Result<(), Counter>;
 
-    /// Removes the headers of a carrier of the family.
+    /// Removes `length` bytes behind the Ethernet header.
     ///
     /// # Errors
     ///
     /// [`Counter::RewriteFailed`] if the kernel refuses.
-    fn remove_before<A: Address>(&mut self, kind: Kind) -> Result<(), Counter>;
+    fn remove_before(&mut self, length: usize) -> Result<(), Counter>;
 
     /// Makes the packet `length` bytes long, from the Ethernet header on.
     ///

@@ -10,6 +10,7 @@ use lb_common::{
 use super::{
     Device, Fate, Hook, Host, Net,
     frame::{Frame, Transport, fragments},
+    narrow,
     net::{FIN_ACK, TARGET_PORT},
     snat::source_of,
 };
@@ -21,7 +22,7 @@ const ETHERNET: usize = 14;
 const FIRST_PORT: u16 = 0xc000;
 
 /// All of them, for each kind of carriers.
-pub const ALL: [fn(&mut Net<'_>); 11] = [
+pub const ALL: [fn(&mut Net<'_>); 12] = [
     a_carried_packet_is_answered_from_its_service,
     a_carrier_is_believed_of_its_service_s_local_backends_alone,
     a_client_is_carried_to_a_remote_backend,
@@ -32,6 +33,7 @@ pub const ALL: [fn(&mut Net<'_>); 11] = [
     errors_about_answers_go_to_who_answered,
     fragments_are_carried_and_unpacked,
     other_datagrams_to_the_port_are_left_alone,
+    narrow::a_client_is_told_of_a_narrow_link_between_nodes,
     s9_a_carried_client_must_be_allowed,
 ];
 

@@ -20,6 +20,7 @@ pub mod icmp;
 pub mod ipip;
 pub mod malformed;
 pub mod martians;
+pub mod narrow;
 mod net;
 pub mod refusals;
 pub mod snat;
@@ -103,6 +104,7 @@ macro_rules! each_case {
             malformed::nothing_but_ends_is_changed,
             martians::sources_of_this_node_do_not_come_by_a_wire,
             martians::sources_that_are_no_single_host_are_dropped,
+            narrow::a_client_is_told_of_a_narrow_link_between_nodes,
             refusals::a_reset_is_not_answered,
             refusals::a_segment_of_no_connection_is_refused,
             refusals::nothing_is_remembered_of_a_refusal,

@@ -73,8 +73,8 @@ impl Packet for Buffer {
         Ok(())
     }
 
-    fn remove_before<A: Address>(&mut self, kind: Kind) -> Result<(), Counter> {
-        self.0.drain(ETHERNET_HEADER..ETHERNET_HEADER + kind.overhead::<A>());
+    fn remove_before(&mut self, length: usize) -> Result<(), Counter> {
+        self.0.drain(ETHERNET_HEADER..ETHERNET_HEADER + length);
         Ok(())
     }
 

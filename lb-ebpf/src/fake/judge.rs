@@ -11,7 +11,7 @@ use crate::{
         Found, Look, Origin, PathResult, SNAT_TRIES, Verdict, act, answer, begin, carrier, claim,
         fragment, hinted,
         icmp::{Icmp, icmp},
-        ipip, known, look, may_be_ours,
+        ipip, known, look, may_be_ours, narrow,
         refuse::refuse,
     },
 };
@@ -150,8 +150,24 @@ impl<A: FromIp + Icmp> Steps<'_, A> {
                 Err(counter) => return Judged::By(Err(counter)),
             }
         }
+        if narrow::may_be(packet, tables, origin) {
+            return self.narrow(packet);
+        }
         let verdict = icmp(packet, tables, (origin, &mut self.decision));
         self.carried(packet, verdict, Verdict::Route)
+    }
+
+    fn narrow(&mut self, packet: &mut Buffer) -> Judged {
+        let mut found = None;
+        let keep = |headers: &Headers<A>| found = Some(*headers);
+        let answer = narrow::reveal(packet, self.tables, (keep, &mut self.decision));
+        match (answer, found) {
+            (Ok(true), Some(headers)) => {
+                self.tell(packet, &headers, Judged::By(Err(Counter::PacketTooBig)))
+            }
+            (Err(counter), _) => Judged::By(Err(counter)),
+            _ => PASSED,
+        }
     }
 
     fn later(&mut self, packet: &mut Buffer, headers: &Headers<A>) -> Judged {

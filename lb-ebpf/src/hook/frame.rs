@@ -191,7 +191,7 @@ impl Packet for Frame {
 
     /// Never: what was carried here goes on to the stack, and is TC's.
     #[inline(always)]
-    fn remove_before<A: Address>(&mut self, _: Kind) -> Result<(), Counter> {
+    fn remove_before(&mut self, _: usize) -> Result<(), Counter> {
         Err(Counter::RewriteFailed)
     }
 

@@ -252,9 +252,9 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn remove_before<A: Address>(&mut self, kind: Kind) -> Result<(), Counter> {
+    fn remove_before(&mut self, length: usize) -> Result<(), Counter> {
         // TCP is cut as it was before: longer pieces may not fit where it goes.
-        self.adjust_room(-(kind.overhead::<A>() as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))
+        self.adjust_room(-(length as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))
     }
 
     #[inline(always)]

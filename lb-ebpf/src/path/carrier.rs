@@ -169,7 +169,7 @@ pub fn unpack<A: Address>(
     }
     let Some(target) = target::<A>(packet) else { return Ok(false) };
     (decision.dst, decision.dst_port) = (headers.flow.dst, target);
-    packet.remove_before::<A>(Kind::Gue)?;
+    packet.remove_before(Kind::Gue.overhead::<A>())?;
     Ok(true)
 }
 

@@ -4,8 +4,6 @@
 //! So it is decided before anything is removed, by what is inside: a packet that leads from a client to a
 //! backend of this node, at the address that the carrier goes to. All else stays as it is.
 
-use core::marker::PhantomData;
-
 use lb_common::{
     abi::{Abi, Address, BePort, CachedFlow, Counter, CtKey, Ipv4},
     carrier::{Kind, within},
@@ -45,20 +43,20 @@ fn is_ipip<A: Address>(packet: &impl Bytes) -> Option<bool> {
     Some(is_ours && is_plain && is_whole)
 }
 
-/// A packet within another one, as if it stood alone.
-struct Within<'a, A, P>(&'a mut P, PhantomData<A>);
+/// A packet behind so many bytes of another one, as if it stood alone.
+pub(super) struct Within<'a, P>(pub(super) &'a mut P, pub(super) usize);
 
-impl<A: Address, P: Bytes> Bytes for Within<'_, A, P> {
+impl<P: Bytes> Bytes for Within<'_, P> {
     #[inline(always)]
     fn read<T: Abi>(&self, offset: usize) -> Option<T> {
-        self.0.read(A::HEADER + offset)
+        self.0.read(self.1 + offset)
     }
 
     #[inline(always)]
     fn pull(&mut self, headers: u32) {
-        #[allow(clippy::cast_possible_truncation, reason = "40 at most")]
-        let outer = A::HEADER as u32;
-        self.0.pull(outer + headers);
+        #[allow(clippy::cast_possible_truncation, reason = "a few headers")]
+        let before = self.1 as u32;
+        self.0.pull(before + headers);
     }
 }
 
@@ -84,7 +82,7 @@ pub fn unpack<A: Icmp, T: Targets<A> + Fragments<A>>(
         return Ok(false);
     }
     Named::at(backend).keep(decision);
-    packet.remove_before::<A>(Kind::Ipip)?;
+    packet.remove_before(Kind::Ipip.overhead::<A>())?;
     Ok(true)
 }
 
@@ -96,7 +94,7 @@ fn is_for<A: Icmp, T: Targets<A> + Fragments<A>>(
     backend: A,
     decision: &mut CachedFlow<A>,
 ) -> bool {
-    let mut inner = Within::<A, _>(packet, PhantomData);
+    let mut inner = Within(packet, A::HEADER);
     match A::parse(&mut inner, Judge { tables, backend, decision }) {
         Ok(is_for) => is_for,
         Err(NoFlow::Truncated) => false,

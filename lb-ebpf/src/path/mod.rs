@@ -22,6 +22,7 @@ mod hinted;
 pub mod icmp;
 pub mod ipip;
 mod known;
+pub mod narrow;
 pub mod refuse;
 mod track;
 

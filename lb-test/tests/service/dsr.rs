@@ -14,8 +14,10 @@ use crate::{BACKENDS, Cluster, WEB};
 
 /// MTU of all devices of a topology.
 const MTU: u32 = 1500;
-/// Slow enough for the short queue of a veth that merges.
+/// Slow enough for the short queue of a veth that merges, and for what is lost until somebody is told.
 const PACED: [&str; 2] = ["--fq-rate", "400M"];
+/// MTU of a link between nodes; less would leave IPv6 less than it needs.
+const LINK: u32 = 1400;
 /// What is said in place of `--forwarding` by a Service.
 const ANNOTATION: &str = "lb-agent/forwarding";
 
@@ -185,6 +187,32 @@ fn assert_learned(cluster: &Cluster, &(name, _, more): &(&str, &str, u8), overhe
                 anyhow::ensure!(lines[0]["source"] == to.to_string(), "{size}: {lines:?}");
                 Ok(())
             });
+        }
+    }
+}
+
+/// A router between the nodes, whose link is narrower than theirs, tells the node that carries, and that the client.
+#[test]
+fn clients_learn_of_a_narrow_link_between_nodes() {
+    lb_test::require_topology!();
+    let services = WAYS.map(|(_, pod, more)| bulk(pod, 3 + more));
+    let cluster = cluster("dsr", &services);
+    let _servers = WAYS.map(|(_, pod, _)| programs::iperf3_server(cluster.pod(pod)).unwrap());
+    for ((name, pod, more), overheads) in WAYS.into_iter().zip([[20, 40], [36, 56]]) {
+        let (client, node, pod) = (cluster.outside(), cluster.node(name), cluster.pod(pod));
+        for (family, overhead) in Family::BOTH.into_iter().zip(overheads) {
+            let [to, router] = [pod, cluster.fabric()].map(|host| host.ip(family).to_string());
+            let far = cluster.node(pod.node()).ip(family).to_string();
+            node.run("ip", &["route", "replace", &to, "via", &router]).unwrap();
+            let link = LINK.to_string();
+            let narrow = ["route", "replace", &to, "via", &far, "mtu", "lock", &link];
+            cluster.fabric().run("ip", &narrow).unwrap();
+            let to = node.socket(family, 30003 + u16::from(more));
+            // What is on its way when the client learns is lost: not too much.
+            transfers(client, to, &PACED);
+            let route = client.run("ip", &["route", "get", &to.ip().to_string()]).unwrap();
+            let learned = format!("mtu {}", LINK - overhead);
+            assert!(route.contains(&learned), "{route} without {learned}");
         }
     }
 }

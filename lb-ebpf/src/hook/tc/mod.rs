@@ -19,7 +19,7 @@ use lb_ebpf::{
 use super::skb::Skb;
 use carrier::{accept, carry, ipip, unpack};
 use flow::{act, begin, claim, hinted, known, look, read};
-use other::{icmp, later, note, ping, tell};
+use other::{icmp, later, narrow, note, ping, tell};
 use verdict::{end, last};
 
 /// Neither accepts nor drops: the next program, ours or a CNI's, decides (`TCX_NEXT`).
@@ -54,16 +54,18 @@ mod step {
     pub(super) const KNOWN_AND_NOTE: i32 = -11;
     /// A later fragment, which has no ports.
     pub(super) const LATER: i32 = -12;
+    /// It tells of a link that is too narrow for a carrier.
+    pub(super) const NARROW: i32 = -13;
     /// No packet of a flow; perhaps of ICMP.
-    pub(super) const OTHER: i32 = -13;
+    pub(super) const OTHER: i32 = -14;
     /// No plain packet: read its headers one by one.
-    pub(super) const READ: i32 = -14;
+    pub(super) const READ: i32 = -15;
     /// It does not fit the next device.
-    pub(super) const TOO_BIG: i32 = -15;
+    pub(super) const TOO_BIG: i32 = -16;
     /// Its time to live has ended.
-    pub(super) const TTL_EXPIRED: i32 = -16;
+    pub(super) const TTL_EXPIRED: i32 = -17;
     /// It was in a carrier: as [`READ`].
-    pub(super) const UNPACKED: i32 = -17;
+    pub(super) const UNPACKED: i32 = -18;
     /// Refuse: less the number of a counter.
     pub(super) const REFUSE: i32 = -32;
 }
@@ -128,7 +130,7 @@ fn steps<A: Steps>(skb: &Skb, mut origin: u32) -> i32 {
     }
     match code {
         step::LATER => finish::<A>(ctx, A::later(ctx, origin)),
-        step::OTHER => finish::<A>(ctx, other::<A>(ctx, origin)),
+        step::OTHER => of_icmp::<A>(ctx, origin),
         _ => of_flow::<A>(ctx, origin, code),
     }
 }
@@ -182,6 +184,19 @@ fn other<A: Steps>(ctx: *mut __sk_buff, origin: u32) -> i32 {
     }
 }
 
+/// A message of ICMP; one about a carrier of this node becomes one about what was in it.
+#[inline(always)]
+fn of_icmp<A: Steps>(ctx: *mut __sk_buff, origin: u32) -> i32 {
+    let code = other::<A>(ctx, origin);
+    if code != step::NARROW {
+        return finish::<A>(ctx, code);
+    }
+    match A::narrow(ctx) {
+        step::NARROW => A::tell(ctx, origin, step::NARROW),
+        code => last(code),
+    }
+}
+
 /// What is left to do with a packet that follows those of a flow.
 #[inline(always)]
 fn finish<A: Steps>(ctx: *mut __sk_buff, code: i32) -> i32 {
@@ -210,11 +225,13 @@ steps! {
     carry(code: i32) = lb_tc_carry4, lb_tc_carry6;
     /// Goes on with a packet that is not one of a flow, if it is one of ICMP.
     icmp(origin: u32) = lb_tc_icmp4, lb_tc_icmp6;
+    /// Finds the client's packet in an error about its carrier.
+    narrow() = lb_tc_narrow4, lb_tc_narrow6;
     /// Does with a later fragment what was done with the first one.
     later(origin: u32) = lb_tc_later4, lb_tc_later6;
     /// Notes what became of a first fragment, which the program ends with `code` for.
     note(origin: u32, code: i32) = lb_tc_note4, lb_tc_note6;
-    /// Answers a ping to an address of Services.
+    /// Answers a ping to an address of Services, and knows errors about carriers.
     ping(origin: u32) = lb_tc_ping4, lb_tc_ping6;
     /// Takes a packet out of its carrier of IPIP, if it is one.
     ipip() = lb_tc_ipip4, lb_tc_ipip6;

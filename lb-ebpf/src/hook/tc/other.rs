@@ -1,12 +1,16 @@
 //! The steps for fragments, and for packets that are not of a flow.
 
-use lb_common::abi::{Address, Counter, CtAction, FragmentAction};
+use aya_ebpf::programs::TcContext;
+use lb_common::abi::{Address, Counter, CtAction, FragmentAction, NextHop};
 use lb_ebpf::{
     packet::Bytes as _,
+    parse::Headers,
     path::{
-        Origin, answer, fragment,
+        Direction, Origin, Verdict, answer, fragment,
         icmp::{self, Icmp},
+        narrow,
     },
+    tables::Tables as _,
 };
 
 use super::{
@@ -25,6 +29,8 @@ use crate::{
 /// Headers of ICMP that a path may touch, as far as the quoted ports: an IPv6 redirect with a link-layer
 /// address is the longest, longer than an error with two IPv4 headers that are full of options.
 pub(super) const QUOTED_HEADERS: u32 = 14 + 40 + 40 + 16 + 40 + 8 + 4;
+/// Headers of an error that quotes a carrier of IPv6, as far as what is carried is read.
+const CARRIED_HEADERS: u32 = 14 + 40 + 8 + 56 + 40 + 20;
 const TC_ACT_REDIRECT: i32 = 7;
 
 #[inline(always)]
@@ -76,12 +82,14 @@ pub(super) fn note<A: Address + FragmentMaps + Routing>(skb: Skb, from: u32, cod
 #[inline(always)]
 pub(super) fn ping<A: Icmp + FragmentMaps + Routing>(mut skb: Skb, from: u32) -> i32 {
     let origin = Origin::of(from);
+    skb.pull(QUOTED_HEADERS);
     let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
     match answer::ping(&mut skb, &tables, origin) {
         Ok(true) => {
             maps::count(Counter::Ping);
             send_back(&mut skb, origin.direction())
         }
+        Ok(false) if narrow::may_be(&skb, &tables, origin) => step::NARROW,
         Ok(false) => step::OTHER,
         Err(counter) => end(counter),
     }
@@ -93,9 +101,36 @@ pub(super) fn tell<A: Icmp + FragmentMaps + Routing>(mut skb: Skb, from: u32, co
     let direction = Origin::of(from).direction();
     let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return verdict };
     let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return verdict };
-    let narrow = (code == step::TOO_BIG).then_some(decision.hop.mtu);
+    let narrow = (code != step::TTL_EXPIRED).then_some(decision.hop.mtu);
     match answer::tell(&mut skb, &tables, headers, (narrow, direction)) {
+        Ok(true) if code == step::NARROW => to_sender(&mut skb, headers, &tables),
         Ok(true) => send_back(&mut skb, direction),
         _ => verdict,
+    }
+}
+
+/// Sends what a client is told of its packet, which did not come in here.
+#[inline(always)]
+fn to_sender<A: Address + Maps + Routing>(
+    skb: &mut Skb,
+    headers: &Headers<A>,
+    tables: &BpfTables<A, TcContext>,
+) -> i32 {
+    let way = tables.route(headers.flow.dst, headers.flow.src);
+    let verdict = way.map(|_| Verdict::Route).ok_or(Counter::NoRoute);
+    perform(skb, verdict, (&NextHop::of(0), route::redirect::<A>, Direction::Ingress))
+}
+
+/// Makes an error about a carrier the client's packet that was in it, for [`tell`].
+#[inline(always)]
+pub(super) fn narrow<A: Icmp + Maps + Routing>(mut skb: Skb) -> i32 {
+    skb.pull(CARRIED_HEADERS);
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
+    let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
+    let keep = |found: &Headers<A>| *headers = *found;
+    match narrow::reveal(&mut skb, &tables, (keep, decision)) {
+        Ok(true) => step::NARROW,
+        Ok(false) => NEXT,
+        Err(counter) => end(counter),
     }
 }

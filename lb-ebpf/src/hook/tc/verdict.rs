@@ -55,7 +55,7 @@ pub(super) fn end(counter: Counter) -> i32 {
 #[inline(always)]
 pub(super) fn last(code: i32) -> i32 {
     match code {
-        step::TOO_BIG => maps::count(Counter::PacketTooBig),
+        step::NARROW | step::TOO_BIG => maps::count(Counter::PacketTooBig),
         step::TTL_EXPIRED => maps::count(Counter::TtlExpired),
         verdict => return verdict,
     }
