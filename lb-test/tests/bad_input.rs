@@ -11,7 +11,7 @@ use lb_test::{
 };
 
 mod cluster;
-use cluster::{PATIENT, SOON, get, pod};
+use cluster::{PATIENT, get, pod};
 
 /// One node with a Service `good` that must go on working.
 struct Place {
@@ -19,8 +19,6 @@ struct Place {
     _server: Process,
     topology: Topology,
 }
-
-const SMALL: [&str; 2] = ["--max-frontends=1024", "--max-backends=1024"];
 
 const GOOD: &str = "apiVersion: v1
 kind: Service
@@ -39,9 +37,7 @@ impl Place {
         topology.apply("good.yaml", GOOD).unwrap();
         topology.apply("pods.yaml", &pod(&topology, "web-1", "True", "")).unwrap();
         let mut options = AgentOptions::manifests(topology.manifests());
-        // Small tables are read back fast in a build without optimization.
-        let sizes = if arguments.is_empty() { &SMALL } else { arguments };
-        options.arguments = sizes.iter().map(ToString::to_string).collect();
+        options.arguments = arguments.iter().map(ToString::to_string).collect();
         let agent = Agent::start_synced(topology.node("node1"), options).unwrap();
         Self { agent, _server: server, topology }
     }
@@ -49,7 +45,7 @@ impl Place {
     /// Waits until exactly these sentences are in `status`, and each in the log.
     #[track_caller]
     fn expect(&self, sentences: &[&str]) {
-        eventually(SOON, "sentences in status and log", || {
+        eventually(PATIENT, "sentences in status and log", || {
             let problems = self.agent.status()?["problems"].clone();
             ensure!(problems == serde_json::json!(sentences), "{problems:#}");
             let log = self.agent.log();
@@ -211,7 +207,7 @@ fn an_endpoint_that_nobody_else_can_reach() {
 fn overfills(place: &Place, manifest: &str, reason: &str) {
     place.topology.apply("bad.yaml", manifest).unwrap();
     let before = "Service default/worse: spec.ports: port ";
-    eventually(SOON, reason, || {
+    eventually(PATIENT, reason, || {
         let problems = place.agent.status()?["problems"].clone();
         let problems = problems.as_array().unwrap().iter().map(|problem| problem.as_str().unwrap());
         let mut told = problems.filter(|told| told.starts_with(before) && told.ends_with(reason));
