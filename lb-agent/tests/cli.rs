@@ -88,6 +88,26 @@ fn a_flag_beats_the_environment_which_beats_the_file() {
     assert_eq!(with_variable(&[&check[..], &["--device", "from-flag"]].concat()), ["from-flag"]);
 }
 
+/// A program in a network namespace of its own, with a device that by itself looks like an uplink.
+const WITH_DEVICE: &str = "ip link add pod0 type veth peer name other && ip link set pod0 up && \
+                           ip address add 192.0.2.1/24 dev pod0 && exec \"$@\"";
+
+#[test]
+fn s6_check_takes_devices_for_what_run_takes_them_for() {
+    let place = Place::new();
+    let uplinks = |more: &[&str]| {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "sh", "-c", WITH_DEVICE, "sh", env!("CARGO_BIN_EXE_lb-agent")]);
+        command.arg("--bpffs").arg(place.folder.path()).args(["check", "-o", "json"]).args(more);
+        let findings = findings(&command.output().unwrap());
+        findings.iter().filter(|finding| finding["name"] == "xdp").count()
+    };
+    assert_eq!(uplinks(&[]), 1);
+    let mode = "--detect-local-mode=InterfaceNamePrefix";
+    assert_eq!(uplinks(&[mode, "--pod-interface-name-prefix=eth"]), 1);
+    assert_eq!(uplinks(&[mode, "--pod-interface-name-prefix=pod"]), 0, "it leads to pods");
+}
+
 #[test]
 fn the_file_itself_may_be_named_by_the_environment() {
     let place = Place::new();

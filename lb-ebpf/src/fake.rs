@@ -34,7 +34,7 @@ use crate::{
     },
     parse,
     path::{answer::Answers, carrier::Targets, fragment::Fragments},
-    tables::{Backends, CtRef, Ends, Ref, Tables},
+    tables::{Backends, CtRef, Ref, Tables},
 };
 
 /// Odd factors; nobody attacks these tests.
@@ -226,13 +226,12 @@ impl<A: FromIp> FakeTables<A> {
 }
 
 impl<A: FromIp> Tables<A> for FakeTables<A> {
-    fn ends(&self, flow: &CtKey<A>) -> Ends {
-        let frontend = filter::frontend(&flow.dst, flow.dst_port, flow.protocol);
-        let backend = filter::backend(&flow.src, flow.src_port, flow.protocol);
-        Ends {
-            to_frontend: self.filter.contains(&frontend),
-            from_backend: self.filter.contains(&backend),
-        }
+    fn may_be_to_frontend(&self, flow: &CtKey<A>) -> bool {
+        self.filter.contains(&filter::frontend(&flow.dst, flow.dst_port, flow.protocol))
+    }
+
+    fn may_be_from_backend(&self, flow: &CtKey<A>) -> bool {
+        self.filter.contains(&filter::backend(&flow.src, flow.src_port, flow.protocol))
     }
 
     fn recall(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {

@@ -49,7 +49,7 @@ pub trait Packet {
     fn fits(&self, mtu: u16) -> bool;
 
     /// Puts the first `length` bytes of the headers of a carrier, of the packet's own family, before its IP
-    /// header; TCP that is cut later is cut into shorter pieces for that.
+    /// header; TCP that is cut later is cut into shorter pieces for that. Link-layer addresses may be lost.
     ///
     /// # Errors
     ///

@@ -127,21 +127,25 @@ pub fn ports(old: [BePort; 2], new: [BePort; 2]) -> Difference {
     Difference::new(sum(old), sum(new))
 }
 
-/// Takes one from the time to live `ttl`, as a router does.
+/// Takes one from the time to live `ttl` of an IP header at `offset`, as a router does.
 ///
 /// # Errors
 ///
 /// [`Counter::TtlExpired`] if nothing would be left.
 #[inline(always)]
-pub fn decrement_ttl<A: Address>(packet: &mut impl Packet, ttl: u8) -> Result<(), Counter> {
+pub fn decrement_ttl<A: Address>(
+    packet: &mut impl Packet,
+    offset: usize,
+    ttl: u8,
+) -> Result<(), Counter> {
     if ttl <= 1 {
         return Err(Counter::TtlExpired);
     }
-    packet.write(L3 + A::TTL_OFFSET, &(ttl - 1))?;
+    packet.write(offset + A::TTL_OFFSET, &(ttl - 1))?;
     if A::HEADER != IPV4_HEADER {
         return Ok(());
     }
-    change_checksum(packet, L3 + IPV4_CHECKSUM, Difference::HOP)
+    change_checksum(packet, offset + IPV4_CHECKSUM, Difference::HOP)
 }
 
 /// Length of the transport header and all that it carries, in bytes. From the IP header: a frame

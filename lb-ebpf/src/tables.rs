@@ -27,8 +27,11 @@ pub trait Backends<A: Address> {
 
 /// The maps, for one family.
 pub trait Tables<A: Address>: Backends<A> {
-    /// What the filter says of a packet's ends.
-    fn ends(&self, flow: &CtKey<A>) -> Ends;
+    /// May a packet's destination be a frontend? "No" is certain, by the filter.
+    fn may_be_to_frontend(&self, flow: &CtKey<A>) -> bool;
+
+    /// May its source be a backend? Likewise.
+    fn may_be_from_backend(&self, flow: &CtKey<A>) -> bool;
 
     /// Copies what is cached of a flow; false if that is nothing, or no longer true.
     #[must_use]
@@ -120,15 +123,6 @@ pub trait Tables<A: Address>: Backends<A> {
 
     /// First port and number of ports of the SNAT range.
     fn snat_range(&self) -> (u32, u32);
-}
-
-/// What the filter knows of a packet's ends: a bit that is not set is certain, a set one is not.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub struct Ends {
-    /// Its destination may be a frontend.
-    pub to_frontend: bool,
-    /// Its source may be a backend.
-    pub from_backend: bool,
 }
 
 /// An entry in its map: read in place, and written by field.

@@ -2,8 +2,14 @@
 //! what was written.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    os::fd::{AsFd as _, AsRawFd as _},
+    path::Path,
+    sync::Arc,
+};
 
+use aya::maps::MapInfo;
 use lb_agent::{
     dataplane::{
         BackendEntry, BackendId, FrontendAddress, FrontendEntry, Kernel, KernelOptions, MidFlow,
@@ -13,7 +19,8 @@ use lb_agent::{
     model::{Family, Protocol},
 };
 use lb_common::abi::{
-    Abi as _, BackendFlags, Device, DeviceRole, FrontendFlags, FrontendKind, Region, maps,
+    Abi as _, BackendFlags, CachedFlow, Chunk, Device, DeviceRole, FrontendFlags, FrontendKind,
+    Ipv4, Ipv6, Region, maps,
 };
 use lb_common::conntrack::Timeouts;
 use lb_test::{Node, NodeSpec, Topology, require_topology};
@@ -105,6 +112,7 @@ fn starts_twice_and_keeps_its_tables(tc_attach: TcAttach) {
     let reader = Reader::open(&options.bpffs).unwrap();
     assert_eq!(reader.links(), links, "the second start exchanged what the first one attached");
     assert_eq!(reader.devices().unwrap(), [(uplink, device)]);
+    assert_memory_is_told(&reader, &options.bpffs.join("maps"));
     let cleared = BackendId { family: Family::V6, index: 5 };
     start().perform(&[Step::RemoveBackend(cleared)]).unwrap();
     let after = start().snapshot().unwrap();
@@ -113,6 +121,30 @@ fn starts_twice_and_keeps_its_tables(tc_attach: TcAttach) {
     let removed = node.enter(|| cleanup(&options.bpffs).unwrap()).unwrap();
     assert!(removed.len() > 20, "{removed:?}");
     assert!(Reader::open(&options.bpffs).is_none());
+}
+
+/// All of it: slots lie in maps of their own, and what is cached of flows in maps that only programs hold.
+fn assert_memory_is_told(reader: &Reader, maps: &Path) {
+    let pinned: u64 = std::fs::read_dir(maps).unwrap().map(|entry| bytes(&entry.unwrap())).sum();
+    let (slots, cached) = (
+        2 * 4096 * size_of::<Chunk>(),
+        4096 * (size_of::<CachedFlow<Ipv4>>() + size_of::<CachedFlow<Ipv6>>()),
+    );
+    let (memory, hidden) = (reader.memory(), u64::try_from(slots + cached).unwrap());
+    assert!(memory.maps >= pinned + hidden, "{memory:?}, of pinned maps {pinned}");
+    let fill = reader.fill().unwrap().into_iter();
+    let is_of_flows = |name: &str| name.starts_with("CONNTRACK") || name.starts_with("HALF_OPEN");
+    let flows: u64 = fill.filter(|map| is_of_flows(map.name)).map(|map| map.bytes).sum();
+    assert_eq!(memory.flows, flows);
+}
+
+/// Kernel memory of a pinned map.
+fn bytes(pin: &std::fs::DirEntry) -> u64 {
+    let map = MapInfo::from_pin(pin.path()).and_then(|info| info.fd()).unwrap();
+    let path = format!("/proc/self/fdinfo/{}", map.as_fd().as_raw_fd());
+    let info = std::fs::read_to_string(path).unwrap();
+    let line = info.lines().find_map(|line| line.strip_prefix("memlock:")).unwrap();
+    line.trim().parse().unwrap()
 }
 
 #[test]

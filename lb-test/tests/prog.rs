@@ -1,8 +1,13 @@
 //! Every case of a packet and its fate, judged by the programs in this machine's kernel.
 
-use lb_common::abi::Counter;
-use lb_ebpf::cases::{self, Device, Hook, Host, Net, frame::Frame};
-use lb_test::{prog::KernelBench, require_topology};
+use std::{net::SocketAddr, time::Duration};
+
+use lb_common::{
+    abi::{Counter, L4Proto},
+    carrier,
+};
+use lb_ebpf::cases::{self, Device, Fate, Hook, Host, Kind, Net, frame::Frame};
+use lb_test::{eventually, prog::KernelBench, require_topology};
 
 macro_rules! in_a_kernel {
     ($($module:ident::$name:ident,)+) => {
@@ -61,10 +66,40 @@ fn xdp_finishes_what_it_can() {
     };
     // Request, reply and second request of each kind.
     assert_eq!(finished(cases::snat::a_remote_backend_answers_through_this_node), 3 * 6);
+    assert_eq!(finished(cases::dsr::a_client_is_carried_to_a_remote_backend), 7 * 6);
     assert!(finished(cases::refusals::without_endpoints_a_client_is_refused) >= 6);
     assert!(finished(cases::sources::s9_only_allowed_sources_are_let_in) >= 6);
     assert_eq!(
         finished(cases::flows::a_local_backend_sees_the_client_and_answers_as_its_service),
         0
     );
+}
+
+/// Packets of a known flow ask no table of flows, until their tick ends.
+#[test]
+fn known_flows_to_the_port_of_carriers_are_cached_like_others() {
+    const IN: Hook = Hook::Ingress(Device::Uplink);
+    require_topology!();
+    let mut bench = start();
+    let kinds = Kind::ALL.into_iter().filter(|kind| kind.protocol == L4Proto::UDP);
+    for (kind, port) in kinds.flat_map(|kind| [(kind, 80), (kind, carrier::PORT)]) {
+        let mut net = Net::new(&mut bench, kind);
+        let id = net.backend(Host::PodA);
+        let (client, pod) = (net.client(), net.target(Host::PodA));
+        let vip = SocketAddr::new(net.vip(1).ip(), port);
+        net.frontend(vip, &[id]);
+        eventually(Duration::from_secs(10), "packets without an entry", || {
+            let mut net = Net::new(&mut bench, kind);
+            net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod]);
+            let answer = net.later(pod, client);
+            net.expect(Hook::Egress(Device::Uplink), &answer, Fate::Next, [vip, client]);
+            net.expect(IN, &net.later(client, vip), Fate::Next, [client, pod]);
+            bench.forget_flows()?;
+            let mut net = Net::new(&mut bench, kind);
+            net.expect(IN, &net.later(client, vip), Fate::Next, [client, pod]);
+            let made = bench.forget_flows()?;
+            anyhow::ensure!(made == 0, "{kind:?}, port {port}: {made} entries were made");
+            Ok(())
+        });
+    }
 }

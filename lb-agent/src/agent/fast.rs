@@ -203,6 +203,7 @@ mod tests {
             usage: Usage::Attach(DeviceRole::UPLINK),
             layer: Layer::Ethernet,
             mac: [2, 0, 0, 0, 0, 2],
+            mtu: 1500,
             up: true,
             v4: Vec::new(),
             v6: Vec::new(),

@@ -24,7 +24,7 @@ pub(super) fn findings(plan: &Plan<'_>, network: &NodeNetwork) -> Vec<Finding> {
         )];
     }
     let mut findings: Vec<_> = listener(plan.dsr_port).into_iter().collect();
-    findings.extend(narrow(network, |device| net::mtu(device).ok()));
+    findings.extend(narrow(network));
     findings.extend(strict(network, rp_filter));
     findings
 }
@@ -49,11 +49,11 @@ fn listener(port: u16) -> Option<Finding> {
 }
 
 /// Uplinks on which pods' longest packets do not fit a carrier.
-fn narrow(network: &NodeNetwork, mtu: impl Fn(&str) -> Option<u32>) -> Vec<Finding> {
+fn narrow(network: &NodeNetwork) -> Vec<Finding> {
     let of_role = |role| network.devices.iter().filter(move |it| it.role() == Some(role));
-    let pods = of_role(DeviceRole::PODS).filter_map(|device| mtu(&device.name)).max();
+    let pods = of_role(DeviceRole::PODS).map(|device| device.mtu).max();
     let finding = |device: &DeviceFacts| {
-        let (uplink, pods) = (mtu(&device.name)?, pods?);
+        let (uplink, pods) = (device.mtu, pods?);
         let [v4, v6] = [overhead::<Ipv4>(), overhead::<Ipv6>()];
         let [v4, v6] = [v4, v6].map(|bytes| u32::try_from(bytes).unwrap_or_default());
         let detail = format!("{}: MTU {uplink}, pods {pods}", device.name);

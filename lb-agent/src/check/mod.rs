@@ -7,7 +7,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::config::{BindAddress, DevicePattern, Forwarding, PortRange, SocketLb, XdpMode};
+use crate::{
+    config::{BindAddress, Forwarding, PortRange, SocketLb, XdpMode},
+    net::DeviceSettings,
+};
 
 mod carriers;
 mod kernel;
@@ -58,7 +61,7 @@ impl Finding {
 }
 
 /// What the agent is to do on this node.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Plan<'a> {
     /// Folder of the pins.
     pub bpffs: &'a Path,
@@ -68,8 +71,8 @@ pub struct Plan<'a> {
     pub socket_lb: SocketLb,
     /// Are processes of the host kept from binding node ports?
     pub bind_protection: bool,
-    /// Devices named by the user.
-    pub devices: &'a [DevicePattern],
+    /// Devices named by the user, and which of them lead to pods.
+    pub devices: DeviceSettings,
     /// Where XDP is wanted.
     pub xdp: XdpMode,
     /// How packets come to endpoints on other nodes.
@@ -105,7 +108,7 @@ pub fn needed(plan: &Plan<'_>) -> Vec<Finding> {
         }
         SocketLb::All | SocketLb::Host => findings.push(mounts::cgroup(plan.cgroup)),
     }
-    findings.extend(network::devices(plan.devices));
+    findings.extend(network::devices(&plan.devices.named));
     findings
 }
 

@@ -3,12 +3,11 @@
 use super::{Finding, Plan, carriers};
 use crate::{
     agent::fast::{self, Drivers, Outlook},
-    net::{self, DeviceSettings, NodeNetwork},
+    net::{self, NodeNetwork},
 };
 
 pub(super) fn findings(plan: &Plan<'_>) -> Vec<Finding> {
-    let settings = DeviceSettings { named: plan.devices.to_vec(), ..DeviceSettings::default() };
-    match net::picture(&settings) {
+    match net::picture(&plan.devices) {
         Ok(network) => {
             let mut findings = xdp(plan, &network);
             findings.extend(carriers::findings(plan, &network));

@@ -13,6 +13,7 @@ use crate::telemetry::{self, LogFormat};
 mod check;
 mod cleanup;
 mod forwarding;
+mod local;
 mod netfilter;
 mod output;
 mod parse;
@@ -66,7 +67,7 @@ enum Command {
     /// The node agent: keeps the kernel's tables in step until it is told to stop
     Run(Box<run::RunArgs>),
     /// Can this node run the agent? Each shortfall with its mend
-    Check(check::CheckArgs),
+    Check(Box<check::CheckArgs>),
     /// Health of the agent, attached devices, map fill, packets not translated
     Status(output::OutputArgs),
     /// Frontends and their backends; works with the agent dead

@@ -220,9 +220,10 @@ fn settings_of_run_alone_may_stand_in_a_file_for_check() {
 fn who_is_local_is_told_as_to_kube_proxy() {
     let local = |arguments: &[&str]| {
         let cli = run(arguments);
-        let clients = &run_args(&cli).clients;
-        let cidrs: Vec<_> = clients.cluster_cidr.iter().map(ToString::to_string).collect();
-        (cidrs.join(" "), clients.detect_local_mode, clients.masquerade_all)
+        let arguments = run_args(&cli);
+        let local = &arguments.node.local;
+        let cidrs: Vec<_> = local.cluster_cidr.iter().map(ToString::to_string).collect();
+        (cidrs.join(" "), local.detect_local_mode, arguments.masquerade_all)
     };
     assert_eq!(local(&[]), (String::new(), None, false));
     let cidr = "--cluster-cidr=10.244.1.0/16, fd00:244::/56";
@@ -236,8 +237,8 @@ fn who_is_local_is_told_as_to_kube_proxy() {
          detectLocalMode: ''\niptables:\n  masqueradeAll: true\n",
     );
     let cli = parsed(&with_file(file.path(), &[])).unwrap();
-    assert_eq!(run_args(&cli).clients.cluster_cidr.len(), 2);
-    assert!(run_args(&cli).clients.masquerade_all);
+    assert_eq!(run_args(&cli).node.local.cluster_cidr.len(), 2);
+    assert!(run_args(&cli).masquerade_all);
     for (mode, flag) in [
         ("BridgeInterface", "--pod-bridge-interface"),
         ("InterfaceNamePrefix", "--pod-interface-name-prefix"),

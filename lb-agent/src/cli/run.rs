@@ -11,15 +11,16 @@ use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{forwarding::ForwardingArgs, netfilter::NetfilterArgs};
+use super::{forwarding::ForwardingArgs, local::LocalArgs, netfilter::NetfilterArgs};
 use crate::{
     agent::{self, Start},
     check::{self, Outcome, Plan},
     config::{
-        BindAddress, DetectLocal, DetectLocalMode, DevicePattern, MidFlow, NodePortAddresses,
-        PortRange, ProxyNames, Settings, SocketLb, Source, TcAttach, XdpMode, network,
+        BindAddress, DevicePattern, MidFlow, NodePortAddresses, PortRange, ProxyNames, Settings,
+        SocketLb, Source, TcAttach, XdpMode,
     },
     instance::{Instance, Status},
+    net::DeviceSettings,
 };
 
 /// Where Services come from without a cluster and without a flag.
@@ -39,6 +40,7 @@ Examples:
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 #[command(group = ArgGroup::new("cluster").args(["kubeconfig", "master"]).multiple(true))]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag of its own")]
 pub(super) struct RunArgs {
     /// Folder of Kubernetes manifests, in place of a cluster [default without a cluster:
     /// /etc/lb/manifests]
@@ -70,8 +72,10 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "true|false", default_value_t = false, action = ArgAction::Set)]
     #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(super) reset_tcp_on_removal: bool,
-    #[command(flatten)]
-    pub(super) clients: ClientArgs,
+    /// Show backends this node's address in place of every client's, but under policy Local
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set, default_value_t = false)]
+    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(super) masquerade_all: bool,
     /// Entries of the agent's own conntrack, each family [default: 32768 for each CPU, at least 131072,
     /// less where memory is short]
     #[arg(long, value_name = "N", value_parser = size())]
@@ -91,37 +95,6 @@ pub(super) struct RunArgs {
     pub(super) service_cluster_ip_range: Vec<IpNet>,
     #[command(flatten)]
     pub(super) netfilter: NetfilterArgs,
-}
-
-/// Who counts as a client on this node, and whom backends see: kube-proxy's names.
-#[derive(Args, Debug)]
-pub(super) struct ClientArgs {
-    /// Networks of the cluster's pods: those of this node's pods among them count as clients here
-    #[arg(long, value_name = "CIDR", value_delimiter = ',', value_parser = network)]
-    pub(super) cluster_cidr: Vec<IpNet>,
-    /// How clients on this node are told from others [default: by device, and by --cluster-cidr]
-    #[arg(long, value_enum, value_name = "MODE")]
-    pub(super) detect_local_mode: Option<DetectLocalMode>,
-    /// The bridge of the pods, for --detect-local-mode=BridgeInterface
-    #[arg(long, value_name = "NAME")]
-    #[arg(required_if_eq("detect_local_mode", "BridgeInterface"))]
-    pub(super) pod_bridge_interface: Option<String>,
-    /// How names of pods' devices begin, for --detect-local-mode=InterfaceNamePrefix
-    #[arg(long, value_name = "PREFIX")]
-    #[arg(required_if_eq("detect_local_mode", "InterfaceNamePrefix"))]
-    pub(super) pod_interface_name_prefix: Option<String>,
-    /// Show backends this node's address in place of every client's, but under policy Local
-    #[arg(long, value_name = "BOOL", action = ArgAction::Set, default_value_t = false)]
-    #[arg(num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub(super) masquerade_all: bool,
-}
-
-impl ClientArgs {
-    fn detect_local(self) -> DetectLocal {
-        let Self { cluster_cidr, detect_local_mode, .. } = self;
-        let (bridge, prefix) = (self.pod_bridge_interface, self.pod_interface_name_prefix);
-        DetectLocal::new(detect_local_mode, cluster_cidr, bridge, prefix)
-    }
 }
 
 /// Flags that `run` and `check` share.
@@ -152,6 +125,8 @@ pub(super) struct NodeArgs {
     #[arg(long, value_enum, value_name = "WHERE", default_value_t = XdpMode::Auto)]
     pub(super) xdp: XdpMode,
     #[command(flatten)]
+    pub(super) local: LocalArgs,
+    #[command(flatten)]
     pub(super) forwarding: ForwardingArgs,
     /// Where /healthz and /livez are served; empty for nowhere
     #[arg(long, value_name = "IP:PORT", default_value = ":10256")]
@@ -181,7 +156,10 @@ impl NodeArgs {
             cgroup: self.cgroup.as_deref(),
             socket_lb: self.socket_lb,
             bind_protection: self.nodeport_bind_protection,
-            devices: &self.device,
+            devices: DeviceSettings {
+                named: self.device.clone(),
+                local: self.local.detect_local(),
+            },
             xdp: self.xdp,
             forwarding: self.forwarding.forwarding,
             dsr_port: self.forwarding.dsr_port,
@@ -257,8 +235,8 @@ fn settings(arguments: RunArgs, bpffs: PathBuf) -> anyhow::Result<Settings> {
         metrics: node.metrics_bind_address,
         proxy_names,
         nodeport_addresses: arguments.nodeport_addresses,
-        masquerade_all: arguments.clients.masquerade_all,
-        detect_local: arguments.clients.detect_local(),
+        masquerade_all: arguments.masquerade_all,
+        detect_local: node.local.detect_local(),
         snat_ports: node.snat_port_range,
         forwarding: node.forwarding.forwarding,
         dsr_port: node.forwarding.dsr_port,

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::output::{OutputArgs, table};
 use crate::{
-    dataplane::{MapFill, Reader, check_version},
+    dataplane::{MapFill, Memory, Reader, check_version},
     instance::{DeviceStatus, Instance, LeftAlone, StaleStatus, Status},
 };
 
@@ -22,19 +22,20 @@ struct Report {
     devices: Vec<DeviceStatus>,
     counters: BTreeMap<&'static str, u64>,
     maps: Vec<MapFill>,
+    memory: Memory,
 }
 
 pub(super) fn status(arguments: OutputArgs, bpffs: &Path) -> anyhow::Result<ExitCode> {
     check_version(bpffs)?;
     let instance = Instance::of(bpffs);
-    let (counters, maps) = match Reader::open(bpffs) {
-        Some(reader) => (reader.counters()?, reader.fill()?),
-        None => (Vec::new(), Vec::new()),
+    let (counters, maps, memory) = match Reader::open(bpffs) {
+        Some(reader) => (reader.counters()?, reader.fill()?, reader.memory()),
+        None => (Vec::new(), Vec::new(), Memory::default()),
     };
     // In this order: a status that is older than its holder is the one of an agent before.
     let status = Status::read(&instance.status())?;
     let holder = instance.holder()?.map(|holder| holder.pid);
-    let report = report(holder, status, &counters, maps);
+    let report = report(holder, status, &counters, (maps, memory));
     arguments.output.print(&report, || text(&report))?;
     Ok(if report.is_healthy() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -45,7 +46,7 @@ fn report(
     holder: Option<u32>,
     status: Option<Status>,
     counters: &[(Counter, u64)],
-    maps: Vec<MapFill>,
+    (maps, memory): (Vec<MapFill>, Memory),
 ) -> Report {
     let alive = holder.is_some();
     let status = status.filter(|status| holder.is_none_or(|pid| pid == status.pid));
@@ -59,6 +60,7 @@ fn report(
         agent: status,
         counters: counters.iter().map(|(counter, count)| (counter.name(), *count)).collect(),
         maps,
+        memory,
     }
 }
 
@@ -91,8 +93,9 @@ fn text(report: &Report) -> String {
         blocks.push(table(&["NOT TRANSLATED", "PACKETS"], counted));
     }
     if !report.maps.is_empty() {
-        blocks
-            .push(table(&["MAP", "ENTRIES", "CAPACITY", "BYTES"], report.maps.iter().map(map_row)));
+        let rows = report.maps.iter().map(map_row);
+        let memory = memory(report.memory);
+        blocks.push(table(&["MAP", "ENTRIES", "CAPACITY", "BYTES"], rows) + "\n" + &memory);
     }
     blocks.join("\n\n")
 }
@@ -148,6 +151,11 @@ fn device_row(device: &DeviceStatus) -> Vec<String> {
     vec![device.name.clone(), device.role.clone(), attached, xdp]
 }
 
+/// With those maps that have no row, as of cached flows.
+fn memory(Memory { maps, flows }: Memory) -> String {
+    format!("All maps take {maps} bytes of the kernel's memory, {flows} of them to remember flows.")
+}
+
 fn map_row(map: &MapFill) -> Vec<String> {
     vec![
         map.name.to_owned(),
@@ -163,6 +171,7 @@ mod tests {
 
     const PID: u32 = 7;
     const OURS: Option<u32> = Some(PID);
+    const NO_MAPS: (Vec<MapFill>, Memory) = (Vec::new(), Memory { maps: 0, flows: 0 });
 
     fn synced() -> Status {
         Status { pid: PID, synced: true, ..Status::starting("folder /x".into()) }
@@ -170,16 +179,16 @@ mod tests {
 
     #[test]
     fn a_dead_agents_last_word_is_not_health() {
-        let dead = report(None, Some(synced()), &[], Vec::new());
+        let dead = report(None, Some(synced()), &[], NO_MAPS);
         assert!(!dead.alive && !dead.synced && !dead.is_healthy());
         assert!(text(&dead).contains("dead; what is pinned goes on"), "{}", text(&dead));
-        assert!(report(OURS, Some(synced()), &[], Vec::new()).is_healthy());
-        assert!(!report(OURS, None, &[], Vec::new()).is_healthy());
+        assert!(report(OURS, Some(synced()), &[], NO_MAPS).is_healthy());
+        assert!(!report(OURS, None, &[], NO_MAPS).is_healthy());
     }
 
     #[test]
     fn a_dead_agents_last_word_is_not_that_of_the_next() {
-        let next = report(Some(synced().pid + 1), Some(synced()), &[], Vec::new());
+        let next = report(Some(synced().pid + 1), Some(synced()), &[], NO_MAPS);
         assert!(next.alive && !next.synced && !next.is_healthy());
         assert!(text(&next).contains("starting"), "{}", text(&next));
     }
@@ -188,7 +197,7 @@ mod tests {
     fn a_source_that_is_not_heard_is_unhealthy() {
         let mut status = synced();
         status.source.error = Some("connection refused".into());
-        let report = report(OURS, Some(status), &[], Vec::new());
+        let report = report(OURS, Some(status), &[], NO_MAPS);
         assert!(!report.is_healthy());
         assert!(text(&report).contains("connection refused"));
     }
@@ -196,6 +205,7 @@ mod tests {
     #[test]
     fn programs_read_the_promised_fields() {
         let map = MapFill { name: "SLOTS", entries: 1, capacity: 2, bytes: 3 };
+        let memory = Memory { maps: 9, flows: 4 };
         let mut status = synced();
         status.problems.push("Service a/b: bad".into());
         status.left_alone.push(LeftAlone {
@@ -203,7 +213,9 @@ mod tests {
             address: "10.96.0.10:53/UDP".into(),
             reason: "held by device nodelocaldns".into(),
         });
-        let report = report(OURS, Some(status), &[(Counter::NoEndpoint, 4)], vec![map]);
+        let report = report(OURS, Some(status), &[(Counter::NoEndpoint, 4)], (vec![map], memory));
+        let last = "All maps take 9 bytes of the kernel's memory, 4 of them to remember flows.";
+        assert!(text(&report).ends_with(last), "{}", text(&report));
         let line = "10.96.0.10:53/UDP  kube-system/kube-dns  held by device nodelocaldns";
         assert!(text(&report).contains(line), "{}", text(&report));
         let value = serde_json::to_value(&report).unwrap();
@@ -213,6 +225,7 @@ mod tests {
         assert_eq!(value["leftAlone"][0]["address"], "10.96.0.10:53/UDP");
         assert_eq!(value["counters"]["no_endpoint"], 4);
         assert_eq!(value["maps"][0]["bytes"], 3);
+        assert_eq!(value["memory"]["maps"], 9);
         assert!(value["devices"].is_array());
     }
 }

@@ -142,8 +142,7 @@ impl Kernel {
         for (name, ..) in IP_PROGRAMS {
             remove_pin(&pins.programs.join(name))?;
         }
-        let sizes_kept = sizes::kept(options, &pins)
-            .map_err(|source| KernelError::Pin { path: pins.maps.clone(), source })?;
+        let sizes_kept = sizes::kept(options, &pins)?;
         let kernel = Self {
             pins,
             programs,
@@ -202,8 +201,7 @@ impl Kernel {
         (ifindex, name): (u32, &str),
         device: &Device,
     ) -> Result<(), KernelError> {
-        self.devices.put(&ifindex, device)?;
-        self.control.renew();
+        self.know(ifindex, device)?;
         let begins_with_ip = device.flags.has(DeviceFlags::BEGINS_WITH_IP);
         let programs = if begins_with_ip { IP_PROGRAMS } else { PACKET_PROGRAMS };
         for (program, attach_type, end) in programs {
@@ -222,6 +220,22 @@ impl Kernel {
         // Only then what an earlier agent attached the other way: a packet that meets both is
         // translated once, one that meets neither would be lost.
         if self.uses_clsact { self.detach_tcx(ifindex) } else { self.detach_clsact(ifindex) }
+    }
+
+    /// Makes a device known to programs.
+    fn know(&self, ifindex: u32, device: &Device) -> Result<(), TableError> {
+        let known = self.devices.get(&ifindex)?;
+        if known == Some(*device) {
+            return Ok(());
+        }
+        self.devices.put(&ifindex, device)?;
+        if known.is_some() {
+            // A CPU keeps a device for an epoch: what it reads in the new one, in whatever order it
+            // loads, must not be the old one.
+            sys::settle();
+        }
+        self.control.renew();
+        Ok(())
     }
 
     /// Detaches the packet programs from a device and forgets it; one that is gone is no error.

@@ -1,17 +1,16 @@
 //! What the commands read from the pinned maps, with the agent running or not.
 
-use std::{
-    fs,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
-    path::Path,
-};
+use std::{fs, os::fd::AsFd, path::Path};
 
 use lb_common::abi::{
     Abi, Affinity, AffinityKey, Backend, Counter, CtEntry, CtKey, Device, Frontend, FrontendKey,
     Ipv4, Ipv6, SourceRange, maps,
 };
 
-use super::{KernelTables, Snapshot, TableError, Tables as _, map::Map, pins::Pins, sys};
+use super::{
+    KernelTables, Memory, Snapshot, TableError, Tables as _, map::Map, memory::bytes, pins::Pins,
+    sys,
+};
 
 /// How full a map is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, serde::Serialize)]
@@ -85,6 +84,11 @@ impl Reader {
         names
     }
 
+    /// Kernel memory that all maps take.
+    pub fn memory(&self) -> Memory {
+        Memory::of(&self.pins)
+    }
+
     /// How full the maps are.
     ///
     /// # Errors
@@ -124,14 +128,6 @@ impl Reader {
     ) -> Result<MapFill, TableError> {
         let map = Map::<K, V>::open(&self.pins.maps, name)?;
         let (entries, capacity) = (map.count(is_live)?, map.capacity().into());
-        Ok(MapFill { name, entries, capacity, bytes: memory(map.fd()) })
+        Ok(MapFill { name, entries, capacity, bytes: bytes(map.fd()) })
     }
-}
-
-/// Kernel memory of a map in bytes; zero where the kernel does not say.
-fn memory(map: BorrowedFd<'_>) -> u64 {
-    let path = format!("/proc/self/fdinfo/{}", map.as_raw_fd());
-    let info = fs::read_to_string(path).unwrap_or_default();
-    let line = info.lines().find_map(|line| line.strip_prefix("memlock:"));
-    line.and_then(|bytes| bytes.trim().parse().ok()).unwrap_or_default()
 }

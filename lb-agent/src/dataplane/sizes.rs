@@ -1,10 +1,10 @@
 //! How much room each map has: asked for when it is made, fixed from then on.
 
-use std::{io, os::fd::AsFd as _, path::Path};
+use std::{os::fd::AsFd as _, path::Path};
 
 use lb_common::abi::maps;
 
-use super::{KernelOptions, pins::Pins, size_flag, sys};
+use super::{KernelOptions, TableError, pins::Pins, size_flag, sys};
 
 /// A map that was made with another size than the one asked for, and keeps it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -45,10 +45,10 @@ const fn half_open(conntrack_max: u32) -> u32 {
 }
 
 /// Maps that are pinned with another size than the one asked for.
-pub(super) fn kept(options: &KernelOptions, pins: &Pins) -> io::Result<Vec<SizeKept>> {
+pub(super) fn kept(options: &KernelOptions, pins: &Pins) -> Result<Vec<SizeKept>, TableError> {
     let mut kept = Vec::new();
     for (map, wanted) in sizes(options) {
-        let capacity = capacity(&pins.maps, map)?;
+        let capacity = capacity(pins, map)?;
         if capacity != wanted {
             kept.push(SizeKept { map, capacity, wanted, flag: size_flag(map).unwrap_or_default() });
         }
@@ -58,9 +58,12 @@ pub(super) fn kept(options: &KernelOptions, pins: &Pins) -> io::Result<Vec<SizeK
 
 /// Room of the conntrack maps that are pinned; none before there are any.
 pub fn pinned_conntrack(bpffs: &Path) -> Option<u32> {
-    capacity(&Pins::at(bpffs).maps, maps::CONNTRACK_V4).ok()
+    capacity(&Pins::at(bpffs), maps::CONNTRACK_V4).ok()
 }
 
-fn capacity(folder: &Path, map: &str) -> io::Result<u32> {
-    Ok(sys::map_info(sys::obj_get(&folder.join(map))?.as_fd())?.max_entries)
+/// Entries that a pinned map has room for.
+pub(super) fn capacity(pins: &Pins, map: &'static str) -> Result<u32, TableError> {
+    let info = sys::obj_get(&pins.maps.join(map)).and_then(|fd| sys::map_info(fd.as_fd()));
+    let info = info.map_err(|source| TableError::System { map, operation: "open", source })?;
+    Ok(info.max_entries)
 }

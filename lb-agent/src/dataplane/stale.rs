@@ -15,15 +15,15 @@ use aya::{
     maps::{MapData, PerCpuArray},
     programs::{Program, ProgramError},
 };
-use lb_common::abi::{Abi, CtEntry, CtKey, Ipv4, StaleSocket, Swept, maps};
+use lb_common::abi::{Abi, StaleSocket, Swept, maps};
 
 use super::{
     KernelError, TableError,
     filter::{FilterMaker, Writes},
     load::load_and_pin,
-    map::Map,
     pins::Pins,
     presence::Marks,
+    sizes::capacity,
     sys,
 };
 use crate::model::Family;
@@ -72,17 +72,13 @@ pub(super) fn load(
         half_open: HalfOpen {
             v4: link(HALF_OPEN_V4, maps::HALF_OPEN_V4)?,
             v6: link(HALF_OPEN_V6, maps::HALF_OPEN_V6)?,
-            capacity: capacity(pins, maps::HALF_OPEN_V4)?,
+            capacity: capacity(pins, maps::HALF_OPEN_V4)?.into(),
         },
         marks: Marks::open(&pins.maps)?,
         counts: counts(ebpf)?,
-        capacity: capacity(pins, maps::CONNTRACK_V4)?,
+        capacity: capacity(pins, maps::CONNTRACK_V4)?.into(),
         filter: filter_maker(ebpf, pins, writes)?,
     })
-}
-
-fn capacity(pins: &Pins, map: &'static str) -> Result<u64, TableError> {
-    Ok(Map::<CtKey<Ipv4>, CtEntry<Ipv4>>::open(&pins.maps, map)?.capacity().into())
 }
 
 /// Takes the counts of entries that the packet programs make and remove.

@@ -49,6 +49,8 @@ pub struct LinkFacts {
     pub peer_elsewhere: bool,
     /// Its link-layer address; zero where it has none.
     pub mac: [u8; 6],
+    /// How long its packets may be, in bytes.
+    pub mtu: u32,
 }
 
 /// One address, as netlink lists it.
@@ -121,6 +123,7 @@ impl View<'_> {
             usage: named_usage(link, self.usage(link), named),
             layer: link.layer,
             mac: link.mac,
+            mtu: link.mtu,
             up: link.up,
             v4,
             v6,

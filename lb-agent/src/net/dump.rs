@@ -73,6 +73,7 @@ fn link_facts(message: LinkMessage) -> LinkFacts {
             LinkAttribute::IfName(name) => facts.name = name,
             LinkAttribute::Controller(master) => facts.master = Some(master),
             LinkAttribute::Address(bytes) => facts.mac = bytes.try_into().unwrap_or_default(),
+            LinkAttribute::Mtu(bytes) => facts.mtu = bytes,
             LinkAttribute::Link(lower) => facts.lower = Some(lower),
             LinkAttribute::LinkNetNsId(_) => facts.peer_elsewhere = true,
             LinkAttribute::LinkInfo(infos) => {

@@ -193,6 +193,9 @@ mod tests {
             handle.link().add(LinkVeth::new("v0", "v1").build()).execute().await.unwrap();
             changes_to(&following, |network| usage(network, "v0").is_some()).await;
             let v0 = nix::net::if_::if_nametoindex("v0").unwrap();
+            let mtu = LinkUnspec::new_with_index(v0).mtu(1400).build();
+            handle.link().set(mtu).execute().await.unwrap();
+            changes_to(&following, |network| network.devices.iter().any(|it| it.mtu == 1400)).await;
 
             for name in ["v0", "v1"] {
                 let index = nix::net::if_::if_nametoindex(name).unwrap();

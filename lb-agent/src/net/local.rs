@@ -42,6 +42,7 @@ mod tests {
             usage,
             layer: Layer::Ethernet,
             mac: [0; 6],
+            mtu: 1500,
             up: true,
             v4: Vec::new(),
             v6: Vec::new(),

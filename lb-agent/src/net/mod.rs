@@ -18,7 +18,6 @@ mod follow;
 mod generic;
 mod hops;
 mod local;
-mod mtu;
 mod nodeport;
 pub mod sockets;
 
@@ -28,7 +27,6 @@ pub use follow::{DeviceSettings, Following, follow, picture};
 pub use generic::{XdpFeatures, strips_vlan_tags, xdp_features};
 pub use hops::{HopWatch, watch_hops};
 pub use local::name_pods;
-pub use mtu::mtu;
 pub use nodeport::nodeports;
 
 /// The device on which kube-proxy's IPVS mode leaves every ClusterIP.
@@ -87,6 +85,8 @@ pub struct DeviceFacts {
     pub layer: Layer,
     /// Its link-layer address; zero where it has none.
     pub mac: [u8; 6],
+    /// How long its packets may be, in bytes.
+    pub mtu: u32,
     /// Is it up?
     pub up: bool,
     /// IPv4 addresses, in the kernel's order.

@@ -88,7 +88,7 @@ impl<A: FromIp + Icmp> Steps<'_, A> {
     fn run(&mut self, packet: &mut Buffer) -> Judged {
         let Self { tables, origin, .. } = *self;
         let Some(headers) = A::plain(packet, Keep) else { return self.read(packet) };
-        if carrier::may_be(&headers, tables, origin) {
+        if carrier::may_be(packet, &headers, tables, origin) {
             return self.unpack(packet, &headers);
         }
         match look(&headers, tables, origin, &mut self.decision) {

@@ -1,9 +1,13 @@
 //! A frame of XDP as a [`Packet`]: read and written in place, its checksums kept by our own sums.
 
-use aya_ebpf::{bindings::xdp_md, helpers::bpf_xdp_adjust_tail, programs::XdpContext};
+use aya_ebpf::{
+    bindings::xdp_md,
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    programs::XdpContext,
+};
 use lb_common::{
-    abi::{Abi, Address, Counter, DeviceFlags, Ipv4, L4Proto},
-    carrier::WORDS,
+    abi::{Abi, Address, Counter, DeviceFlags, Ipv4, Ipv6, L4Proto},
+    carrier::{WORDS, overhead},
 };
 use lb_ebpf::{
     packet::{ETHERNET_HEADER, L4Checksum, Packet},
@@ -46,7 +50,20 @@ impl Frame {
         let Some(l3_length) = l3_length::<A>(&self.0) else { return false };
         L3 + usize::from(l3_length) <= length && headers.l4() + needed <= length
     }
+
+    /// Writes so many words behind the Ethernet header.
+    #[inline(always)]
+    fn write_first<const COUNT: usize>(&mut self, words: &[u32; WORDS]) -> Result<(), Counter> {
+        let words = words.first_chunk::<COUNT>().ok_or(Counter::RewriteFailed)?;
+        let place = at::<[u32; COUNT]>(&self.0, L3).ok_or(Counter::RewriteFailed)?;
+        // SAFETY: as for `read`.
+        unsafe { *place = *words };
+        Ok(())
+    }
 }
+
+/// Offset of the EtherType.
+const ETHERTYPE: usize = 12;
 
 /// Length of the IP packet, in bytes, as its header says.
 #[inline(always)]
@@ -147,13 +164,25 @@ impl Packet for Frame {
         self.0.data_end() - self.0.data() <= usize::from(mtu) + ETHERNET_HEADER
     }
 
-    /// Never: what is to be carried is TC's.
     #[inline(always)]
-    fn put_before<A: Address>(&mut self, _: &[u32; WORDS], _: usize) -> Result<(), Counter> {
-        Err(Counter::RewriteFailed)
+    fn put_before<A: Address>(
+        &mut self,
+        headers: &[u32; WORDS],
+        length: usize,
+    ) -> Result<(), Counter> {
+        // SAFETY: the context is valid for as long as the program runs.
+        if unsafe { bpf_xdp_adjust_head(self.0.ctx, -(length as i32)) } != 0 {
+            return Err(Counter::RewriteFailed);
+        }
+        self.write(ETHERTYPE, &A::ETHERTYPE.to_be())?;
+        if A::HEADER == Ipv4::HEADER {
+            self.write_first::<{ overhead::<Ipv4>() / 4 }>(headers)
+        } else {
+            self.write_first::<{ overhead::<Ipv6>() / 4 }>(headers)
+        }
     }
 
-    /// Never, as above.
+    /// Never: what was carried here goes on to the stack, and is TC's.
     #[inline(always)]
     fn remove_before<A: Address>(&mut self, _: usize) -> Result<(), Counter> {
         Err(Counter::RewriteFailed)

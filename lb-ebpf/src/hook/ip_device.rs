@@ -120,6 +120,6 @@ fn is_of_an_end<A: Address>(skb: &Skb, protocol: L4Proto, l4: usize) -> Option<b
         return Some(true);
     }
     let flow = CtKey { src, dst, src_port, dst_port, protocol, pad: [0; 3] };
-    let ends = cache::ends(cache::control()?, &flow);
-    Some(ends.to_frontend || ends.from_backend)
+    let control = cache::control()?;
+    Some(cache::may_be_to_frontend(control, &flow) || cache::may_be_from_backend(control, &flow))
 }

@@ -7,7 +7,7 @@ use lb_common::abi::{
 };
 use lb_ebpf::{
     path::{answer::Answers, carrier::Targets, fragment::Fragments},
-    tables::{Backends, CtRef, Ends, Ref, Tables},
+    tables::{Backends, CtRef, Ref, Tables},
 };
 
 use super::route::{self, Routing};
@@ -66,8 +66,13 @@ impl<A: Address + Maps, C> Backends<A> for BpfTables<A, C> {
 
 impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     #[inline(always)]
-    fn ends(&self, flow: &CtKey<A>) -> Ends {
-        cache::ends(self.control, flow)
+    fn may_be_to_frontend(&self, flow: &CtKey<A>) -> bool {
+        cache::may_be_to_frontend(self.control, flow)
+    }
+
+    #[inline(always)]
+    fn may_be_from_backend(&self, flow: &CtKey<A>) -> bool {
+        cache::may_be_from_backend(self.control, flow)
     }
 
     #[inline(always)]

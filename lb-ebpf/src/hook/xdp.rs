@@ -13,8 +13,7 @@ use lb_common::abi::{Abi as _, Address, CachedFlow, Counter, CounterKind, Ipv4, 
 use lb_ebpf::{
     packet::Packet,
     parse::{self, Header, Headers, Next},
-    path::{self, Found, Origin, SNAT_TRIES, Verdict, refuse},
-    tables::Tables,
+    path::{self, Found, Origin, PathResult, SNAT_TRIES, Verdict, carrier, refuse},
 };
 
 use super::{
@@ -31,14 +30,16 @@ mod step {
     pub(super) const ACT: i32 = -2;
     /// Ask the frontends.
     pub(super) const BEGIN: i32 = -3;
+    /// Put it into its carrier, as was decided.
+    pub(super) const CARRY: i32 = -4;
     /// Find a free source port.
-    pub(super) const CLAIM: i32 = -4;
+    pub(super) const CLAIM: i32 = -5;
     /// Ask the hints.
-    pub(super) const HINTED: i32 = -5;
+    pub(super) const HINTED: i32 = -6;
     /// Ask conntrack.
-    pub(super) const KNOWN: i32 = -6;
+    pub(super) const KNOWN: i32 = -7;
     /// No plain packet: read its headers one by one.
-    pub(super) const READ: i32 = -7;
+    pub(super) const READ: i32 = -8;
     /// Refuse: less the number of a counter.
     pub(super) const REFUSE: i32 = -16;
 }
@@ -83,10 +84,10 @@ fn steps<A: Steps>(ctx: *mut xdp_md) -> i32 {
     if code == step::CLAIM {
         code = end(Counter::SnatPortsExhausted);
     }
-    match code {
-        step::ACT | ..=step::REFUSE => A::act(ctx, code),
-        verdict => verdict,
+    if code == step::ACT || code <= step::REFUSE {
+        code = A::act(ctx, code);
     }
+    if code == step::CARRY { A::carry(ctx) } else { code }
 }
 
 steps! {
@@ -105,6 +106,8 @@ steps! {
     claim(number: u32) = lb_xdp_claim4, lb_xdp_claim6;
     /// Translates and sends, or refuses.
     act(code: i32) = lb_xdp_act4, lb_xdp_act6;
+    /// Puts a packet into its carrier and sends it.
+    carry() = lb_xdp_carry4, lb_xdp_carry6;
 }
 
 #[inline(always)]
@@ -123,19 +126,27 @@ impl<A: Address + Maps + Routing> Next<A, Frame> for Look {
         let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
         let mut decision = CachedFlow::zeroed();
         match path::look(headers, &tables, Origin::Incoming, &mut decision) {
-            path::Look::Act if frame.is_whole(headers) => send(frame, headers, &tables, &decision),
-            path::Look::Ask if frame.is_whole(headers) => keep(headers),
-            _ => PASS,
+            path::Look::Act | path::Look::Ask if !frame.is_whole(headers) => PASS,
+            path::Look::Act if decision.action.carries() => {
+                let Some(kept) = A::decision() else { return PASS };
+                *kept = decision;
+                keep(headers, step::CARRY)
+            }
+            path::Look::Act => send(frame, headers, &decision, |frame| {
+                path::act(frame, headers, &tables, &decision, Verdict::Send)
+            }),
+            path::Look::Ask => keep(headers, step::KNOWN),
+            path::Look::Leave => PASS,
         }
     }
 }
 
 /// Keeps the headers for the steps that follow: they would take a sixth of the stack.
 #[inline(always)]
-fn keep<A: Maps + Copy>(headers: &Headers<A>) -> i32 {
+fn keep<A: Maps + Copy>(headers: &Headers<A>, code: i32) -> i32 {
     let Some(kept) = A::headers() else { return PASS };
     *kept = *headers;
-    step::KNOWN
+    code
 }
 
 #[inline(always)]
@@ -156,7 +167,7 @@ impl<A: Address + Maps + Routing> Next<A, Frame> for Read {
             return PASS;
         }
         let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
-        if path::may_be_ours(headers, &tables) { keep(headers) } else { PASS }
+        if path::may_be_ours(headers, &tables) { keep(headers, step::KNOWN) } else { PASS }
     }
 }
 
@@ -211,26 +222,48 @@ fn act<A: Address + Maps + Routing>(mut frame: Frame, code: i32) -> i32 {
     if code <= step::REFUSE {
         return answer(&mut frame, headers, (step::REFUSE - code).cast_unsigned());
     }
+    if decision.action.carries() {
+        return step::CARRY;
+    }
     let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
-    send(&mut frame, headers, &tables, decision)
+    send(&mut frame, headers, decision, |frame| {
+        path::act(frame, headers, &tables, decision, Verdict::Send)
+    })
 }
 
-/// Carries a decision out where it is one to send the packet on, and this program can.
+#[inline(always)]
+fn carry<A: Address + Maps + Routing>(mut frame: Frame) -> i32 {
+    let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return PASS };
+    let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
+    send(&mut frame, headers, decision, |frame| {
+        match carrier::pack(frame, &tables, decision, Verdict::Send) {
+            // There is no room for a carrier: nothing was written.
+            Err(Counter::RewriteFailed) => Ok(Verdict::Pass),
+            result => result,
+        }
+    })
+}
+
+/// Carries a decision out where it is one to send the packet on, and this program can: `prepare` makes it what
+/// is sent.
 #[inline(always)]
 fn send<A: Address>(
     frame: &mut Frame,
     headers: &Headers<A>,
-    tables: &impl Tables<A>,
     decision: &CachedFlow<A>,
+    prepare: impl FnOnce(&mut Frame) -> PathResult,
 ) -> i32 {
     let hop = &decision.hop;
     let crossing = frame::crossing_to(&frame.context(), (hop.device, hop.flags));
     let Some(crossing) = crossing.filter(|_| can_send(frame, headers, decision)) else {
         return PASS;
     };
-    let sent = path::act(frame, headers, tables, decision, Verdict::Send)
-        .and_then(|_| frame.write(0, &decision.hop.macs));
-    match sent {
+    match prepare(frame) {
+        Ok(Verdict::Pass) => return PASS,
+        Ok(_) => {}
+        Err(counter) => return end(counter),
+    }
+    match frame.write(0, &hop.macs) {
         Ok(()) => cross(hop.device, crossing),
         Err(counter) => end(counter),
     }
@@ -241,11 +274,7 @@ fn send<A: Address>(
 #[inline(always)]
 fn can_send<A: Address>(frame: &Frame, headers: &Headers<A>, decision: &CachedFlow<A>) -> bool {
     let hop = &decision.hop;
-    decision.action.redirects()
-        && !decision.action.carries()
-        && hop.is_known()
-        && frame.fits(hop.mtu)
-        && headers.ttl > 1
+    decision.action.redirects() && hop.is_known() && frame.fits(hop.mtu) && headers.ttl > 1
 }
 
 /// Counts a packet under the reason why it ends here.

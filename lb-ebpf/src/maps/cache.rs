@@ -6,7 +6,6 @@ use lb_common::{
     cache::{self, Stamp},
     filter,
 };
-use lb_ebpf::tables::Ends;
 
 use super::{MMAPABLE, Maps, now};
 use crate::globals::FLOWS_SHIFT;
@@ -20,18 +19,24 @@ pub fn control() -> Option<&'static Control> {
     CONTROL.get(0)
 }
 
-/// What the filter says of a packet's ends.
+/// May a packet's destination be a frontend?
 #[inline(always)]
-pub fn ends<A: Address>(control: &Control, flow: &CtKey<A>) -> Ends {
+pub fn may_be_to_frontend<A: Address>(control: &Control, flow: &CtKey<A>) -> bool {
+    has(control, filter::frontend(&flow.dst, flow.dst_port, flow.protocol))
+}
+
+/// May a packet's source be a backend?
+#[inline(always)]
+pub fn may_be_from_backend<A: Address>(control: &Control, flow: &CtKey<A>) -> bool {
+    has(control, filter::backend(&flow.src, flow.src_port, flow.protocol))
+}
+
+/// Is a bit of the filter that counts set?
+#[inline(always)]
+fn has(control: &Control, bit: u32) -> bool {
     let words = if control.filter & 1 == 0 { &control.filters[0] } else { &control.filters[1] };
-    let has = |bit| {
-        let (word, bit) = filter::place(bit);
-        words[word] & bit != 0
-    };
-    Ends {
-        to_frontend: has(filter::frontend(&flow.dst, flow.dst_port, flow.protocol)),
-        from_backend: has(filter::backend(&flow.src, flow.src_port, flow.protocol)),
-    }
+    let (word, bit) = filter::place(bit);
+    words[word] & bit != 0
 }
 
 /// What cached elements depend on.

@@ -22,7 +22,8 @@ static KEPT_DEVICES: PerCpuArray<Kept, KEPT> = PerCpuArray::new();
 struct Kept {
     /// Interface index; zero for none.
     index: u32,
-    /// The epoch in which it was read, which the agent ends when it writes one.
+    /// The epoch in which it was read. The agent ends it when it has written another device and every
+    /// program has ended that may have read the old one: so loads need no order among themselves.
     epoch: u32,
     device: Device,
 }
@@ -32,10 +33,11 @@ struct Kept {
 pub fn device(index: u32) -> Option<&'static Device> {
     let epoch = cache::control()?.epoch;
     let kept = KEPT_DEVICES.get_ptr_mut(index % KEPT as u32)?;
-    // SAFETY: a per-CPU value, and a TC program is not preempted by another one.
+    // SAFETY: a per-CPU value; programs of TC and XDP run one after the other on a CPU.
     let kept = unsafe { &mut *kept };
     if kept.index != index || kept.epoch != epoch {
-        // SAFETY: copied out at once; without preallocation an entry is freed only after a grace period.
+        // SAFETY: copied out at once; without preallocation an entry is replaced as a whole, and freed
+        // only after a grace period.
         kept.device = *unsafe { DEVICES.get(index) }?;
         (kept.index, kept.epoch) = (index, epoch);
     }

@@ -81,7 +81,7 @@ pub(super) fn follow<A: Address>(
 ///
 /// # Errors
 ///
-/// Why the packet ends here.
+/// Why the packet ends here: [`Counter::RewriteFailed`] before anything is written to it.
 #[inline(always)]
 pub fn pack<A: Address>(
     packet: &mut impl Packet,
@@ -93,7 +93,9 @@ pub fn pack<A: Address>(
         return Err(Counter::PacketTooBig);
     }
     let ttl = packet.read(L3 + A::TTL_OFFSET).ok_or(Counter::RewriteFailed)?;
-    rewrite::decrement_ttl::<A>(packet, ttl)?;
+    if ttl <= 1 {
+        return Err(Counter::TtlExpired);
+    }
     let (length, class) = length_and_class::<A>(packet)?;
     let carrier = Carrier {
         length,
@@ -103,7 +105,9 @@ pub fn pack<A: Address>(
         port: tables.carrier_port(),
         src_port: decision.src_port,
     };
-    packet.put_before::<A>(&carrier.headers(), carrier::overhead::<A>())?;
+    let overhead = carrier::overhead::<A>();
+    packet.put_before::<A>(&carrier.headers(), overhead)?;
+    rewrite::decrement_ttl::<A>(packet, L3 + overhead, ttl)?;
     Ok(send)
 }
 
@@ -122,14 +126,26 @@ fn length_and_class<A: Address>(packet: &impl Packet) -> Result<(u16, u8), Count
     Ok((length, (first >> 4) as u8))
 }
 
-/// May a packet be a carrier?
+/// May a packet be a carrier? Of other datagrams to the port, only their first bytes are read.
 #[inline(always)]
-pub fn may_be<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>, origin: Origin) -> bool {
+pub fn may_be<A: Address>(
+    packet: &impl Packet,
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    origin: Origin,
+) -> bool {
     let port = tables.carrier_port();
     headers.flow.dst_port == port
         && headers.flow.protocol == L4Proto::UDP
         && port != BePort(0)
         && origin == Origin::Incoming
+        && target::<A>(packet).is_some()
+}
+
+/// The port of the backend that a carrier names; none if the packet is no carrier of ours.
+#[inline(always)]
+fn target<A: Address>(packet: &impl Packet) -> Option<BePort> {
+    carrier::target::<A>(packet.read::<[u16; 4]>(L3 + A::HEADER + UDP)?)
 }
 
 /// Takes a packet out of its carrier, and notes the backend as the destination of `decision`; false if
@@ -148,8 +164,7 @@ pub fn unpack<A: Address>(
     if !tables.is_uplink() {
         return Ok(false);
     }
-    let Some(gue) = packet.read::<[u16; 4]>(L3 + A::HEADER + UDP) else { return Ok(false) };
-    let Some(target) = carrier::target::<A>(gue) else { return Ok(false) };
+    let Some(target) = target::<A>(packet) else { return Ok(false) };
     (decision.dst, decision.dst_port) = (headers.flow.dst, target);
     packet.remove_before::<A>(carrier::overhead::<A>())?;
     Ok(true)

@@ -65,7 +65,7 @@ pub(super) fn first<A: Address>(
     let choice = choose(headers, tables, frontend, is_outside)?;
     let is_carried = carrier::is_due(&choice.backend, (client, flags));
     let must_masquerade = !is_carried && must_masquerade(headers, tables, &choice, (client, flags));
-    if tables.is_ahead() && !must_masquerade {
+    if tables.is_ahead() && !is_carried && !must_masquerade {
         // It passes the packet on, and the program behind begins the flow.
         return Ok(Found::Nothing);
     }

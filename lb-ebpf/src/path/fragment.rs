@@ -149,7 +149,7 @@ fn follow<A: Address>(
             if direction == Direction::Ingress {
                 // In place of the stack, as the first one.
                 let ttl = packet.read(L3 + A::TTL_OFFSET).ok_or(Counter::RewriteFailed)?;
-                rewrite::decrement_ttl::<A>(packet, ttl)?;
+                rewrite::decrement_ttl::<A>(packet, L3, ttl)?;
             }
             Verdict::Route
         }

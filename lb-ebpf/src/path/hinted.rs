@@ -14,7 +14,7 @@ use super::{Direction, Found, Origin, first::Choice, is_here};
 use crate::{parse::Headers, tables::Tables};
 
 /// Keeps a hint of a decision on the destination alone, for the answers. The client's packets need none before
-/// there is one; what is hinted of them is of an earlier flow.
+/// there is one, which keeps it: over what may still be hinted of an earlier flow.
 #[inline(always)]
 pub(super) fn keep<A: Address>(
     headers: &Headers<A>,
@@ -34,7 +34,6 @@ pub(super) fn keep<A: Address>(
     decision.set(&ends.reversed(), &headers.flow.reversed(), CtAction::REPLY);
     tables.keep_hint(decision);
     decision.set(&headers.flow, &ends, CtAction::FORWARD);
-    tables.uncache(&headers.flow);
 }
 
 /// Decides on a packet by the hint that is in `decision`; `None` if a client must be given a backend anew.

@@ -276,7 +276,7 @@ fn translate<A: Icmp>(
         tables.route(asker, entry.dst).ok_or(Counter::NoRoute)?;
     }
     if is_snat {
-        rewrite::decrement_ttl::<A>(packet, ttl)?;
+        rewrite::decrement_ttl::<A>(packet, L3, ttl)?;
     }
     let outer = rewrite::readdress(packet, [src, dst], [new_src, entry.dst])?;
     rewrite_quote(packet, quote, &entry, outer)?;

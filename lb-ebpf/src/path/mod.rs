@@ -152,8 +152,7 @@ pub fn look<A: Address>(
 /// Can an end of a packet be a Service's? Of most others that is not even asked.
 #[inline(always)]
 pub fn may_be_ours<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>) -> bool {
-    let ends = tables.ends(&headers.flow);
-    ends.to_frontend || ends.from_backend
+    tables.may_be_to_frontend(&headers.flow) || tables.may_be_from_backend(&headers.flow)
 }
 
 /// The second step: what conntrack says; writes `decision`.
@@ -210,7 +209,7 @@ pub fn hinted<A: Address>(
         named.keep(decision);
         return Found::New;
     }
-    if !tables.ends(&headers.flow).to_frontend {
+    if !tables.may_be_to_frontend(&headers.flow) {
         leave_alone(headers, tables, decision);
         return Found::Nothing;
     }

@@ -98,24 +98,33 @@ impl KernelBench {
     /// When a table cannot be read or written.
     pub fn clear(&mut self) -> Result<()> {
         const AFFINITY: (usize, usize) = (size_of::<AffinityKey>(), size_of::<Affinity>());
-        const V4: (usize, usize) = (size_of::<CtKey<Ipv4>>(), size_of::<CtEntry<Ipv4>>());
-        const V6: (usize, usize) = (size_of::<CtKey<Ipv6>>(), size_of::<CtEntry<Ipv6>>());
         self.tables.clear()?;
         self.empty::<{ AFFINITY.0 }, { AFFINITY.1 }>(maps::AFFINITY_V4)?;
         self.empty::<{ AFFINITY.0 }, { AFFINITY.1 }>(maps::AFFINITY_V6)?;
-        self.empty::<{ V4.0 }, { V4.1 }>(maps::CONNTRACK_V4)?;
-        self.empty::<{ V6.0 }, { V6.1 }>(maps::CONNTRACK_V6)?;
-        self.empty::<{ V4.0 }, { V4.1 }>(maps::HALF_OPEN_V4)?;
-        self.empty::<{ V6.0 }, { V6.1 }>(maps::HALF_OPEN_V6)
+        self.forget_flows().map(|_| ())
     }
 
-    fn empty<const KEY: usize, const VALUE: usize>(&self, map: &str) -> Result<()> {
+    /// Forgets all flows but those that are cached; tells how many entries that were.
+    ///
+    /// # Errors
+    /// When a table cannot be read or written.
+    pub fn forget_flows(&mut self) -> Result<usize> {
+        const V4: (usize, usize) = (size_of::<CtKey<Ipv4>>(), size_of::<CtEntry<Ipv4>>());
+        const V6: (usize, usize) = (size_of::<CtKey<Ipv6>>(), size_of::<CtEntry<Ipv6>>());
+        Ok(self.empty::<{ V4.0 }, { V4.1 }>(maps::CONNTRACK_V4)?
+            + self.empty::<{ V6.0 }, { V6.1 }>(maps::CONNTRACK_V6)?
+            + self.empty::<{ V4.0 }, { V4.1 }>(maps::HALF_OPEN_V4)?
+            + self.empty::<{ V6.0 }, { V6.1 }>(maps::HALF_OPEN_V6)?)
+    }
+
+    fn empty<const KEY: usize, const VALUE: usize>(&self, map: &str) -> Result<usize> {
         let map = Map::from_map_data(MapData::from_pin(self.bpffs.join("maps").join(map))?)?;
         let mut map = HashMap::<_, [u8; KEY], [u8; VALUE]>::try_from(map)?;
-        for key in map.keys().collect::<Result<Vec<_>, _>>()? {
-            map.remove(&key)?;
+        let keys = map.keys().collect::<Result<Vec<_>, _>>()?;
+        for key in &keys {
+            map.remove(key)?;
         }
-        Ok(())
+        Ok(keys.len())
     }
 
     /// How many packets XDP has not passed on to TC.

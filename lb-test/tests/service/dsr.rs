@@ -41,6 +41,16 @@ fn seen(cluster: &Cluster, family: Family, number: u8) -> [std::net::IpAddr; 2] 
 #[test]
 fn backends_of_another_node_see_clients_and_answer_them_directly() {
     lb_test::require_topology!();
+    answered_directly(SocketLb::Off);
+}
+
+#[test]
+fn backends_of_another_node_see_clients_and_answer_them_directly_with_xdp() {
+    lb_test::require_topology!();
+    crate::with_xdp(answered_directly);
+}
+
+fn answered_directly(_: SocketLb) {
     let bulk = Service::new("bulk", 3).select("web-2").tcp(5201, 5201).node_port(30003);
     let local = far(4).external_local();
     let all = Service::new("all", 5).select(WEB).tcp(80, 8080).udp(80, 5353);
@@ -114,9 +124,9 @@ fn hybrid_carries_tcp_alone() {
     hybrid(SocketLb::Off);
 }
 
-/// XDP leaves carriers to TC, both where a packet gets one and where it loses it.
+/// XDP puts packets into carriers, and leaves it to TC to take them out.
 #[test]
-fn hybrid_carries_tcp_alone_behind_xdp() {
+fn hybrid_carries_tcp_alone_with_xdp() {
     lb_test::require_topology!();
     crate::with_xdp(hybrid);
 }

@@ -38,7 +38,7 @@ impl<A: Address + Maps + Routing> Next<A, Skb> for Look {
     fn run(self, skb: &mut Skb, headers: &Headers<A>) -> i32 {
         let Self(origin) = self;
         let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
-        if carrier::may_be(headers, &tables, origin) {
+        if carrier::may_be(skb, headers, &tables, origin) {
             return step::CARRIER;
         }
         let mut decision = CachedFlow::zeroed();

@@ -26,7 +26,18 @@ pub(crate) fn start(topology: &Topology, size: u32, report: &mut Report) -> Resu
     report.add("agent: start until in step", size, (time, Unit::Milliseconds), None);
     let memory = resident(agent.process().pid())?;
     report.add("agent: resident memory", size, (memory, Unit::Megabytes), 100.0);
+    let [maps, flows] = kernel_memory(&agent)?;
+    report.add("kernel memory of maps that remember flows", size, (flows, Unit::Megabytes), None);
+    let others = (maps - flows, Unit::Megabytes);
+    report.add("kernel memory of all other maps", size, others, 120.0);
     Ok(agent)
+}
+
+/// Kernel memory of all maps, and of those that remember flows, in megabytes.
+fn kernel_memory(agent: &Agent) -> Result<[f64; 2]> {
+    let status = agent.status()?;
+    let bytes = |what: &str| status["memory"][what].as_u64().with_context(|| format!("no {what}"));
+    Ok([megabytes(bytes("maps")?), megabytes(bytes("flows")?)])
 }
 
 /// Adds the size of the binary, and the time from its start to the first program at a hook.

@@ -16,18 +16,19 @@ use crate::report::{Report, Unit, median};
 /// Passes of each, in turn.
 const PASSES: usize = 4000;
 
-/// Adds what a known flow by direct server return costs at TC, and one by SNAT, measured alike.
+/// Adds what a known flow by direct server return costs, and one by SNAT, measured alike.
 pub(crate) fn measure(
     lab: &Lab<'_>,
     harness: &Harness,
     (size, only, report): (u32, &str, &mut Report),
 ) -> Result<()> {
-    for family in Family::BOTH {
+    let of = |hook| Family::BOTH.map(|family| (hook, family));
+    for (hook, family) in [Hook::Xdp, Hook::Ingress].into_iter().flat_map(of) {
         let name =
-            |way| format!("TC in, known flow, {way} {}, a pass at a time", family_name(family));
+            |way| format!("{hook}, known flow, {way} {}, a pass at a time", family_name(family));
         let names = ["DSR", "SNAT"].map(name);
         if names[0].contains(only) {
-            for (name, time) in names.iter().zip(times(lab, harness, family)?) {
+            for (name, time) in names.iter().zip(times(lab, harness, (hook, family))?) {
                 report.add(name, size, (time, Unit::Nanoseconds), None);
             }
         }
@@ -36,21 +37,21 @@ pub(crate) fn measure(
 }
 
 /// Nanoseconds of a pass by direct server return and by SNAT, less those of the no-op.
-fn times(lab: &Lab<'_>, harness: &Harness, family: Family) -> Result<[f64; 2]> {
+fn times(lab: &Lab<'_>, harness: &Harness, (hook, family): (Hook, Family)) -> Result<[f64; 2]> {
     let flow = lab.connection(family, REMOTE);
     lab.open_flow(flow)?;
     let translated = lab.input(flow.frame(ACK));
     let flow = lab.connection(family, CARRIED);
     let carried = lab.input(flow.frame(ACK));
     for frame in [SYN, ACK, ACK] {
-        expect_carried(lab, &lab.input(flow.frame(frame)), flow)?;
+        expect_carried(lab, hook, (&lab.input(flow.frame(frame)), flow))?;
     }
     let mut times = [const { Vec::new() }; 3];
     for _ in 0..PASSES {
         let [none, snat, dsr] = &mut times;
-        none.push(harness.noop_once(&translated)?);
-        snat.push(lab.timed(Hook::Ingress, &translated)?.0);
-        dsr.push(lab.timed(Hook::Ingress, &carried)?.0);
+        none.push(harness.noop_once(hook.layer(), &translated)?);
+        snat.push(lab.timed(hook, &translated)?.0);
+        dsr.push(lab.timed(hook, &carried)?.0);
     }
     let [none, snat, dsr] = times.map(|times| median(&times));
     ensure!(snat > none, "{snat} ns by SNAT, {none} ns for nothing");
@@ -58,13 +59,10 @@ fn times(lab: &Lab<'_>, harness: &Harness, family: Family) -> Result<[f64; 2]> {
 }
 
 /// A packet of another kind would mean nothing: the carrier goes to the backend, from this node.
-fn expect_carried(lab: &Lab<'_>, input: &Input, flow: Flow) -> Result<()> {
-    let (_, output) = lab.timed(Hook::Ingress, input)?;
+fn expect_carried(lab: &Lab<'_>, hook: Hook, (input, flow): (&Input, Flow)) -> Result<()> {
+    let (_, output) = lab.timed(hook, input)?;
     let (became, verdict) = (Flow::of(&output.frame), output.verdict);
     let is_carrier = became.dst.1 == lb_common::carrier::PORT && became.src.0 == flow.dst.0;
-    ensure!(
-        is_carrier && verdict == Hook::Ingress.sends(),
-        "{flow:?} became {became:?}: {verdict}"
-    );
+    ensure!(is_carrier && verdict == hook.sends(), "{flow:?} became {became:?}: {verdict}");
     Ok(())
 }

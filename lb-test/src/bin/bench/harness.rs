@@ -243,9 +243,15 @@ impl Harness {
         }
     }
 
-    /// Runs the TC program that does nothing once, likewise.
-    pub(crate) fn noop_once(&self, input: &Input) -> Result<f64> {
-        Ok(timed_once(self.tc("tc_noop")?, input)?.0)
+    /// Runs the program that does nothing once, likewise.
+    pub(crate) fn noop_once(&self, layer: Layer, input: &Input) -> Result<f64> {
+        let [noop, ..] = layer.names();
+        let how = (&input.context(layer)[..], 1);
+        let (time, _) = match layer {
+            Layer::Tc => run(self.tc(noop)?, input, how)?,
+            Layer::Xdp => run(self.xdp(noop)?, input, how)?,
+        };
+        Ok(time)
     }
 
     fn tc(&self, name: &str) -> Result<&SchedClassifier> {
@@ -261,12 +267,16 @@ impl Harness {
 
 /// Runs a TC program once, without the harness.
 pub(crate) fn once(program: &SchedClassifier, input: &Input) -> Result<Output> {
-    Ok(timed_once(program, input)?.1)
+    Ok(timed_once(Layer::Tc, program, input)?.1)
 }
 
-/// The same, with its nanoseconds, the kernel's own for one pass included.
-pub(crate) fn timed_once(program: &SchedClassifier, input: &Input) -> Result<(f64, Output)> {
-    run(program, input, (&input.context(Layer::Tc), 1))
+/// Runs a pinned program of a layer once; its nanoseconds, the kernel's own for one pass included.
+pub(crate) fn timed_once(
+    layer: Layer,
+    program: &SchedClassifier,
+    input: &Input,
+) -> Result<(f64, Output)> {
+    run(program, input, (&input.context(layer), 1))
 }
 
 /// A program that is run on frames.

@@ -102,17 +102,20 @@ impl<'a> Lab<'a> {
 
     /// The program at a hook.
     pub(crate) fn program(&self, hook: Hook) -> Result<(Layer, &ProgramFd)> {
-        let program = match hook {
+        Ok((hook.layer(), self.at(hook).fd()?))
+    }
+
+    /// Runs the program at a hook once; its nanoseconds and what it makes of the frame.
+    pub(crate) fn timed(&self, hook: Hook, input: &Input) -> Result<(f64, Output)> {
+        timed_once(hook.layer(), self.at(hook), input)
+    }
+
+    const fn at(&self, hook: Hook) -> &SchedClassifier {
+        match hook {
             Hook::Egress => &self.egress,
             Hook::Ingress => &self.ingress,
             Hook::Xdp => &self.xdp,
-        };
-        Ok((hook.layer(), program.fd()?))
-    }
-
-    /// Runs a TC program once; its nanoseconds and what it makes of the frame.
-    pub(crate) fn timed(&self, hook: Hook, input: &Input) -> Result<(f64, Output)> {
-        timed_once(if hook == Hook::Egress { &self.egress } else { &self.ingress }, input)
+        }
     }
 
     /// Has the kernel learn the link-layer addresses of all that packets will be sent to: a refusal

@@ -15,7 +15,7 @@ const FRAMES: u32 = 64 * 100;
 /// Calls of which the fastest counts.
 const CALLS: usize = 8;
 /// The far end of the node's uplink.
-const FAR_END: &str = "node1";
+pub(crate) const FAR_END: &str = "node1";
 
 /// Adds what a frame costs that is translated and sent, over one whose link-layer addresses are
 /// swapped.

@@ -12,6 +12,7 @@ mod frame;
 mod harness;
 mod lab;
 mod live;
+mod north_south;
 mod packets;
 mod report;
 mod routed;
@@ -30,7 +31,7 @@ use report::Report;
 const SIZES: [u32; 2] = [10, 10_000];
 
 #[derive(Parser)]
-#[command(bin_name = "cargo xtask bench", about = "Measures against the goals; takes 6 minutes")]
+#[command(bin_name = "cargo xtask bench", about = "Measures against the goals; takes 7 minutes")]
 struct Cli {
     /// What to measure [default: all of it]
     #[arg(value_enum)]
@@ -55,6 +56,8 @@ struct Cli {
 enum Part {
     /// The agent: start, memory, size
     Agent,
+    /// Packets of clients outside that a node translates, next to routed ones
+    NorthSouth,
     /// Packets through the programs of XDP and TC
     Packet,
     /// Packets of no Service that a node routes
@@ -105,6 +108,9 @@ fn measure(cli: &Cli, report: &mut Report) -> Result<()> {
     }
     if wants(Part::Routed) {
         routed::measure(&topology, report)?;
+    }
+    if wants(Part::NorthSouth) {
+        north_south::measure(&topology, report)?;
     }
     if let (true, [small, large]) = (wants(Part::Sync), &cli.services[..]) {
         sync::compare(node, [*small, *large], report)?;

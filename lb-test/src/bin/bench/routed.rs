@@ -9,7 +9,7 @@ use aya::programs::xdp::XdpLinkId;
 use lb_test::{Agent, AgentOptions, Family, Room, Topology};
 
 use crate::cases::family_name;
-use crate::frame::{Flow, Payload};
+use crate::frame::{Flow, LENGTH, Payload};
 use crate::harness::{Harness, Input};
 use crate::lab::CLIENT_PORT;
 use crate::live::fastest;
@@ -19,11 +19,11 @@ use crate::report::{Report, Unit, median};
 /// Times that each node is measured.
 const ROUNDS: usize = 31;
 /// Frames in one call: few enough that the kernel does not leave them to a thread of its own.
-const FRAMES: u32 = 64 * 50;
+pub(crate) const FRAMES: u32 = 64 * 50;
 /// A port of no Service and no backend.
-const PORT: u16 = 9;
+pub(crate) const PORT: u16 = 9;
 /// How long the largest cluster may take.
-const PATIENCE: Duration = Duration::from_mins(1);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 /// A rate of 0.97.
 const GOAL: f64 = 1.031;
 /// The node that gets an agent and the one that gets none, with a pod of each.
@@ -88,18 +88,22 @@ fn inputs(topology: &Topology, family: Family) -> Result<Vec<Input>> {
     let client: IpAddr = topology.client("client").ip(family);
     let each = PATHS.iter().map(|(node, pod)| {
         let flow = Flow { src: (client, CLIENT_PORT), dst: (topology.pod(pod).ip(family), PORT) };
-        let mut frame = flow.frame(Payload::Udp);
-        let node = topology.node(node);
-        frame[..6].copy_from_slice(&mac(&node.run("ip", &["-j", "link", "show", "eth0"])?)?);
-        meet(topology, (node.name(), pod), family)?;
-        let uplink = node.enter(|| nix::net::if_::if_nametoindex("eth0"))??;
-        Ok(Input { frame, flows: 1, device: uplink, came_by: 0 })
+        meet(topology, (node, pod), family)?;
+        arriving(topology, node, flow.frame(Payload::Udp))
     });
     each.collect()
 }
 
+/// A frame that comes in by the uplink of a node, to its link-layer address.
+pub(crate) fn arriving(topology: &Topology, node: &str, mut frame: [u8; LENGTH]) -> Result<Input> {
+    let node = topology.node(node);
+    frame[..6].copy_from_slice(&mac(&node.run("ip", &["-j", "link", "show", "eth0"])?)?);
+    let device = node.enter(|| nix::net::if_::if_nametoindex("eth0"))??;
+    Ok(Input { frame, flows: 1, device, came_by: 0 })
+}
+
 /// Makes the node know its pod's link-layer address, and keep it: the pod answers nobody while it drops.
-fn meet(topology: &Topology, (node, pod): (&str, &str), family: Family) -> Result<()> {
+pub(crate) fn meet(topology: &Topology, (node, pod): (&str, &str), family: Family) -> Result<()> {
     let (ip, device) = (topology.pod(pod).ip(family).to_string(), topology.pod(pod).device());
     let address = mac(&topology.pod(pod).run("ip", &["-j", "link", "show", "eth0"])?)?;
     let address = address.map(|byte| format!("{byte:02x}")).join(":");
@@ -117,7 +121,7 @@ fn mac(shown: &str) -> Result<[u8; 6]> {
 }
 
 /// Nanoseconds a packet.
-fn time(harness: &mut Harness, input: &Input) -> Result<f64> {
+pub(crate) fn time(harness: &mut Harness, input: &Input) -> Result<f64> {
     stay_on_one_cpu()?;
     fastest(FRAMES, || harness.routed((input, FRAMES)))
 }

@@ -5,7 +5,8 @@
 //! another process. Rounds go through all places in turn.
 
 use std::fs::{self, File};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -25,6 +26,9 @@ use crate::report::{Report, Unit, median};
 const ROUNDS: usize = 60;
 /// Calls of each kind in a round.
 const CALLS: usize = 100;
+/// Pieces of a bulk transfer, and their length in bytes: what one write and one read take.
+const PIECES: usize = 256;
+const PIECE: usize = 16 << 10;
 
 /// A client and a server on one node, and what the client is told to call.
 #[derive(Deserialize, Serialize)]
@@ -40,6 +44,8 @@ struct Place {
 #[derive(Default, Deserialize, Serialize)]
 struct Series {
     tcp_connect: Vec<f64>,
+    /// One transfer of [`PIECES`], each read before the next one is written.
+    tcp_bulk: Vec<f64>,
     udp_connect: Vec<f64>,
     /// `sendmsg` and `recvmsg` of a datagram together.
     udp_exchange: Vec<f64>,
@@ -68,6 +74,9 @@ pub(crate) fn measure(topology: &Topology, size: u32, report: &mut Report) -> Re
     add("TCP connect to the pod", base, None);
     let ratio = (ratio(&vip.tcp_connect, &direct.tcp_connect), Unit::Times);
     add("TCP connect to the Service over the pod", ratio, Some(1.05));
+    // A rate of 0.99.
+    let ratio = (self::ratio(&vip.tcp_bulk, &direct.tcp_bulk), Unit::Times);
+    add("TCP bulk transfer to the Service over the pod", ratio, Some(1.01));
     let mut more = |name: &str, with: &[f64], goal: Option<f64>, without: &[f64]| {
         add(name, (extra(with, without), Unit::Microseconds), goal);
     };
@@ -113,6 +122,7 @@ pub(crate) fn run_child(places: &str) -> Result<()> {
             for ((tcp, udp), client) in place.targets.iter().zip(&ends.clients) {
                 let series = series.next().context("a series for each target")?;
                 series.tcp_connect.push(ends.tcp_connect(*tcp)?);
+                series.tcp_bulk.push(ends.tcp_bulk(*tcp)?);
                 series.udp_connect.push(udp_connect(*udp)?);
                 series.udp_exchange.push(ends.udp_exchange(client, *udp)?);
             }
@@ -169,6 +179,19 @@ impl Ends {
             Ok(time.as_secs_f64() * 1e6)
         };
         median_of(one)
+    }
+
+    /// Microseconds of a bulk transfer.
+    fn tcp_bulk(&self, target: SocketAddr) -> Result<f64> {
+        let mut client = TcpStream::connect(target)?;
+        let (mut server, _) = self.listener.accept()?;
+        let mut piece = vec![7; PIECE];
+        let begun = Instant::now();
+        for _ in 0..PIECES {
+            client.write_all(&piece)?;
+            server.read_exact(&mut piece)?;
+        }
+        Ok(begun.elapsed().as_secs_f64() * 1e6)
     }
 
     /// Microseconds of sending a datagram and of receiving the answer, both as the client.
