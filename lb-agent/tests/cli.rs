@@ -297,6 +297,16 @@ fn check_tells_what_direct_server_return_lacks() {
     assert!(strict[2].ends_with("net.ipv4.conf.vx0.rp_filter=2"), "{strict:?}");
     let none = found("--forwarding=dsr --dsr-port=0", "dsr-port");
     assert_eq!(none[0][0], "fail", "{none:?}");
+    let ipip = "--forwarding=dsr --dsr-port=0 --dsr-dispatch=ipip";
+    assert!(found(ipip, "dsr-port").is_empty(), "IPIP needs no port");
+    let eth0 = &found(ipip, "dsr-mtu")[0];
+    assert!(
+        eth0[1].ends_with(
+            "packets above 1480 bytes (IPv6: 1460) fit no carrier, and clients have to learn that"
+        ),
+        "{eth0:?}"
+    );
+    assert!(eth0[2].contains("ip link set eth0 mtu 1540"), "{eth0:?}");
     // The port of the VXLAN device is the kernel's own, and is seen all the same.
     let taken = found("--dsr-port=8472", "dsr-port");
     assert_eq!((&*taken[0][0], taken[0][1].contains("UDP 8472")), ("warn", true), "{taken:?}");

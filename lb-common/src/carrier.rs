@@ -2,12 +2,14 @@
 //! for it.
 //!
 //! ```text
-//! IP: node → backend │ UDP: hash → port │ GUE: 1 word of our own data │ the client's packet
+//! GUE:   IP: node → backend │ UDP: hash → port │ GUE: 1 word of our own data │ the client's packet
+//! IPIP:  IP: node → backend │ the client's packet
 //! ```
 //!
 //! The destination is the backend's own address, so a carrier takes every way that packets to pods
-//! take, and its data names the backend's port: the node there chooses nothing. GUE is generic UDP
-//! encapsulation, variant 0. Not for: who may be sent so, and what is believed of a carrier.
+//! take. By GUE (generic UDP encapsulation, variant 0) its data names the backend's port; by IPIP, 16 bytes
+//! less, the Service port that the client asks tells whose backend at the address is meant. Either way the
+//! node there chooses nothing. Not for: who may be sent so, and what is believed of a carrier.
 
 use crate::{
     abi::{Address, BePort, Ipv4, L4Proto},
@@ -31,23 +33,47 @@ const IPV4_HEADER: u16 = 20;
 const TTL: u8 = 64;
 const DONT_FRAGMENT: u16 = 0x4000;
 
-/// By how many bytes a carrier of the family is longer than what it carries.
+/// What stands between the IP header of a carrier and the packet in it.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub enum Kind {
+    /// UDP and GUE.
+    #[default]
+    Gue,
+    /// Nothing (RFC 2003, RFC 2473).
+    Ipip,
+}
+
+impl Kind {
+    /// By how many bytes a carrier of the family is longer than what it carries.
+    #[inline(always)]
+    #[must_use]
+    pub const fn overhead<A: Address>(self) -> usize {
+        match self {
+            Self::Gue => A::HEADER + UDP_AND_GUE as usize,
+            Self::Ipip => A::HEADER,
+        }
+    }
+}
+
+/// The number of a packet of the family within another one.
 #[inline(always)]
 #[must_use]
-pub const fn overhead<A: Address>() -> usize {
-    A::HEADER + UDP_AND_GUE as usize
+pub const fn within<A: Address>() -> u8 {
+    if A::HEADER == Ipv4::HEADER { IPV4_WITHIN } else { IPV6_WITHIN }
 }
 
 /// What the headers of a carrier say.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Carrier<A> {
+    /// What else stands before the packet.
+    pub kind: Kind,
     /// Length of the packet that is carried, in bytes.
     pub length: u16,
     /// Its type of service or traffic class: congestion is told of by the packet (RFC 6040).
     pub class: u8,
     /// Source and destination: this node, and the backend.
     pub ends: [A; 2],
-    /// Port of the backend.
+    /// Port of the backend; for GUE, as are those that follow.
     pub target: BePort,
     /// Port that carriers go to.
     pub port: BePort,
@@ -56,22 +82,25 @@ pub struct Carrier<A> {
 }
 
 impl<A: Address> Carrier<A> {
-    /// The headers as they lie in memory; the first [`overhead`] bytes count.
+    /// The headers as they lie in memory; the first [`Kind::overhead`] bytes count.
     #[inline(always)]
     #[must_use]
     pub fn headers(&self) -> [u32; WORDS] {
         let Self { ends: [src, dst], target, port, src_port, .. } = *self;
         let [a, b, c, d] = A::pair(&src, &dst).map(halves);
-        let udp_length = self.length.saturating_add(UDP_AND_GUE);
-        let udp = [both(src_port.0, port.0), both(udp_length.to_be(), 0)];
+        let (protocol, length) = match self.kind {
+            Kind::Gue => (L4Proto::UDP.0, self.length.saturating_add(UDP_AND_GUE)),
+            Kind::Ipip => (within::<A>(), self.length),
+        };
+        let udp = [both(src_port.0, port.0), both(length.to_be(), 0)];
         let gue = [gue::<A>(), both(TAG.to_be(), target.0)];
         if A::HEADER == Ipv4::HEADER {
-            let [first, second, third] = self.ipv4(udp_length);
+            let [first, second, third] = self.ipv4(protocol, length);
             [first, second, third, a[0], a[1], udp[0], udp[1], gue[0], gue[1], 0, 0, 0, 0, 0]
         } else {
             let first = (0x6000_0000 | u32::from(self.class) << 20).to_be();
-            let next = u16::from_be_bytes([L4Proto::UDP.0, TTL]).to_be();
-            let second = both(udp_length.to_be(), next);
+            let next = u16::from_be_bytes([protocol, TTL]).to_be();
+            let second = both(length.to_be(), next);
             [
                 first, second, a[0], a[1], b[0], b[1], c[0], c[1], d[0], d[1], udp[0], udp[1],
                 gue[0], gue[1],
@@ -79,13 +108,13 @@ impl<A: Address> Carrier<A> {
         }
     }
 
-    /// The words of an IPv4 header before its addresses.
+    /// The words of an IPv4 header before its addresses, with so many bytes behind it.
     #[inline(always)]
-    fn ipv4(&self, udp_length: u16) -> [u32; 3] {
+    fn ipv4(&self, protocol: u8, length: u16) -> [u32; 3] {
         let [src, dst] = self.ends;
         let version_and_class = u16::from_be_bytes([0x45, self.class]).to_be();
-        let length = udp_length.saturating_add(IPV4_HEADER).to_be();
-        let ttl_and_protocol = u16::from_be_bytes([TTL, L4Proto::UDP.0]).to_be();
+        let length = length.saturating_add(IPV4_HEADER).to_be();
+        let ttl_and_protocol = u16::from_be_bytes([TTL, protocol]).to_be();
         let fragment = DONT_FRAGMENT.to_be();
         let sum = u32::from(version_and_class)
             + u32::from(length)
@@ -116,8 +145,7 @@ pub fn target<A: Address>([control, flags, tag, target]: [u16; 4]) -> Option<BeP
 /// The first word of the GUE header, as it lies in memory.
 #[inline(always)]
 const fn gue<A: Address>() -> u32 {
-    let within = if A::HEADER == Ipv4::HEADER { IPV4_WITHIN } else { IPV6_WITHIN };
-    u32::from_be_bytes([CONTROL, within, 0, 0]).to_be()
+    u32::from_be_bytes([CONTROL, within::<A>(), 0, 0]).to_be()
 }
 
 /// Two words of 16 bits as one of 32, as they lie in memory one after the other.
@@ -140,17 +168,24 @@ mod tests {
     use super::*;
     use crate::abi::{Abi, Ipv6};
 
-    fn bytes<A: Address>(ends: [A; 2]) -> Vec<u8> {
+    fn bytes<A: Address>(kind: Kind, ends: [A; 2]) -> Vec<u8> {
         let (target, port) = (BePort::new(8080), BePort::new(PORT));
         let src_port = src_port(0xffff_0007);
-        let carrier = Carrier { length: 53, class: 0x2e, ends, target, port, src_port };
-        carrier.headers().as_bytes()[..overhead::<A>()].to_vec()
+        let carrier = Carrier { kind, length: 53, class: 0x2e, ends, target, port, src_port };
+        carrier.headers().as_bytes()[..kind.overhead::<A>()].to_vec()
+    }
+
+    fn v4() -> [Ipv4; 2] {
+        [Ipv4Addr::new(172, 20, 0, 11), Ipv4Addr::new(10, 248, 2, 50)].map(Ipv4::from)
+    }
+
+    fn v6() -> [Ipv6; 2] {
+        ["fd00:20::11", "fd00:248:2::50"].map(|text| text.parse::<Ipv6Addr>().unwrap().into())
     }
 
     #[test]
     fn a_carrier_of_ipv4_is_36_bytes_longer() {
-        let ends = [Ipv4Addr::new(172, 20, 0, 11), Ipv4Addr::new(10, 248, 2, 50)].map(Ipv4::from);
-        let bytes = bytes(ends);
+        let bytes = bytes(Kind::Gue, v4());
         let ip =
             [0x45, 0x2e, 0, 89, 0, 0, 0x40, 0, 64, 17, 0x81, 0x1d, 172, 20, 0, 11, 10, 248, 2, 50];
         assert_eq!(bytes[..20], ip);
@@ -162,15 +197,22 @@ mod tests {
 
     #[test]
     fn a_carrier_of_ipv6_is_56_bytes_longer() {
-        let [src, dst] = ["fd00:20::11", "fd00:248:2::50"].map(|text| text.parse().unwrap());
-        let bytes = bytes::<Ipv6>([Ipv6Addr::into(src), Ipv6Addr::into(dst)]);
+        let bytes = bytes(Kind::Gue, v6());
         assert_eq!(bytes[..8], [0x62, 0xe0, 0, 0, 0, 69, 17, 64]);
-        assert_eq!(bytes[8..24], src.octets());
-        assert_eq!(bytes[24..40], dst.octets());
+        assert_eq!(bytes[8..40], *v6().as_bytes());
         assert_eq!(
             bytes[40..],
             [0xc0, 7, 0x17, 0xc0, 0, 69, 0, 0, 1, 41, 0, 0, 0x6c, 0x62, 0x1f, 0x90]
         );
+    }
+
+    #[test]
+    fn one_by_ipip_has_nothing_but_an_ip_header() {
+        let ip =
+            [0x45, 0x2e, 0, 73, 0, 0, 0x40, 0, 64, 4, 0x81, 0x3a, 172, 20, 0, 11, 10, 248, 2, 50];
+        assert_eq!(bytes(Kind::Ipip, v4()), ip);
+        let ip = [&[0x62, 0xe0, 0, 0, 0, 53, 41, 64], v6().as_bytes()].concat();
+        assert_eq!(bytes(Kind::Ipip, v6()), ip);
     }
 
     #[test]

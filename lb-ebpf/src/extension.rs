@@ -2,7 +2,7 @@
 //! short headers, for the rare packet that has any.
 
 use crate::{
-    packet::{ETHERNET_HEADER, Packet},
+    packet::{Bytes, ETHERNET_HEADER},
     parse::NoFlow,
 };
 
@@ -54,7 +54,7 @@ impl Chain {
     ///
     /// If one is cut off, leads the packet on to another node, or is beyond what is looked through.
     #[inline(always)]
-    pub(crate) fn walk(&mut self, packet: &mut impl Packet) -> Result<(), NoFlow> {
+    pub(crate) fn walk(&mut self, packet: &mut impl Bytes) -> Result<(), NoFlow> {
         packet.pull(LONGEST);
         for _ in 0..HEADERS {
             if !self.goes_on() {
@@ -66,7 +66,7 @@ impl Chain {
     }
 
     #[inline(always)]
-    fn step(&mut self, packet: &impl Packet) -> Result<(), NoFlow> {
+    fn step(&mut self, packet: &impl Bytes) -> Result<(), NoFlow> {
         let start = packet.read::<[u8; 4]>(self.l4).ok_or(NoFlow::Truncated)?;
         let [next, length, ..] = start;
         if self.protocol == FRAGMENT {

@@ -1,6 +1,7 @@
 //! A node without a kernel: packets as byte buffers, tables in memory, routes by heart.
 
 mod buffer;
+mod carriers;
 mod half_open;
 mod judge;
 mod presence;
@@ -14,12 +15,12 @@ use std::{
 
 use lb_common::{
     abi::{
-        Abi, Address, Affinity, AffinityKey, Backend, BackendFlags, BePort, CachedFlow, CtEntry,
-        CtKey, Fragment, FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind, Ipv4,
-        Ipv6, L4Proto, NextHop, Region, Source, SourceRange, Target,
+        Abi, Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, CtEntry, CtKey, Fragment,
+        FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind, Ipv4, Ipv6, L4Proto,
+        NextHop, Region, Source, SourceRange,
     },
     cache::{FACTORS, Factors, Stamp},
-    carrier,
+    carrier::{self, Kind},
     conntrack::{TICK_SHIFT, Timeouts},
     filter, limit,
 };
@@ -33,7 +34,7 @@ use crate::{
         SNAT_RANGE,
     },
     parse,
-    path::{answer::Answers, carrier::Targets, fragment::Fragments},
+    path::{answer::Answers, fragment::Fragments},
     tables::{Backends, CtRef, Ref, Tables},
 };
 
@@ -94,6 +95,7 @@ struct FakeTables<A> {
     snat_range: (u16, u16),
     migrates: bool,
     resets_removed: bool,
+    carrier_kind: Kind,
 }
 
 impl<A: FromIp> FakeTables<A> {
@@ -121,6 +123,7 @@ impl<A: FromIp> FakeTables<A> {
             snat_range: SNAT_RANGE,
             migrates: false,
             resets_removed: false,
+            carrier_kind: Kind::Gue,
         }
     }
 
@@ -366,6 +369,10 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         self.resets_removed
     }
 
+    fn carrier_kind(&self) -> Kind {
+        self.carrier_kind
+    }
+
     fn carrier_port(&self) -> BePort {
         BePort::new(carrier::PORT)
     }
@@ -390,16 +397,6 @@ impl<A: FromIp> Fragments<A> for FakeTables<A> {
             let key = FrontendKey::<A>::from_bytes(key).expect("a key");
             key.address == address && !frontend.flags.has(FrontendFlags::HOST_ONLY)
         })
-    }
-}
-
-impl<A: FromIp> Targets<A> for FakeTables<A> {
-    fn target(&self, target: &Target<A>) -> Option<u32> {
-        let is_it = |backend: &Backend<A>| {
-            *target == Target::new(backend.address, backend.port, backend.service)
-                && backend.flags.has(BackendFlags::LOCAL)
-        };
-        self.backends.iter().find(|(_, backend)| is_it(backend)).map(|(id, _)| *id)
     }
 }
 
@@ -474,6 +471,10 @@ impl Bench for FakeBench {
     fn set_sources(&mut self, service: u32, prefixes: &[Prefix]) {
         self.v4.set_sources(service, prefixes);
         self.v6.set_sources(service, prefixes);
+    }
+
+    fn carrier_kind(&self) -> Kind {
+        self.v4.carrier_kind
     }
 
     fn walk(&mut self, times: u32) {

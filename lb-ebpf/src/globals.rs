@@ -6,7 +6,10 @@ use lb_common::{carrier, conntrack::Timeouts};
 /// 64 less the binary logarithm of the number of cached flows.
 #[unsafe(no_mangle)]
 pub static FLOWS_SHIFT: Global<u32> = Global::new(64 - 18);
-/// Port that carriers come to and are sent to, in host order; zero for none.
+/// Not zero if packets are carried by IPIP in place of GUE.
+#[unsafe(no_mangle)]
+pub static CARRIER_IPIP: Global<u32> = Global::new(0);
+/// Port that carriers of GUE come to and are sent to, in host order; zero for none.
 #[unsafe(no_mangle)]
 pub static CARRIER_PORT: Global<u32> = Global::new(carrier::PORT as u32);
 /// Ticks until a silent half-closed connection is forgotten.

@@ -2,18 +2,24 @@
 
 use lb_common::{
     abi::{Abi, Address, Counter, L4Proto},
-    carrier::WORDS,
+    carrier::{Kind, WORDS},
     checksum::Difference,
 };
 
 /// Bytes of an Ethernet header.
 pub const ETHERNET_HEADER: usize = 14;
 
-/// A packet at a hook, from its Ethernet header on.
-pub trait Packet {
+/// What headers are read from.
+pub trait Bytes {
     /// Reads a value at `offset`; `None` beyond the end.
     fn read<T: Abi>(&self, offset: usize) -> Option<T>;
 
+    /// Makes the first bytes readable, as many of these as there are.
+    fn pull(&mut self, headers: u32);
+}
+
+/// A packet at a hook, from its Ethernet header on.
+pub trait Packet: Bytes {
     /// Writes a value at `offset`.
     ///
     /// # Errors
@@ -42,30 +48,24 @@ pub trait Packet {
     /// As [`lb_common::crc32c::change`]: a long piece of work, which programs keep in a function of its own.
     fn crc_change(first_word: u32, length: u16) -> u32;
 
-    /// Makes the first bytes readable, as many of these as there are.
-    fn pull(&mut self, headers: u32);
-
     /// May it be sent by a device that takes so many bytes from the IP header on?
     fn fits(&self, mtu: u16) -> bool;
 
-    /// Puts the first `length` bytes of the headers of a carrier, of the packet's own family, before its IP
-    /// header; TCP that is cut later is cut into shorter pieces for that. Link-layer addresses may be lost.
+    /// Puts the headers of a carrier, of the packet's own family, before its IP header; TCP that is cut later
+    /// is cut into shorter pieces for that. Link-layer addresses may be lost.
     ///
     /// # Errors
     ///
     /// [`Counter::RewriteFailed`] if the kernel refuses.
-    fn put_before<A: Address>(
-        &mut self,
-        headers: &[u32; WORDS],
-        length: usize,
-    ) -> Result<(), Counter>;
+    fn put_before<A: Address>(&mut self, headers: &[u32; WORDS], kind: Kind)
+    -> Result<(), Counter>;
 
-    /// Removes `length` bytes behind the Ethernet header: those of a carrier of the family.
+    /// Removes the headers of a carrier of the family.
     ///
     /// # Errors
     ///
     /// [`Counter::RewriteFailed`] if the kernel refuses.
-    fn remove_before<A: Address>(&mut self, length: usize) -> Result<(), Counter>;
+    fn remove_before<A: Address>(&mut self, kind: Kind) -> Result<(), Counter>;
 
     /// Makes the packet `length` bytes long, from the Ethernet header on.
     ///

@@ -7,7 +7,7 @@ use lb_common::{
 
 use crate::{
     extension::Chain,
-    packet::{ETHERNET_HEADER, Packet},
+    packet::{Bytes, ETHERNET_HEADER},
 };
 
 /// Where the IP header begins.
@@ -61,7 +61,7 @@ impl<A: Address> Headers<A> {
 
     /// The identification of a fragment, which has been moved by so many bytes, in network order.
     #[inline(always)]
-    pub fn identification(&self, packet: &impl Packet, moved: usize) -> Option<u32> {
+    pub fn identification(&self, packet: &impl Bytes, moved: usize) -> Option<u32> {
         let place = usize::from(self.id) + moved;
         if A::HEADER == Ipv4::HEADER {
             packet.read::<u16>(place).map(u32::from)
@@ -89,7 +89,7 @@ pub enum NoFlow {
 
 /// The EtherType of a packet, in host order.
 #[inline(always)]
-pub fn ethertype(packet: &impl Packet) -> u16 {
+pub fn ethertype(packet: &impl Bytes) -> u16 {
     packet.read::<u16>(ETHERTYPE_OFFSET).map_or(0, u16::from_be)
 }
 
@@ -110,19 +110,19 @@ pub trait Next<A, P> {
 pub trait Header: Address {
     /// Goes on with the headers of a packet of TCP or UDP that is whole and has nothing between IP header
     /// and transport header, as most packets; `None` of any other.
-    fn plain<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Option<N::Output>;
+    fn plain<P: Bytes, N: Next<Self, P>>(packet: &mut P, next: N) -> Option<N::Output>;
 
     /// Goes on with the headers of a packet of any flow, or of a later fragment.
     ///
     /// # Errors
     ///
     /// Why there is no flow to go on with.
-    fn parse<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Result<N::Output, NoFlow>;
+    fn parse<P: Bytes, N: Next<Self, P>>(packet: &mut P, next: N) -> Result<N::Output, NoFlow>;
 }
 
 impl Header for Ipv4 {
     #[inline(always)]
-    fn plain<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Option<N::Output> {
+    fn plain<P: Bytes, N: Next<Self, P>>(packet: &mut P, next: N) -> Option<N::Output> {
         let plain = packet.read::<PlainIpv4>(L3)?;
         let is_whole = u16::from_be(plain.fragment) & (FRAGMENT_OFFSET | MORE_FRAGMENTS) == 0;
         if plain.version_and_length != WITHOUT_OPTIONS || !is_whole {
@@ -133,7 +133,7 @@ impl Header for Ipv4 {
     }
 
     #[inline(always)]
-    fn parse<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Result<N::Output, NoFlow> {
+    fn parse<P: Bytes, N: Next<Self, P>>(packet: &mut P, next: N) -> Result<N::Output, NoFlow> {
         let first = packet.read::<u8>(L3).ok_or(NoFlow::Truncated)?;
         let fragment = packet.read::<u16>(IPV4_FRAGMENT).ok_or(NoFlow::Truncated)?;
         let fragment = u16::from_be(fragment);
@@ -153,13 +153,13 @@ impl Header for Ipv4 {
 
 impl Header for Ipv6 {
     #[inline(always)]
-    fn plain<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Option<N::Output> {
+    fn plain<P: Bytes, N: Next<Self, P>>(packet: &mut P, next: N) -> Option<N::Output> {
         let PlainIpv6 { protocol, ttl, src, dst, ports, .. } = packet.read(L3)?;
         go_on(packet, [src, dst], (ports, L4Proto(protocol), ttl), next)
     }
 
     #[inline(always)]
-    fn parse<P: Packet, N: Next<Self, P>>(packet: &mut P, next: N) -> Result<N::Output, NoFlow> {
+    fn parse<P: Bytes, N: Next<Self, P>>(packet: &mut P, next: N) -> Result<N::Output, NoFlow> {
         let [protocol, ttl] = packet.read::<[u8; 2]>(L3 + 6).ok_or(NoFlow::Truncated)?;
         let mut chain = Chain::none(protocol);
         if chain.goes_on() {
@@ -172,7 +172,7 @@ impl Header for Ipv6 {
 
 /// Goes on with a plain packet.
 #[inline(always)]
-fn go_on<A: Address, P: Packet, N: Next<A, P>>(
+fn go_on<A: Address, P: Bytes, N: Next<A, P>>(
     packet: &mut P,
     [src, dst]: [A; 2],
     ([src_port, dst_port], protocol, ttl): ([BePort; 2], L4Proto, u8),
@@ -192,7 +192,7 @@ fn go_on<A: Address, P: Packet, N: Next<A, P>>(
 }
 
 #[inline(always)]
-fn transport<A: Address, P: Packet, N: Next<A, P>>(
+fn transport<A: Address, P: Bytes, N: Next<A, P>>(
     packet: &mut P,
     [l4, id]: [usize; 2],
     (protocol, ttl): (L4Proto, u8),

@@ -7,6 +7,7 @@ use lb_common::{
         Abi, Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, CtAction, CtEntry, CtKey,
         Frontend, FrontendKey, NextHop, Region, Source,
     },
+    carrier::Kind,
     conntrack::CtState,
 };
 
@@ -118,7 +119,10 @@ pub trait Tables<A: Address>: Backends<A> {
     /// Are TCP connections to a backend that was removed reset?
     fn resets_removed(&self) -> bool;
 
-    /// The port that carriers go to; zero if there are none.
+    /// Which carriers are sent; those of both kinds are taken.
+    fn carrier_kind(&self) -> Kind;
+
+    /// The port that carriers of GUE go to; zero if there are none.
     fn carrier_port(&self) -> BePort;
 
     /// First port and number of ports of the SNAT range.

@@ -435,4 +435,16 @@ fn what_became_of_a_first_fragment_is_forgotten_in_time() {
 #[test]
 fn what_does_not_fit_a_carrier_is_told() {
     run(cases::dsr::what_does_not_fit_a_carrier_is_told);
+    run_by_ipip(cases::dsr::what_does_not_fit_a_carrier_is_told);
+}
+
+#[test]
+fn each_case_of_direct_server_return_by_ipip() {
+    cases::dsr::ALL.into_iter().for_each(run_by_ipip);
+}
+
+fn run_by_ipip(case: fn(&mut Net<'_>)) {
+    let mut bench = FakeBench::new();
+    bench.carry_by_ipip();
+    cases::run(case, &mut bench);
 }

@@ -39,6 +39,7 @@ fn options(node: &Node, tc_attach: TcAttach) -> KernelOptions {
         tc_attach,
         xdp: true,
         snat_ports: (61000, 65535),
+        carrier_kind: lb_common::carrier::Kind::Gue,
         carrier_port: lb_common::carrier::PORT,
         mid_flow: MidFlow::Balanced,
         reset_tcp: false,

@@ -32,6 +32,24 @@ fn run(case: fn(&mut Net<'_>)) {
     });
 }
 
+#[test]
+fn each_case_of_direct_server_return_by_ipip() {
+    require_topology!();
+    let bench = KernelBench::start_with(carrier::Kind::Ipip);
+    let mut bench = bench.unwrap_or_else(|error| panic!("{error:#}"));
+    let run = |bench: &mut KernelBench| {
+        for case in cases::dsr::ALL {
+            cases::run(case, bench);
+            bench.clear().unwrap_or_else(|error| panic!("{error:#}"));
+        }
+    };
+    run(&mut bench);
+    eprintln!("with XDP");
+    put_xdp_ahead(&mut bench);
+    run(&mut bench);
+    assert!(bench.finished_by_xdp() >= 7 * 6);
+}
+
 fn on_a_bench(work: impl FnOnce(&mut KernelBench)) {
     with_bench(work).unwrap_or_else(|error| panic!("{error:#}"));
 }

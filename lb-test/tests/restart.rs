@@ -12,6 +12,8 @@ use lb_test::{
 use serde_json::Value;
 
 mod cluster;
+#[path = "restart/moments.rs"]
+mod moments;
 use cluster::{Cluster, PATIENT, metric, tables};
 
 /// Requests from everywhere, over new and over kept connections, in both families.

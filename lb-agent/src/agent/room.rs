@@ -35,6 +35,7 @@ pub(super) fn kernel_options(settings: &Settings) -> KernelOptions {
         tc_attach: settings.tc_attach,
         xdp: settings.xdp != XdpMode::Off,
         snat_ports: (settings.snat_ports.first, settings.snat_ports.last),
+        carrier_kind: settings.dsr_dispatch.kind(),
         carrier_port: settings.dsr_port,
         mid_flow: settings.mid_flow,
         reset_tcp: settings.reset_tcp_on_removal,

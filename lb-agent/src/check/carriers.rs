@@ -2,12 +2,12 @@
 
 use lb_common::{
     abi::{DeviceRole, Ipv4, Ipv6},
-    carrier::overhead,
+    carrier::Kind,
 };
 
 use super::{Finding, Plan, network::sysctl};
 use crate::{
-    config::Forwarding,
+    config::{DsrDispatch, Forwarding},
     model::Protocol,
     net::{self, DeviceFacts, NodeNetwork},
 };
@@ -16,15 +16,15 @@ pub(super) fn findings(plan: &Plan<'_>, network: &NodeNetwork) -> Vec<Finding> {
     if plan.forwarding == Forwarding::Snat {
         return listener(plan.dsr_port).into_iter().collect();
     }
-    if plan.dsr_port == 0 {
+    if plan.dsr_port == 0 && plan.dsr_dispatch == DsrDispatch::Gue {
         return vec![Finding::fail(
             "dsr-port",
             "--dsr-port=0: other nodes get carriers that none takes out",
-            "set --dsr-port to the same port on all nodes, or --forwarding=snat",
+            "set --dsr-port to the same port on all nodes, --dsr-dispatch=ipip, or --forwarding=snat",
         )];
     }
     let mut findings: Vec<_> = listener(plan.dsr_port).into_iter().collect();
-    findings.extend(narrow(network));
+    findings.extend(narrow(network, plan.dsr_dispatch.kind()));
     findings.extend(strict(network, rp_filter));
     findings
 }
@@ -49,12 +49,12 @@ fn listener(port: u16) -> Option<Finding> {
 }
 
 /// Uplinks on which pods' longest packets do not fit a carrier.
-fn narrow(network: &NodeNetwork) -> Vec<Finding> {
+fn narrow(network: &NodeNetwork, kind: Kind) -> Vec<Finding> {
     let of_role = |role| network.devices.iter().filter(move |it| it.role() == Some(role));
     let pods = of_role(DeviceRole::PODS).map(|device| device.mtu).max();
     let finding = |device: &DeviceFacts| {
         let (uplink, pods) = (device.mtu, pods?);
-        let [v4, v6] = [overhead::<Ipv4>(), overhead::<Ipv6>()];
+        let [v4, v6] = [kind.overhead::<Ipv4>(), kind.overhead::<Ipv6>()];
         let [v4, v6] = [v4, v6].map(|bytes| u32::try_from(bytes).unwrap_or_default());
         let detail = format!("{}: MTU {uplink}, pods {pods}", device.name);
         if uplink >= pods + v6 {

@@ -8,7 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::{
-    config::{BindAddress, Forwarding, PortRange, SocketLb, XdpMode},
+    config::{BindAddress, DsrDispatch, Forwarding, PortRange, SocketLb, XdpMode},
     net::DeviceSettings,
 };
 
@@ -77,6 +77,8 @@ pub struct Plan<'a> {
     pub xdp: XdpMode,
     /// How packets come to endpoints on other nodes.
     pub forwarding: Forwarding,
+    /// What packets are carried in.
+    pub dsr_dispatch: DsrDispatch,
     /// The port of carriers; zero for none.
     pub dsr_port: u16,
     /// Where the agent's servers listen.

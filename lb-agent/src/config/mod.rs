@@ -15,7 +15,7 @@ mod values;
 pub use crate::{
     dataplane::{MidFlow, SocketLb, TcAttach, XdpMode},
     health::ProxyNames,
-    model::Forwarding,
+    model::{DsrDispatch, Forwarding},
     sysctl::NetfilterSettings,
 };
 pub use local::{DetectLocal, DetectLocalMode, network};
@@ -92,6 +92,8 @@ pub struct Settings {
     pub snat_ports: PortRange,
     /// How packets of clients outside come to backends on other nodes.
     pub forwarding: Forwarding,
+    /// What packets are carried in between nodes.
+    pub dsr_dispatch: DsrDispatch,
     /// Port that packets are carried to between nodes; zero for none.
     pub dsr_port: u16,
     /// What becomes of connections that began before the agent.

@@ -10,13 +10,19 @@ use std::{
 
 use lb_common::abi::{Abi as _, Address, Backend, BackendFlags, Target};
 
-use super::{BackendEntry, BackendId, ServiceId, Snapshot, TableError, map::Map};
+use super::{
+    BackendEntry, BackendId, ServiceId, Snapshot, TableError,
+    map::Map,
+    targets::{Changes, Targets},
+};
 use crate::model::Family;
 
 /// The maps of one family.
 pub(super) struct Backends<A> {
-    backends: Map<u32, Backend<A>>,
+    by_id: Map<u32, Backend<A>>,
     targets: Map<Target<A>, u32>,
+    /// What is in that map.
+    held: Targets,
 }
 
 impl<A: Address + Into<IpAddr>> Backends<A> {
@@ -26,36 +32,42 @@ impl<A: Address + Into<IpAddr>> Backends<A> {
         [backends, targets]: [&'static str; 2],
     ) -> Result<Self, TableError> {
         let (backends, targets) = (Map::open(folder, backends)?, Map::open(folder, targets)?);
-        Ok(Self { backends, targets })
+        let mut held = Targets::default();
+        for (_, id) in targets.entries()? {
+            if let Some(backend) = backends.get(&id)?.filter(Backend::is_live) {
+                held.put(id, &backend);
+            }
+        }
+        Ok(Self { by_id: backends, targets, held })
     }
 
     /// Room for so many.
     pub(super) const fn capacity(&self) -> u32 {
-        self.backends.capacity()
+        self.by_id.capacity()
     }
 
     /// Writes backends by id.
-    pub(super) fn put_all(&self, entries: &[(u32, Backend<A>)]) -> Result<(), TableError> {
+    pub(super) fn put_all(&mut self, entries: &[(u32, Backend<A>)]) -> Result<(), TableError> {
         let local = entries.iter().filter(|(_, backend)| backend.flags.has(BackendFlags::LOCAL));
-        let targets: Vec<_> = local.map(|(id, backend)| (target(backend), *id)).collect();
+        let held = &mut self.held;
+        let targets: Vec<_> =
+            local.flat_map(|(id, backend)| held.put(*id, backend).written).collect();
         self.targets.put_all(&targets).map_err(|(_, error)| error)?;
-        self.backends.put_all(entries).map_err(|(_, error)| error)
+        self.by_id.put_all(entries).map_err(|(_, error)| error)
     }
 
     /// Clears a backend but for its generation, which the next use of the id goes on from.
-    pub(super) fn retire(&self, id: u32) -> Result<(), TableError> {
-        let Some(old) = self.backends.get(&id)? else { return Ok(()) };
-        self.backends.put(&id, &Backend { generation: old.generation, ..Backend::zeroed() })?;
-        // Another use of the address may have another id by now.
-        if old.is_live() && self.targets.get(&target(&old))? == Some(id) {
-            self.targets.remove(&target(&old))?;
-        }
-        Ok(())
+    pub(super) fn retire(&mut self, id: u32) -> Result<(), TableError> {
+        let Some(old) = self.by_id.get(&id)? else { return Ok(()) };
+        self.by_id.put(&id, &Backend { generation: old.generation, ..Backend::zeroed() })?;
+        let Changes { written, removed } = self.held.remove(id, &old);
+        written.iter().try_for_each(|(target, id)| self.targets.put(target, id))?;
+        removed.iter().try_for_each(|target| self.targets.remove(target))
     }
 
     /// Reads them all.
     pub(super) fn read(&self, snapshot: &mut Snapshot, family: Family) -> Result<(), TableError> {
-        for (index, backend) in self.backends.entries()? {
+        for (index, backend) in self.by_id.entries()? {
             let id = BackendId { family, index };
             if !backend.is_live() {
                 if backend.generation != 0 {
@@ -73,8 +85,4 @@ impl<A: Address + Into<IpAddr>> Backends<A> {
         }
         Ok(())
     }
-}
-
-fn target<A: Address>(backend: &Backend<A>) -> Target<A> {
-    Target::new(backend.address, backend.port, backend.service)
 }

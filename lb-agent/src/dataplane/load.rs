@@ -11,7 +11,10 @@ use aya::{
     Ebpf, EbpfLoader,
     programs::{Program, ProgramError},
 };
-use lb_common::abi::{globals, maps};
+use lb_common::{
+    abi::{globals, maps},
+    carrier::Kind,
+};
 
 use super::{
     kernel::{KernelError, remove_pin},
@@ -42,9 +45,11 @@ pub(super) fn load(options: &KernelOptions, pins: &Pins) -> Result<Ebpf, KernelE
     let (snat_first, snat_count) = (u32::from(first), u32::from(last - first) + 1);
     let flows = flows(options.conntrack_max);
     let flows_shift = u64::BITS - flows.trailing_zeros();
+    let carrier_ipip = u32::from(options.carrier_kind == Kind::Ipip);
     let carrier_port = u32::from(options.carrier_port);
     let mut loader = EbpfLoader::new();
     loader
+        .override_global(globals::CARRIER_IPIP, &carrier_ipip, true)
         .override_global(globals::CARRIER_PORT, &carrier_port, true)
         .override_global(globals::FLOWS_SHIFT, &flows_shift, true)
         .override_global(globals::HOST_NETNS, &netns, true)

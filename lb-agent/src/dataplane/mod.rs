@@ -27,6 +27,7 @@ mod sources;
 mod stale;
 mod sys;
 mod tables;
+mod targets;
 mod xdp;
 
 use std::{

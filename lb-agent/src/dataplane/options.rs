@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use lb_common::conntrack::Timeouts;
+use lb_common::{carrier, conntrack::Timeouts};
 
 /// Whose sockets are translated at `connect` and `sendmsg`.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
@@ -67,7 +67,9 @@ pub struct KernelOptions {
     pub xdp: bool,
     /// First and last port that SNAT may use.
     pub snat_ports: (u16, u16),
-    /// Port that packets are carried to between nodes (DSR); zero for none.
+    /// What packets are carried in between nodes (DSR).
+    pub carrier_kind: carrier::Kind,
+    /// Port that packets are carried to between nodes; zero for none.
     pub carrier_port: u16,
     /// What becomes of a connection that conntrack does not know.
     pub mid_flow: MidFlow,

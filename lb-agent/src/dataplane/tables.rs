@@ -174,7 +174,7 @@ impl KernelTables {
         Ok(())
     }
 
-    fn put_backends(&self, run: &[Step]) -> Result<(), (usize, TableError)> {
+    fn put_backends(&mut self, run: &[Step]) -> Result<(), (usize, TableError)> {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
         for step in run {
             let Step::PutBackend(id, entry) = step else { continue };

@@ -1,5 +1,7 @@
 //! How packets of clients outside come to endpoints on other nodes.
 
+use lb_common::carrier::Kind;
+
 use super::Protocol;
 
 /// How packets of clients outside come to endpoints on other nodes.
@@ -21,6 +23,26 @@ impl Forwarding {
             Self::Dsr => true,
             Self::Hybrid => matches!(protocol, Protocol::Tcp),
             Self::Snat => false,
+        }
+    }
+}
+
+/// What packets are carried in.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, clap::ValueEnum)]
+pub enum DsrDispatch {
+    /// UDP, to one port: any two backends differ.
+    #[default]
+    Gue,
+    /// IP alone, with more room for the packet.
+    Ipip,
+}
+
+impl DsrDispatch {
+    /// The same as programs know it.
+    pub const fn kind(self) -> Kind {
+        match self {
+            Self::Gue => Kind::Gue,
+            Self::Ipip => Kind::Ipip,
         }
     }
 }

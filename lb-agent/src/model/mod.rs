@@ -13,7 +13,7 @@ mod store;
 pub use self::{
     endpoints::{Endpoint, EndpointSlice, Node, SlicePort},
     event::{Event, Problem, ProblemKey},
-    forwarding::Forwarding,
+    forwarding::{DsrDispatch, Forwarding},
     name::{Family, ObjectName, Protocol, is_routable},
     service::{Service, ServicePort, ServiceType, TrafficPolicy},
     store::{Change, Model},

@@ -40,7 +40,7 @@ pub use target::Target;
 pub use wire::{PlainIpv4, PlainIpv6};
 
 /// Version of all layouts below, recorded beside the pinned maps.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Slots in one element of a chunk array: one cache line.
 pub const SLOTS_PER_CHUNK: u32 = 16;
@@ -138,7 +138,9 @@ pub mod maps {
 pub mod globals {
     /// `u32`: 64 less the binary logarithm of the number of elements of `FLOWS`.
     pub const FLOWS_SHIFT: &str = "FLOWS_SHIFT";
-    /// `u32`: port that carriers come to and are sent to; zero for none.
+    /// `u32`: not zero if packets are carried by IPIP in place of GUE.
+    pub const CARRIER_IPIP: &str = "CARRIER_IPIP";
+    /// `u32`: port that carriers of GUE come to and are sent to; zero for none.
     pub const CARRIER_PORT: &str = "CARRIER_PORT";
     /// `u32`: ticks until a silent half-closed connection is forgotten.
     pub const CT_TCP_CLOSE_WAIT: &str = "CT_TCP_CLOSE_WAIT";

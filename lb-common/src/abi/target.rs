@@ -3,12 +3,13 @@
 use super::{Address, BePort, layout::abi};
 
 abi! {
-    /// A backend on this node, as another node names it. 12 bytes for IPv4, 24 for IPv6.
+    /// A backend on this node, as another node names it: of those of a Service port at one address the
+    /// lowest id has no port here. 12 bytes for IPv4, 24 for IPv6.
     #[derive(Hash)]
     pub struct Target<A> {
         /// Address of the backend.
         pub address: A,
-        /// Port of the backend.
+        /// Port of the backend, or zero.
         pub port: BePort,
         /// Zero.
         pub pad: u16,

@@ -53,6 +53,8 @@ pub struct Frame {
 /// A transport header without ports and checksum.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Transport {
+    /// None: the payload is a packet of the frame's own family (RFC 2003, RFC 2473).
+    Ip,
     /// A message of the frame's family.
     Icmp {
         /// Type and code.
@@ -94,6 +96,7 @@ impl Transport {
         match self {
             Self::Icmp { .. } if is_v4 => L4Proto::ICMP,
             Self::Icmp { .. } => L4Proto::ICMPV6,
+            Self::Ip => L4Proto(if is_v4 { 4 } else { 41 }),
             Self::Sctp { .. } | Self::SctpWithoutChecksum { .. } => L4Proto::SCTP,
             Self::Tcp { .. } => L4Proto::TCP,
             Self::Udp | Self::UdpWithoutChecksum => L4Proto::UDP,
@@ -106,7 +109,10 @@ impl Transport {
             Self::Icmp { .. } => Some(2),
             Self::Tcp { .. } => Some(16),
             Self::Udp => Some(6),
-            Self::Sctp { .. } | Self::SctpWithoutChecksum { .. } | Self::UdpWithoutChecksum => None,
+            Self::Ip
+            | Self::Sctp { .. }
+            | Self::SctpWithoutChecksum { .. }
+            | Self::UdpWithoutChecksum => None,
         }
     }
 }
@@ -158,6 +164,7 @@ impl Frame {
     fn transport_header(&self) -> Vec<u8> {
         let ports = [self.src.port().to_be_bytes(), self.dst.port().to_be_bytes()].concat();
         match self.transport {
+            Transport::Ip => Vec::new(),
             Transport::Icmp { kind, rest } => [kind.to_vec(), vec![0, 0], rest.to_vec()].concat(),
             Transport::Sctp { tag, chunk } | Transport::SctpWithoutChecksum { tag, chunk } => {
                 let chunk = [vec![chunk, 0], be(4 + self.payload.len()).to_vec()].concat();
@@ -271,13 +278,14 @@ fn decode_transport(
         L4Proto::ICMP | L4Proto::ICMPV6 => {
             (Transport::Icmp { kind: array(l4, 0)?, rest: array(l4, 4)? }, ICMP_HEADER)
         }
+        L4Proto(4 | 41) => (Transport::Ip, 0),
         other => return malformed(format!("protocol {other:?}")),
     };
     if protocol == L4Proto::UDP && array(l4, 4)? != be(l4.len()) {
         return malformed(format!("length in UDP header {l4:02x?}"));
     }
     let ports = match transport {
-        Transport::Icmp { .. } => [0, 0],
+        Transport::Icmp { .. } | Transport::Ip => [0, 0],
         _ => [u16::from_be_bytes(array(l4, 0)?), u16::from_be_bytes(array(l4, 2)?)],
     };
     let frame = Frame {

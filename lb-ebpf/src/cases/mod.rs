@@ -17,6 +17,7 @@ pub mod flows;
 pub mod fragments;
 pub mod frame;
 pub mod icmp;
+pub mod ipip;
 pub mod malformed;
 pub mod martians;
 mod net;
@@ -28,7 +29,10 @@ pub mod walks;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use lb_common::abi::{BackendFlags, Counter, FrontendFlags, L4Proto};
+use lb_common::{
+    abi::{BackendFlags, Counter, FrontendFlags, L4Proto},
+    carrier,
+};
 
 pub use net::Net;
 
@@ -93,6 +97,9 @@ macro_rules! each_case {
             icmp::errors_of_a_host_process_s_flow,
             icmp::errors_with_options,
             icmp::other_errors_are_left_alone,
+            ipip::carriers_of_either_kind_are_taken,
+            ipip::of_two_ports_at_an_address_the_lowest_id_is_meant,
+            ipip::packets_of_others_are_left_as_they_are,
             malformed::nothing_but_ends_is_changed,
             martians::sources_of_this_node_do_not_come_by_a_wire,
             martians::sources_that_are_no_single_host_are_dropped,
@@ -287,6 +294,9 @@ pub trait Bench {
 
     /// Makes these the sources of a Service port, and no others.
     fn set_sources(&mut self, service: u32, prefixes: &[Prefix]);
+
+    /// What this node carries packets in.
+    fn carrier_kind(&self) -> carrier::Kind;
 
     /// Walks over all flows so many times, as the agent does; each time, a walk before is not finished.
     fn walk(&mut self, times: u32);

@@ -2,7 +2,10 @@
 
 use std::net::SocketAddr;
 
-use lb_common::abi::{BackendFlags, Counter, FrontendFlags, L4Proto};
+use lb_common::{
+    abi::{BackendFlags, Counter, FrontendFlags, L4Proto},
+    carrier,
+};
 
 use super::{
     BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Host, Kind, Outcome,
@@ -83,6 +86,23 @@ impl<'a> Net<'a> {
         let address = self.target(host);
         self.bench.put_backend(id, &BackendSpec { address, flags, generation });
         id
+    }
+
+    /// Writes a backend of this node anywhere, serving, in its first generation.
+    pub fn local_backend(&mut self, id: u32, address: SocketAddr) {
+        let flags = BackendFlags::SERVING.with(BackendFlags::LOCAL);
+        self.bench.put_backend(id, &BackendSpec { address, flags, generation: 1 });
+    }
+
+    /// Clears a backend.
+    pub fn no_backend(&mut self, id: u32, address: SocketAddr) {
+        let flags = BackendFlags::NONE;
+        self.bench.put_backend(id, &BackendSpec { address, flags, generation: 0 });
+    }
+
+    /// What the node carries packets in.
+    pub fn carrier_kind(&self) -> carrier::Kind {
+        self.bench.carrier_kind()
     }
 
     /// Writes a frontend that chooses from the same backends for everybody.

@@ -2,12 +2,12 @@
 
 use lb_common::{
     abi::{Abi, Address, Counter, L4Proto},
-    carrier::WORDS,
+    carrier::{Kind, WORDS},
     checksum::Difference,
     crc32c,
 };
 
-use crate::packet::{ETHERNET_HEADER, L4Checksum, Packet};
+use crate::packet::{Bytes, ETHERNET_HEADER, L4Checksum, Packet};
 
 /// A frame that can be rewritten.
 pub(super) struct Buffer(pub(super) Vec<u8>);
@@ -25,11 +25,15 @@ impl Buffer {
     }
 }
 
-impl Packet for Buffer {
+impl Bytes for Buffer {
     fn read<T: Abi>(&self, offset: usize) -> Option<T> {
         T::from_bytes(self.0.get(offset..offset + size_of::<T>())?)
     }
 
+    fn pull(&mut self, _headers: u32) {}
+}
+
+impl Packet for Buffer {
     fn write<T: Abi>(&mut self, offset: usize, value: &T) -> Result<(), Counter> {
         let place = self.0.get_mut(offset..offset + size_of::<T>());
         place.ok_or(Counter::RewriteFailed)?.copy_from_slice(value.as_bytes());
@@ -55,8 +59,6 @@ impl Packet for Buffer {
         crc32c::change(first_word, length)
     }
 
-    fn pull(&mut self, _headers: u32) {}
-
     fn fits(&self, mtu: u16) -> bool {
         self.0.len() <= usize::from(mtu) + ETHERNET_HEADER
     }
@@ -64,15 +66,15 @@ impl Packet for Buffer {
     fn put_before<A: Address>(
         &mut self,
         headers: &[u32; WORDS],
-        length: usize,
+        kind: Kind,
     ) -> Result<(), Counter> {
-        let headers = headers.as_bytes()[..length].iter().copied();
+        let headers = headers.as_bytes()[..kind.overhead::<A>()].iter().copied();
         self.0.splice(ETHERNET_HEADER..ETHERNET_HEADER, headers);
         Ok(())
     }
 
-    fn remove_before<A: Address>(&mut self, length: usize) -> Result<(), Counter> {
-        self.0.drain(ETHERNET_HEADER..ETHERNET_HEADER + length);
+    fn remove_before<A: Address>(&mut self, kind: Kind) -> Result<(), Counter> {
+        self.0.drain(ETHERNET_HEADER..ETHERNET_HEADER + kind.overhead::<A>());
         Ok(())
     }
 

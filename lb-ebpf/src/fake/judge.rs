@@ -11,7 +11,7 @@ use crate::{
         Found, Look, Origin, PathResult, SNAT_TRIES, Verdict, act, answer, begin, carrier, claim,
         fragment, hinted,
         icmp::{Icmp, icmp},
-        known, look, may_be_ours,
+        ipip, known, look, may_be_ours,
         refuse::refuse,
     },
 };
@@ -110,10 +110,22 @@ impl<A: FromIp + Icmp> Steps<'_, A> {
         self.read(packet)
     }
 
+    fn unpack_ipip(&mut self, packet: &mut Buffer) -> Judged {
+        match ipip::unpack(packet, self.tables, &mut self.decision) {
+            Ok(true) => self.origin = Origin::Carried,
+            Ok(false) => return PASSED,
+            Err(counter) => return Judged::By(Err(counter)),
+        }
+        self.read(packet)
+    }
+
     fn read(&mut self, packet: &mut Buffer) -> Judged {
         let is_carried = self.origin == Origin::Carried;
         let headers = match A::parse(packet, Keep) {
             Ok(headers) => headers,
+            Err(NoFlow::Other) if ipip::may_be::<A>(packet, self.origin) => {
+                return self.unpack_ipip(packet);
+            }
             Err(NoFlow::Other) => return self.other(packet),
             Err(NoFlow::Truncated) if is_carried => {
                 return Judged::By(Err(Counter::CarrierRefused));

@@ -7,10 +7,10 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{Abi, Address, Counter, DeviceFlags, Ipv4, Ipv6, L4Proto},
-    carrier::{WORDS, overhead},
+    carrier::{Kind, WORDS},
 };
 use lb_ebpf::{
-    packet::{ETHERNET_HEADER, L4Checksum, Packet},
+    packet::{Bytes, ETHERNET_HEADER, L4Checksum, Packet},
     parse::{Headers, L3},
 };
 
@@ -113,7 +113,7 @@ pub(super) fn crossing_to(
     flags.has(DeviceFlags::TAKES_FRAMES).then_some(Crossing::Redirect)
 }
 
-impl Packet for Frame {
+impl Bytes for Frame {
     #[inline(always)]
     fn read<T: Abi>(&self, offset: usize) -> Option<T> {
         // SAFETY: `at` has checked the bounds, and every bit pattern is a value; BPF's own loads
@@ -121,6 +121,12 @@ impl Packet for Frame {
         at::<T>(&self.0, offset).map(|place| unsafe { *place })
     }
 
+    /// Nothing: what is not there in one piece is TC's.
+    #[inline(always)]
+    fn pull(&mut self, _: u32) {}
+}
+
+impl Packet for Frame {
     #[inline(always)]
     fn write<T: Abi>(&mut self, offset: usize, value: &T) -> Result<(), Counter> {
         let place = at::<T>(&self.0, offset).ok_or(Counter::RewriteFailed)?;
@@ -155,10 +161,6 @@ impl Packet for Frame {
         self.write(checksum.offset, &new)
     }
 
-    /// Nothing: what is not there in one piece is TC's.
-    #[inline(always)]
-    fn pull(&mut self, _: u32) {}
-
     #[inline(always)]
     fn fits(&self, mtu: u16) -> bool {
         self.0.data_end() - self.0.data() <= usize::from(mtu) + ETHERNET_HEADER
@@ -168,23 +170,28 @@ impl Packet for Frame {
     fn put_before<A: Address>(
         &mut self,
         headers: &[u32; WORDS],
-        length: usize,
+        kind: Kind,
     ) -> Result<(), Counter> {
         // SAFETY: the context is valid for as long as the program runs.
-        if unsafe { bpf_xdp_adjust_head(self.0.ctx, -(length as i32)) } != 0 {
+        if unsafe { bpf_xdp_adjust_head(self.0.ctx, -(kind.overhead::<A>() as i32)) } != 0 {
             return Err(Counter::RewriteFailed);
         }
         self.write(ETHERTYPE, &A::ETHERTYPE.to_be())?;
-        if A::HEADER == Ipv4::HEADER {
-            self.write_first::<{ overhead::<Ipv4>() / 4 }>(headers)
-        } else {
-            self.write_first::<{ overhead::<Ipv6>() / 4 }>(headers)
+        match (A::HEADER, kind) {
+            (Ipv4::HEADER, Kind::Gue) => {
+                self.write_first::<{ Kind::Gue.overhead::<Ipv4>() / 4 }>(headers)
+            }
+            (Ipv4::HEADER, Kind::Ipip) => {
+                self.write_first::<{ Kind::Ipip.overhead::<Ipv4>() / 4 }>(headers)
+            }
+            (_, Kind::Gue) => self.write_first::<{ Kind::Gue.overhead::<Ipv6>() / 4 }>(headers),
+            (_, Kind::Ipip) => self.write_first::<{ Kind::Ipip.overhead::<Ipv6>() / 4 }>(headers),
         }
     }
 
     /// Never: what was carried here goes on to the stack, and is TC's.
     #[inline(always)]
-    fn remove_before<A: Address>(&mut self, _: usize) -> Result<(), Counter> {
+    fn remove_before<A: Address>(&mut self, _: Kind) -> Result<(), Counter> {
         Err(Counter::RewriteFailed)
     }
 

@@ -9,8 +9,11 @@ use aya_ebpf::{
     helpers::{bpf_redirect, bpf_skb_change_head},
     programs::TcContext,
 };
-use lb_common::abi::{Address, BePort, CtKey, Ipv4, Ipv6, L4Proto};
-use lb_ebpf::packet::{ETHERNET_HEADER, Packet};
+use lb_common::{
+    abi::{Address, BePort, CtKey, Ipv4, Ipv6, L4Proto},
+    carrier::within,
+};
+use lb_ebpf::packet::{Bytes as _, ETHERNET_HEADER, Packet as _};
 
 use super::{skb::Skb, tc};
 use crate::{
@@ -21,6 +24,9 @@ use crate::{
 /// Headers that are read before there is another one: IPv4 with all options, ports.
 const HEADERS: u32 = 60 + 4;
 const ETHERTYPE_OFFSET: usize = 12;
+/// The hook that a packet is at: carriers are taken where they come in.
+const INCOMING: u32 = 0;
+const LEAVING: u32 = 1;
 /// More fragments, or a fragment offset (RFC 791, 3.1).
 const IPV4_FRAGMENT: u16 = 0x3fff;
 
@@ -28,7 +34,7 @@ const IPV4_FRAGMENT: u16 = 0x3fff;
 #[inline(always)]
 pub fn ingress(ctx: TcContext) -> i32 {
     let skb = Skb::new(ctx);
-    if skb.is_marked() || lb_ip_header(skb.as_ptr()) == 0 {
+    if skb.is_marked() || lb_ip_header(skb.as_ptr(), INCOMING) == 0 {
         return tc::NEXT;
     }
     tc::ingress(skb.context())
@@ -42,7 +48,7 @@ pub fn egress(ctx: TcContext) -> i32 {
         skb.set_mark(0);
         return tc::NEXT;
     }
-    if lb_ip_header(skb.as_ptr()) == 0 {
+    if lb_ip_header(skb.as_ptr(), LEAVING) == 0 {
         return tc::NEXT;
     }
     match tc::egress(skb.context()) {
@@ -58,18 +64,18 @@ pub fn egress(ctx: TcContext) -> i32 {
 /// Does [`add_header`] in a stack of its own.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lb_ip_header(ctx: *mut __sk_buff) -> i32 {
-    i32::from(add_header(&mut Skb::new(TcContext::new(ctx))))
+extern "C" fn lb_ip_header(ctx: *mut __sk_buff, hook: u32) -> i32 {
+    i32::from(add_header(&mut Skb::new(TcContext::new(ctx)), hook))
 }
 
 /// Adds an Ethernet header, without addresses, to a packet that may be ours; false if it has none.
 #[inline(always)]
-fn add_header(skb: &mut Skb) -> bool {
+fn add_header(skb: &mut Skb, hook: u32) -> bool {
     skb.pull(HEADERS);
     let ethertype = skb.protocol();
     let may_be_ours = match ethertype {
-        Ipv4::ETHERTYPE => may_be_ours_v4(skb),
-        Ipv6::ETHERTYPE => may_be_ours_v6(skb),
+        Ipv4::ETHERTYPE => may_be_ours_v4(skb, hook),
+        Ipv6::ETHERTYPE => may_be_ours_v6(skb, hook),
         _ => None,
     };
     // SAFETY: the context is valid for as long as the program runs.
@@ -79,7 +85,7 @@ fn add_header(skb: &mut Skb) -> bool {
 }
 
 #[inline(always)]
-fn may_be_ours_v4(skb: &Skb) -> Option<bool> {
+fn may_be_ours_v4(skb: &Skb, hook: u32) -> Option<bool> {
     let l4 = usize::from(skb.read::<u8>(0)? & 0x0f) * 4;
     let fragment = u16::from_be(skb.read(6)?);
     let protocol = L4Proto(skb.read(9)?);
@@ -91,16 +97,18 @@ fn may_be_ours_v4(skb: &Skb) -> Option<bool> {
         L4Proto::ICMP => {
             skb.read::<[u8; 2]>(l4).map(|[kind, _]| matches!(kind, 3 | 5 | 8 | 11 | 12))
         }
+        _ if protocol.0 == within::<Ipv4>() => Some(hook == INCOMING),
         _ => is_of_an_end::<Ipv4>(skb, protocol, l4),
     }
 }
 
 #[inline(always)]
-fn may_be_ours_v6(skb: &Skb) -> Option<bool> {
+fn may_be_ours_v6(skb: &Skb, hook: u32) -> Option<bool> {
     let protocol = L4Proto(skb.read(6)?);
     match protocol.0 {
         // Headers in between (RFC 7045, 4): what follows them is read later.
         0 | 43 | 44 | 51 | 60 => Some(true),
+        _ if protocol.0 == within::<Ipv6>() => Some(hook == INCOMING),
         _ if protocol == L4Proto::ICMPV6 => {
             skb.read::<u8>(Ipv6::HEADER).map(|kind| matches!(kind, 1..=4 | 128 | 137))
         }

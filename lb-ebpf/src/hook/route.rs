@@ -10,7 +10,7 @@ use aya_ebpf::{
 };
 use lb_common::abi::{Address, Ipv4, Ipv6, NextHop};
 use lb_ebpf::{
-    packet::{ETHERNET_HEADER, Packet},
+    packet::{Bytes as _, ETHERNET_HEADER},
     path::Direction,
 };
 

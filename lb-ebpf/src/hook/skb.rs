@@ -4,18 +4,19 @@ use aya_ebpf::{
     EbpfContext,
     bindings::{
         __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
-        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+        BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0,
+        BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
     },
     helpers::{bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_store_bytes, bpf_skb_vlan_pop},
     programs::TcContext,
 };
 use lb_common::{
     abi::{Abi, Address, Counter, Ipv4, L4Proto},
-    carrier::WORDS,
+    carrier::{Kind, WORDS},
     checksum::Difference,
 };
 use lb_ebpf::{
-    packet::{ETHERNET_HEADER, L4Checksum, Packet},
+    packet::{Bytes, ETHERNET_HEADER, L4Checksum, Packet},
     path::Origin,
 };
 
@@ -156,7 +157,7 @@ impl Context for TcContext {
     }
 }
 
-impl Packet for Skb {
+impl Bytes for Skb {
     #[inline(always)]
     fn read<T: Abi>(&self, offset: usize) -> Option<T> {
         // SAFETY: `at` has checked the bounds, and every bit pattern is a value. The pointer may
@@ -165,6 +166,19 @@ impl Packet for Skb {
         self.at::<T>(offset).map(|place| unsafe { *place })
     }
 
+    /// Where a driver left them in parts of its own.
+    #[inline(always)]
+    fn pull(&mut self, headers: u32) {
+        let linear = self.0.data_end() - self.0.data();
+        let wanted = headers.min(self.0.len());
+        if linear < wanted as usize {
+            // What cannot be pulled is found truncated.
+            let _ = self.0.pull_data(wanted);
+        }
+    }
+}
+
+impl Packet for Skb {
     #[inline(always)]
     fn write<T: Abi>(&mut self, offset: usize, value: &T) -> Result<(), Counter> {
         let place = self.at::<T>(offset).ok_or(Counter::RewriteFailed)?;
@@ -212,17 +226,6 @@ impl Packet for Skb {
         self.write(offset, &if is_udp && new == 0 { UDP_ZERO } else { new })
     }
 
-    /// Where a driver left them in parts of its own.
-    #[inline(always)]
-    fn pull(&mut self, headers: u32) {
-        let linear = self.0.data_end() - self.0.data();
-        let wanted = headers.min(self.0.len());
-        if linear < wanted as usize {
-            // What cannot be pulled is found truncated.
-            let _ = self.0.pull_data(wanted);
-        }
-    }
-
     #[inline(always)]
     fn fits(&self, mtu: u16) -> bool {
         // SAFETY: the context is valid for as long as the program runs.
@@ -234,21 +237,24 @@ impl Packet for Skb {
     fn put_before<A: Address>(
         &mut self,
         headers: &[u32; WORDS],
-        length: usize,
+        kind: Kind,
     ) -> Result<(), Counter> {
         let outer = if A::HEADER == Ipv4::HEADER {
             BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
         } else {
             BPF_F_ADJ_ROOM_ENCAP_L3_IPV6
         };
-        self.adjust_room(length as i32, u64::from(outer | BPF_F_ADJ_ROOM_ENCAP_L4_UDP))?;
+        let udp = if kind == Kind::Gue { BPF_F_ADJ_ROOM_ENCAP_L4_UDP } else { 0 };
+        let length = kind.overhead::<A>();
+        self.adjust_room(length as i32, u64::from(outer | udp))?;
         let bytes = headers.as_bytes().get(..length).ok_or(Counter::RewriteFailed)?;
         self.store(ETHERNET_HEADER, bytes, BPF_F_RECOMPUTE_CSUM)
     }
 
     #[inline(always)]
-    fn remove_before<A: Address>(&mut self, length: usize) -> Result<(), Counter> {
-        self.adjust_room(-(length as i32), 0)
+    fn remove_before<A: Address>(&mut self, kind: Kind) -> Result<(), Counter> {
+        // TCP is cut as it was before: longer pieces may not fit where it goes.
+        self.adjust_room(-(kind.overhead::<A>() as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))
     }
 
     #[inline(always)]

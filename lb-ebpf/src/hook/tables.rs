@@ -1,9 +1,12 @@
 //! The maps as [`Tables`], for the packet that a program looks at.
 
 use aya_ebpf::EbpfContext;
-use lb_common::abi::{
-    Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, Control, Counter, CtKey,
-    DeviceRole, Fragment, FragmentKey, Frontend, FrontendKey, NextHop, Region, Source, Target,
+use lb_common::{
+    abi::{
+        Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, Control, Counter, CtKey,
+        DeviceRole, Fragment, FragmentKey, Frontend, FrontendKey, NextHop, Region, Source, Target,
+    },
+    carrier::Kind,
 };
 use lb_ebpf::{
     path::{answer::Answers, carrier::Targets, fragment::Fragments},
@@ -12,7 +15,9 @@ use lb_ebpf::{
 
 use super::route::{self, Routing};
 use crate::{
-    globals::{CARRIER_PORT, CT_UDP_STREAM, MIGRATE, RESET_TCP, SNAT_COUNT, SNAT_FIRST},
+    globals::{
+        CARRIER_IPIP, CARRIER_PORT, CT_UDP_STREAM, MIGRATE, RESET_TCP, SNAT_COUNT, SNAT_FIRST,
+    },
     maps::{
         self, BpfBackends, Maps, cache, fragments::FragmentMaps, presence, targets::TargetMaps,
     },
@@ -212,6 +217,11 @@ impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     #[inline(always)]
     fn resets_removed(&self) -> bool {
         RESET_TCP.load() != 0
+    }
+
+    #[inline(always)]
+    fn carrier_kind(&self) -> Kind {
+        if CARRIER_IPIP.load() == 0 { Kind::Gue } else { Kind::Ipip }
     }
 
     #[inline(always)]

@@ -15,7 +15,7 @@ use lb_common::{
         Address, Backend, BackendFlags, BePort, CachedFlow, Counter, CtAction, CtEntry, CtKey,
         Frontend, FrontendFlags, FrontendKey, Ipv4, L4Proto, NextHop, Target,
     },
-    carrier::{self, Carrier},
+    carrier::{self, Carrier, Kind},
 };
 
 use super::{
@@ -35,7 +35,8 @@ const UDP: usize = 8;
 
 /// What carriers ask for, besides what all paths do.
 pub trait Targets<A: Address>: Tables<A> {
-    /// The id of a backend on this node.
+    /// The id of a backend on this node: without a port, the lowest one of the Service port's at the
+    /// address; with one, another.
     fn target(&self, target: &Target<A>) -> Option<u32>;
 }
 
@@ -53,9 +54,9 @@ pub(super) fn is_due<A: Address>(
 
 /// Makes a hop one of packets that are to be carried.
 #[inline(always)]
-pub(super) const fn narrow<A: Address>(hop: &mut NextHop) {
+pub(super) fn narrow<A: Address>(tables: &impl Tables<A>, hop: &mut NextHop) {
     #[allow(clippy::cast_possible_truncation, reason = "56 at most")]
-    let overhead = carrier::overhead::<A>() as u16;
+    let overhead = tables.carrier_kind().overhead::<A>() as u16;
     hop.mtu = hop.mtu.saturating_sub(overhead);
 }
 
@@ -73,7 +74,7 @@ pub(super) fn follow<A: Address>(
 ) -> PathResult {
     decision.set(ends, ends, CtAction::FORWARD_DSR);
     decision.hop = tables.route(asker, ends.dst).ok_or(Counter::NoRoute)?;
-    narrow::<A>(&mut decision.hop);
+    narrow(tables, &mut decision.hop);
     Ok(Verdict::Carry)
 }
 
@@ -97,7 +98,9 @@ pub fn pack<A: Address>(
         return Err(Counter::TtlExpired);
     }
     let (length, class) = length_and_class::<A>(packet)?;
+    let kind = tables.carrier_kind();
     let carrier = Carrier {
+        kind,
         length,
         class,
         ends: [decision.src, decision.dst],
@@ -105,9 +108,8 @@ pub fn pack<A: Address>(
         port: tables.carrier_port(),
         src_port: decision.src_port,
     };
-    let overhead = carrier::overhead::<A>();
-    packet.put_before::<A>(&carrier.headers(), overhead)?;
-    rewrite::decrement_ttl::<A>(packet, L3 + overhead, ttl)?;
+    packet.put_before::<A>(&carrier.headers(), kind)?;
+    rewrite::decrement_ttl::<A>(packet, L3 + kind.overhead::<A>(), ttl)?;
     Ok(send)
 }
 
@@ -126,7 +128,8 @@ fn length_and_class<A: Address>(packet: &impl Packet) -> Result<(u16, u8), Count
     Ok((length, (first >> 4) as u8))
 }
 
-/// May a packet be a carrier? Of other datagrams to the port, only their first bytes are read.
+/// May a packet be a carrier of GUE? Of other datagrams to the port, only their first bytes are read. (Of IPIP:
+/// [`ipip`](super::ipip).)
 #[inline(always)]
 pub fn may_be<A: Address>(
     packet: &impl Packet,
@@ -148,8 +151,8 @@ fn target<A: Address>(packet: &impl Packet) -> Option<BePort> {
     carrier::target::<A>(packet.read::<[u16; 4]>(L3 + A::HEADER + UDP)?)
 }
 
-/// Takes a packet out of its carrier, and notes the backend as the destination of `decision`; false if
-/// it is no carrier of ours, and left as it is.
+/// Takes a packet out of its carrier of GUE, and notes the backend as the destination of `decision`; false
+/// if it is no carrier of ours, and left as it is.
 ///
 /// # Errors
 ///
@@ -166,11 +169,12 @@ pub fn unpack<A: Address>(
     }
     let Some(target) = target::<A>(packet) else { return Ok(false) };
     (decision.dst, decision.dst_port) = (headers.flow.dst, target);
-    packet.remove_before::<A>(carrier::overhead::<A>())?;
+    packet.remove_before::<A>(Kind::Gue)?;
     Ok(true)
 }
 
-/// The backend that a packet was carried here for: the destination of what is decided on it.
+/// The backend that a packet was carried here for: the destination of what is decided on it. Its port is
+/// zero if the carrier does not name it.
 #[derive(Clone, Copy)]
 pub(super) struct Named<A>(A, BePort);
 
@@ -186,11 +190,22 @@ impl<A: Address> Named<A> {
         (decision.dst, decision.dst_port) = (self.0, self.1);
     }
 
+    /// The backend of a carrier that names an address alone.
+    #[inline(always)]
+    pub(super) const fn at(address: A) -> Self {
+        Self(address, BePort(0))
+    }
+
+    /// Is it the backend at this address and port?
+    #[inline(always)]
+    pub(super) fn is_at(self, address: A, port: BePort) -> bool {
+        self.0 == address && (self.1 == port || self.1 == BePort(0))
+    }
+
     /// Does a decision lead to it, on this node?
     #[inline(always)]
     pub(super) fn is_meant_by(self, decision: &CachedFlow<A>) -> bool {
-        decision.action == CtAction::FORWARD
-            && (decision.dst, decision.dst_port) == (self.0, self.1)
+        decision.action == CtAction::FORWARD && self.is_at(decision.dst, decision.dst_port)
     }
 
     /// Does an entry lead to it, on this node?
@@ -202,8 +217,26 @@ impl<A: Address> Named<A> {
             None => action == CtAction::FORWARD,
         };
         matches!(action, CtAction::FORWARD | CtAction::FORWARD_SNAT)
-            && (dst, dst_port) == (self.0, self.1)
+            && self.is_at(dst, dst_port)
             && is_here()
+    }
+
+    /// The backend itself, if the Service port has it, on this node.
+    #[inline(always)]
+    pub(super) fn of_service(self, tables: &impl Targets<A>, service: u32) -> Option<Choice<A>> {
+        let lowest = self.found_with(tables, BePort(0), service);
+        if lowest.is_some() || self.1 == BePort(0) {
+            return lowest;
+        }
+        self.found_with(tables, self.1, service)
+    }
+
+    #[inline(always)]
+    fn found_with(self, tables: &impl Targets<A>, port: BePort, service: u32) -> Option<Choice<A>> {
+        let id = tables.target(&Target::new(self.0, port, service))?;
+        let backend = tables.backend(id)?;
+        let is_meant = self.is_at(backend.address, backend.port) && backend.service == service;
+        (is_meant && backend.flags.has(BackendFlags::LOCAL)).then_some(Choice { id, backend })
     }
 }
 
@@ -219,19 +252,13 @@ pub fn accept<A: Address>(
     tables: &impl Targets<A>,
     decision: &mut CachedFlow<A>,
 ) -> Result<Found, Counter> {
-    let Named(address, port) = Named::of(decision);
+    let named = Named::of(decision);
     let Frontend { service, flags, .. } =
         frontend(headers, tables).ok_or(Counter::CarrierRefused)?;
     if flags.has(FrontendFlags::CHECK_SOURCE) && !first::is_among(headers, tables, service) {
         return Err(Counter::SourceNotAllowed);
     }
-    let target = Target::new(address, port, service);
-    let id = tables.target(&target).ok_or(Counter::CarrierRefused)?;
-    let backend = tables.backend(id).filter(|backend| {
-        let is_named = (backend.address, backend.port) == (address, port);
-        is_named && backend.service == service && backend.flags.has(BackendFlags::LOCAL)
-    });
-    let choice = Choice { id, backend: backend.ok_or(Counter::CarrierRefused)? };
+    let choice = named.of_service(tables, service).ok_or(Counter::CarrierRefused)?;
     // The stack drops what comes in under an address of the node itself.
     let is_own = tables.source_at(tables.device()) == Some(headers.flow.src);
     let client = if is_own { Client::Carried } else { Client::Outside };
@@ -243,7 +270,10 @@ pub fn accept<A: Address>(
 /// The frontend that a client asked for at another node: one of this node's as well, or the node port
 /// that all nodes have, by its guard.
 #[inline(always)]
-fn frontend<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>) -> Option<Frontend> {
+pub(super) fn frontend<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+) -> Option<Frontend> {
     if let Some(frontend) = first::frontend(headers, tables) {
         return Some(frontend);
     }

@@ -5,14 +5,13 @@
 //! here can hold it: at an address of Services it is dropped and counted, anywhere else it is left to the
 //! stack.
 
-use lb_common::{
-    abi::{Address, BePort, CachedFlow, Counter, CtKey, Fragment, FragmentAction, FragmentKey},
-    carrier,
+use lb_common::abi::{
+    Address, BePort, CachedFlow, Counter, CtKey, Fragment, FragmentAction, FragmentKey,
 };
 
 use super::{Direction, Origin, PathResult, Verdict};
 use crate::{
-    packet::Packet,
+    packet::{Bytes, Packet},
     parse::{Headers, L3},
     rewrite,
     tables::Tables,
@@ -63,7 +62,7 @@ pub fn remember_carried<A: Address>(
     headers: &Headers<A>,
     decision: &CachedFlow<A>,
 ) {
-    let overhead = carrier::overhead::<A>();
+    let overhead = tables.carrier_kind().overhead::<A>();
     let Some(id) = headers.identification(packet, overhead) else { return };
     let ports = [decision.src_port, decision.dst_port].map(|port| u32::from(port.0));
     let fragment = Fragment {
@@ -157,6 +156,19 @@ fn follow<A: Address>(
     };
     rewrite::rewrite_rest(packet, ends, [first.src, first.dst])?;
     Ok(verdict)
+}
+
+/// Was the first fragment of a packet translated to lead to this address?
+#[inline(always)]
+pub(super) fn leads_to<A: Address>(
+    packet: &impl Bytes,
+    headers: &Headers<A>,
+    tables: &impl Fragments<A>,
+    address: A,
+) -> bool {
+    let Some(id) = headers.identification(packet, 0) else { return false };
+    let first = tables.fragment(&key(headers, id, Direction::Ingress));
+    first.is_some_and(|first| first.dst == address && first.is_fresh(tables.now()))
 }
 
 #[inline(always)]

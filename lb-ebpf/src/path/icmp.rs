@@ -17,7 +17,7 @@ use lb_common::{
 
 use super::{Direction, Origin, PathResult, Verdict, act::delivery, carrier};
 use crate::{
-    packet::Packet,
+    packet::{Bytes, Packet},
     parse::{Header, L3},
     rewrite,
     tables::{CtRef, Tables},
@@ -57,13 +57,13 @@ pub trait Icmp: Header {
     const TOO_BIG: [u8; 2];
 
     /// Offset of the ICMP header; `None` if the packet has none.
-    fn header(packet: &impl Packet) -> Option<usize>;
+    fn header(packet: &impl Bytes) -> Option<usize>;
     /// Does nothing of a packet with an ICMP header follow in fragments?
-    fn is_whole(packet: &impl Packet) -> bool;
+    fn is_whole(packet: &impl Bytes) -> bool;
     /// Offset of the IP header that an error or a redirect quotes; `None` if it is neither.
-    fn quote(packet: &impl Packet, icmp: usize) -> Option<usize>;
+    fn quote(packet: &impl Bytes, icmp: usize) -> Option<usize>;
     /// Protocol of a quoted packet and offset of its ports; `None` if it has none.
-    fn quoted(packet: &impl Packet, quote: usize) -> Option<(L4Proto, usize)>;
+    fn quoted(packet: &impl Bytes, quote: usize) -> Option<(L4Proto, usize)>;
     /// Is an ICMP type that of a redirect?
     fn is_redirect(kind: u8) -> bool;
 }
@@ -76,24 +76,24 @@ impl Icmp for Ipv4 {
     const TOO_BIG: [u8; 2] = [3, 4];
 
     #[inline(always)]
-    fn header(packet: &impl Packet) -> Option<usize> {
+    fn header(packet: &impl Bytes) -> Option<usize> {
         let (protocol, icmp) = Self::quoted(packet, L3)?;
         (protocol == L4Proto::ICMP).then_some(icmp)
     }
 
     #[inline(always)]
-    fn is_whole(packet: &impl Packet) -> bool {
+    fn is_whole(packet: &impl Bytes) -> bool {
         packet.read::<u16>(L3 + 6).is_some_and(|field| u16::from_be(field) & MORE_FRAGMENTS == 0)
     }
 
     #[inline(always)]
-    fn quote(packet: &impl Packet, icmp: usize) -> Option<usize> {
+    fn quote(packet: &impl Bytes, icmp: usize) -> Option<usize> {
         let kind = kind(packet, icmp)?;
         (IPV4_ERRORS.contains(&kind) || Self::is_redirect(kind)).then_some(icmp + HEADER)
     }
 
     #[inline(always)]
-    fn quoted(packet: &impl Packet, quote: usize) -> Option<(L4Proto, usize)> {
+    fn quoted(packet: &impl Bytes, quote: usize) -> Option<(L4Proto, usize)> {
         let [first, _] = packet.read::<[u8; 2]>(quote)?;
         let length = usize::from(first & 0x0f) * 4;
         let fragment = packet.read::<u16>(quote + 6)?;
@@ -116,19 +116,19 @@ impl Icmp for Ipv6 {
     const TOO_BIG: [u8; 2] = [2, 0];
 
     #[inline(always)]
-    fn header(packet: &impl Packet) -> Option<usize> {
+    fn header(packet: &impl Bytes) -> Option<usize> {
         let protocol = packet.read(L3 + 6).map(L4Proto)?;
         (protocol == L4Proto::ICMPV6).then_some(L3 + Self::HEADER)
     }
 
     #[inline(always)]
-    fn is_whole(_: &impl Packet) -> bool {
+    fn is_whole(_: &impl Bytes) -> bool {
         // A fragment has a header of its own before that.
         true
     }
 
     #[inline(always)]
-    fn quote(packet: &impl Packet, icmp: usize) -> Option<usize> {
+    fn quote(packet: &impl Bytes, icmp: usize) -> Option<usize> {
         let kind = kind(packet, icmp)?;
         if IPV6_ERRORS.contains(&kind) {
             return Some(icmp + HEADER);
@@ -142,7 +142,7 @@ impl Icmp for Ipv6 {
     }
 
     #[inline(always)]
-    fn quoted(packet: &impl Packet, quote: usize) -> Option<(L4Proto, usize)> {
+    fn quoted(packet: &impl Bytes, quote: usize) -> Option<(L4Proto, usize)> {
         let protocol = packet.read(quote + 6).map(L4Proto)?;
         let next = quote + Self::HEADER;
         if protocol != IPV6_FRAGMENT {
@@ -164,12 +164,12 @@ impl Icmp for Ipv6 {
 /// Read with the code behind it: the verifier does not see that one byte at an offset that it does
 /// not know is within the packet.
 #[inline(always)]
-fn kind(packet: &impl Packet, icmp: usize) -> Option<u8> {
+fn kind(packet: &impl Bytes, icmp: usize) -> Option<u8> {
     packet.read::<[u8; 2]>(icmp).map(|[kind, _]| kind)
 }
 
 /// What an error quotes, and where.
-struct Quote<A> {
+pub(super) struct Quote<A> {
     /// Offset of the ICMP header.
     icmp: usize,
     /// Offset of the quoted IP header.
@@ -177,12 +177,12 @@ struct Quote<A> {
     /// Offset of the quoted ports.
     l4: usize,
     /// The flow of the answers to the quoted packet: the way that the error goes.
-    answers: CtKey<A>,
+    pub(super) answers: CtKey<A>,
 }
 
 impl<A: Icmp> Quote<A> {
     #[inline(always)]
-    fn read(packet: &impl Packet) -> Option<Self> {
+    pub(super) fn read(packet: &impl Bytes) -> Option<Self> {
         let icmp = A::header(packet)?;
         let l3 = A::quote(packet, icmp)?;
         let (protocol, l4) = A::quoted(packet, l3)?;

@@ -49,7 +49,7 @@ pub(super) fn known<A: Address>(
         NextHop::of(entry.device)
     };
     if action.carries() {
-        carrier::narrow::<A>(&mut decision.hop);
+        carrier::narrow(tables, &mut decision.hop);
     }
     let is_whole = note(tables, headers, entry_ref);
     if !is_whole && action.is_forward() {

@@ -20,6 +20,7 @@ pub mod first;
 pub mod fragment;
 mod hinted;
 pub mod icmp;
+pub mod ipip;
 mod known;
 pub mod refuse;
 mod track;

@@ -108,7 +108,7 @@ pub(super) fn dsr<A: Address>(
 ) -> Result<Found, Counter> {
     let Backend { address, port, .. } = choice.backend;
     decision.hop = hop(headers, tables, &choice.backend)?;
-    carrier::narrow::<A>(&mut decision.hop);
+    carrier::narrow(tables, &mut decision.hop);
     let src = source(headers, tables, decision.hop)?;
     let src_port = lb_common::carrier::src_port(flow::hash(&headers.flow));
     let ends = CtKey { src, dst: address, src_port, dst_port: port, ..headers.flow };

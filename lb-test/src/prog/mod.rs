@@ -21,6 +21,7 @@ use lb_common::abi::{
     Affinity, AffinityKey, Counter, CtEntry, CtKey, Device as DeviceEntry, DeviceFlags, DeviceRole,
     Fragment, FragmentKey, Ipv4, Ipv6, maps,
 };
+use lb_common::carrier::Kind;
 use lb_common::conntrack::Timeouts;
 use lb_ebpf::cases::{
     BackendSpec, Bench, DEVICE_MAC, Device, Fate, FrontendSpec, Hook, Outcome, Prefix, SNAT_RANGE,
@@ -58,6 +59,7 @@ pub struct KernelBench {
     fast: Option<Fast>,
     finished: u32,
     devices: [u32; Device::ALL.len()],
+    carrier_kind: Kind,
 }
 
 impl KernelBench {
@@ -66,12 +68,20 @@ impl KernelBench {
     /// # Errors
     /// When the machine refuses, the verifier included.
     pub fn start() -> Result<Self> {
+        Self::start_with(Kind::Gue)
+    }
+
+    /// The same with programs that carry packets so.
+    ///
+    /// # Errors
+    /// As for [`Self::start`].
+    pub fn start_with(carrier_kind: Kind) -> Result<Self> {
         let builder = Topology::builder().node(NodeSpec::new(NODE)).client("client");
         let builder = builder.pod(PodSpec::routed("a", NODE).at(21));
         let topology = builder.pod(PodSpec::routed("b", NODE).at(22)).build()?;
         let node = topology.node(NODE);
         let bpffs = node.bpffs().join("lb");
-        let (mut kernel, devices) = node.netns().enter(|| load(node))??;
+        let (mut kernel, devices) = node.netns().enter(|| load(node, carrier_kind))??;
         let program = |name| SchedClassifier::from_pin(bpffs.join("programs").join(name));
         let (ingress, egress) = (program("lb_tc_ingress")?, program("lb_tc_egress")?);
         let tables = Filled::new(kernel.tables()?);
@@ -89,6 +99,7 @@ impl KernelBench {
             fast,
             finished,
             devices,
+            carrier_kind,
         };
         // From the first one on, marks are believed.
         bench.walk(1);
@@ -260,6 +271,10 @@ impl Bench for KernelBench {
         self.tables.set_sources(service, prefixes).expect("a table with room for each range");
     }
 
+    fn carrier_kind(&self) -> Kind {
+        self.carrier_kind
+    }
+
     fn walk(&mut self, times: u32) {
         for _ in 0..times {
             self.walker.begin_walk();
@@ -275,8 +290,8 @@ impl Bench for KernelBench {
 }
 
 /// Loads the programs on a node and attaches them to its devices; run inside its namespace.
-fn load(node: &Node) -> Result<(Kernel, [u32; Device::ALL.len()])> {
-    let mut kernel = Kernel::start(&options(node))?;
+fn load(node: &Node, carrier_kind: Kind) -> Result<(Kernel, [u32; Device::ALL.len()])> {
+    let mut kernel = Kernel::start(&KernelOptions { carrier_kind, ..options(node) })?;
     let mut indices = [0; Device::ALL.len()];
     for device in Device::ALL {
         let (name, role) = match device {
@@ -312,6 +327,7 @@ pub fn options(node: &Node) -> KernelOptions {
         tc_attach: TcAttach::Auto,
         xdp: true,
         snat_ports: (SNAT_RANGE.0, SNAT_RANGE.0 + SNAT_RANGE.1 - 1),
+        carrier_kind: Kind::Gue,
         carrier_port: lb_common::carrier::PORT,
         mid_flow: MidFlow::Balanced,
         reset_tcp: false,

@@ -87,7 +87,10 @@ fn direct_server_return_by_a_device_without_ethernet_headers() {
     let topology = topology(NodeSpec::new("node1"));
     let _tunnel = Tunnel::between_nodes(&topology);
     let pods = ["near", "far"];
-    let _running = start_with(&topology, &pods, &["node1", "node2"], &["--forwarding=dsr"]);
+    let _running = start_with(&topology, &pods, &["node2"], &["--forwarding=dsr"]);
+    let options = AgentOptions::manifests(topology.manifests()).socket_lb(SocketLb::Off);
+    let options = options.argument("--forwarding=dsr").argument("--dsr-dispatch=ipip");
+    let _by_ipip = Agent::start_synced(topology.node("node1"), options).unwrap();
     let client = topology.client("client");
     for family in Family::BOTH {
         for node in ["node1", "node2"] {

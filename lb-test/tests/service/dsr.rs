@@ -14,26 +14,42 @@ use crate::{BACKENDS, Cluster, WEB};
 
 /// MTU of all devices of a topology.
 const MTU: u32 = 1500;
+/// Slow enough for the short queue of a veth that merges.
+const PACED: [&str; 2] = ["--fq-rate", "400M"];
 /// What is said in place of `--forwarding` by a Service.
 const ANNOTATION: &str = "lb-agent/forwarding";
+
+/// A node, a pod of the other one, and what is added to the numbers of the Services of that pod: node1 carries by
+/// IPIP and node2 by GUE, and each takes out what the other carries.
+const WAYS: [(&str, &str, u8); 2] = [("node1", "web-2", 0), ("node2", "web-1", 20)];
 
 /// Agents on both nodes, with this way to other nodes.
 fn cluster(forwarding: &str, services: &[serde_json::Value]) -> Cluster {
     let cluster = Cluster::without_agents(SocketLb::Off, services);
     let forwarding = format!("--forwarding={forwarding}");
-    cluster.with_agents(&["node1", "node2"], &[&forwarding])
+    let mut cluster = cluster.with_agents(&["node2"], &[&forwarding, "--dsr-dispatch=gue"]);
+    let by_gue = std::mem::take(&mut cluster.agents);
+    let mut cluster = cluster.with_agents(&["node1"], &[&forwarding, "--dsr-dispatch=ipip"]);
+    cluster.agents.extend(by_gue);
+    cluster
 }
 
-/// A Service of a pod on node2, by TCP and UDP.
-fn far(number: u8) -> Service {
+/// A Service of a pod, by TCP and UDP.
+fn of(pod: &str, number: u8) -> Service {
     let node_port = 30000 + u16::from(number);
-    let service = Service::new(&format!("far-{number}"), number).select("web-2");
+    let service = Service::new(&format!("far-{number}"), number).select(pod);
     service.tcp(80, 8080).node_port(node_port).udp(80, 5353).node_port(node_port)
 }
 
-/// Whom the backend sees of a client outside that asks node1, by TCP and by UDP.
-fn seen(cluster: &Cluster, family: Family, number: u8) -> [std::net::IpAddr; 2] {
-    let to = cluster.node("node1").socket(family, 30000 + u16::from(number));
+/// One of a pod that transfers.
+fn bulk(pod: &str, number: u8) -> serde_json::Value {
+    let service = Service::new(&format!("bulk-{number}"), number).select(pod);
+    service.tcp(5201, 5201).node_port(30000 + u16::from(number)).object()
+}
+
+/// Whom the backend sees of a client outside that asks a node, by TCP and by UDP.
+fn seen(cluster: &Cluster, (node, number): (&str, u8), family: Family) -> [std::net::IpAddr; 2] {
+    let to = cluster.node(node).socket(family, 30000 + u16::from(number));
     let client = cluster.outside();
     [client_seen(client, to).0, echoed_client(client, to)]
 }
@@ -51,34 +67,35 @@ fn backends_of_another_node_see_clients_and_answer_them_directly_with_xdp() {
 }
 
 fn answered_directly(_: SocketLb) {
-    let bulk = Service::new("bulk", 3).select("web-2").tcp(5201, 5201).node_port(30003);
-    let local = far(4).external_local();
     let all = Service::new("all", 5).select(WEB).tcp(80, 8080).udp(80, 5353);
-    let all = all.external_ips(external_ips(5)).object();
-    let cluster = cluster("dsr", &[far(2).object(), bulk.object(), local.object(), all]);
+    let mut services = vec![all.external_ips(external_ips(5)).object()];
+    for (_, pod, more) in WAYS {
+        services.extend([of(pod, 2 + more).object(), bulk(pod, 3 + more)]);
+    }
+    services.push(of("web-2", 4).external_local().object());
+    let cluster = cluster("dsr", &services);
     cluster.route_services();
-    let _server = programs::iperf3_server(cluster.pod("web-2")).unwrap();
-    let (client, node) = (cluster.outside(), cluster.node("node1"));
+    let client = cluster.outside();
     for family in Family::BOTH {
-        assert_eq!(seen(&cluster, family, 2), [client.ip(family); 2]);
         let vip = external_ips(5).socket(family, 80);
         assert_answering(client, vip, &BACKENDS);
         assert_eq!(client_seen(client, vip).0, client.ip(family));
         echoing(client, vip, &["--count", "3"]);
-        let to = node.socket(family, 30003);
-        transfers(client, to, &[]);
-        let before = sent(node);
-        transfers(client, to, &["--reverse"]);
-        let passed = sent(node) - before;
-        assert!(passed < 4 << 20, "{passed} bytes of 16 MiB came by node1");
         // Of node1's own endpoints there are none.
-        assert_silent(client, node.socket(family, 30004));
+        assert_silent(client, cluster.node("node1").socket(family, 30004));
     }
-    // The pod's answers get too long for a router: it tells the address that they come from, node1's.
+    let _servers = WAYS.map(|(_, pod, _)| programs::iperf3_server(cluster.pod(pod)).unwrap());
+    for way in &WAYS {
+        assert_direct(&cluster, way);
+    }
+    // The pods' answers get too long for a router: it tells the address that they come from, the other node's.
     cluster.fabric().run("ip", &["link", "set", "outside0", "mtu", NARROW]).unwrap();
-    for family in Family::BOTH {
-        transfers(client, node.socket(family, 30003), &["--reverse"]);
-        assert_narrow(cluster.pod("web-2"), client.ip(family));
+    for (node, pod, more) in WAYS {
+        for family in Family::BOTH {
+            let to = cluster.node(node).socket(family, 30003 + u16::from(more));
+            transfers(client, to, &["--reverse"]);
+            assert_narrow(cluster.pod(pod), client.ip(family));
+        }
     }
     for agent in &cluster.agents {
         let refused = agent.status().unwrap()["counters"]["carrier_refused"].as_u64();
@@ -86,25 +103,80 @@ fn answered_directly(_: SocketLb) {
     }
 }
 
+/// The pod sees its client, and answers it past the node that was asked.
+#[track_caller]
+fn assert_direct(cluster: &Cluster, &(name, _, more): &(&str, &str, u8)) {
+    let (client, node) = (cluster.outside(), cluster.node(name));
+    for family in Family::BOTH {
+        assert_eq!(seen(cluster, (name, 2 + more), family), [client.ip(family); 2], "{name}");
+        let to = node.socket(family, 30003 + u16::from(more));
+        transfers(client, to, &[]);
+        let before = sent(node);
+        transfers(client, to, &["--reverse"]);
+        let passed = sent(node) - before;
+        assert!(passed < 4 << 20, "{passed} bytes of 16 MiB came by {name}");
+    }
+}
+
 /// Segments that nobody cuts later are too long for a carrier as they come: the client is told.
 #[test]
 fn clients_learn_what_fits_a_carrier() {
     lb_test::require_topology!();
-    let bulk = Service::new("bulk", 3).select("web-2").tcp(5201, 5201).node_port(30003);
-    let datagrams = far(2).object();
-    let cluster = cluster("dsr", &[bulk.object(), datagrams]);
-    let _server = programs::iperf3_server(cluster.pod("web-2")).unwrap();
-    let (client, node) = (cluster.outside(), cluster.node("node1"));
-    for host in [client, cluster.pod("web-2"), node, cluster.node("node2")] {
-        host.complete_checksums("eth0").unwrap();
+    let services = WAYS.map(|(_, pod, more)| [of(pod, 2 + more).object(), bulk(pod, 3 + more)]);
+    let cluster = cluster("dsr", services.as_flattened());
+    let _servers = WAYS.map(|(_, pod, _)| programs::iperf3_server(cluster.pod(pod)).unwrap());
+    cluster.outside().complete_checksums("eth0").unwrap();
+    for (node, pod, _) in WAYS {
+        cluster.pod(pod).complete_checksums("eth0").unwrap();
+        cluster.node(node).complete_checksums("eth0").unwrap();
     }
-    for (family, overhead) in Family::BOTH.into_iter().zip([36, 56]) {
-        transfers(client, node.socket(family, 30003), &[]);
+    for (way, overheads) in WAYS.iter().zip([[20, 40], [36, 56]]) {
+        assert_learned(&cluster, way, overheads);
+    }
+    for agent in &cluster.agents {
+        let counters = &agent.status().unwrap()["counters"];
+        assert!(counters["packet_too_big"].as_u64() >= Some(2), "{counters}");
+        assert_eq!(counters["fragment_out_of_order"].as_u64(), Some(0));
+    }
+    for way in &WAYS {
+        assert_cut_as_sent(&cluster, way);
+    }
+}
+
+/// Carriers that may be longer are merged as they come in; what was in them is cut towards the pod as the client
+/// had sent it, or it would be too long there.
+#[track_caller]
+fn assert_cut_as_sent(cluster: &Cluster, &(node, pod, more): &(&str, &str, u8)) {
+    let (client, pod) = (cluster.outside(), cluster.pod(pod));
+    let far = cluster.node(pod.node());
+    for name in [node, pod.node()] {
+        cluster.node(name).run("ip", &["link", "set", "eth0", "mtu", "1600"]).unwrap();
+        cluster.fabric().run("ip", &["link", "set", name, "mtu", "1600"]).unwrap();
+    }
+    cluster.fabric().complete_checksums(far.name()).unwrap();
+    far.run("ethtool", &["-K", "eth0", "gro", "on"]).unwrap();
+    far.run("ethtool", &["-K", &pod.device(), "tx", "off", "gso", "off"]).unwrap();
+    for (family, flag) in Family::BOTH.into_iter().zip(["-4", "-6"]) {
+        client.run("ip", &[flag, "route", "flush", "cache"]).unwrap();
+        let to = cluster.node(node).socket(family, 30003 + u16::from(more));
+        transfers(client, to, &PACED);
+        let route = client.run("ip", &["route", "get", &to.ip().to_string()]).unwrap();
+        assert!(!route.contains("mtu"), "{route}");
+    }
+    far.run("ethtool", &["-K", "eth0", "gro", "off"]).unwrap();
+}
+
+/// The client outside learns that there is so much less room, in each family, and goes on with that.
+#[track_caller]
+fn assert_learned(cluster: &Cluster, &(name, _, more): &(&str, &str, u8), overheads: [u32; 2]) {
+    let (client, node) = (cluster.outside(), cluster.node(name));
+    for (family, overhead) in Family::BOTH.into_iter().zip(overheads) {
+        transfers(client, node.socket(family, 30003 + u16::from(more)), &PACED);
         let ip = node.ip(family).to_string();
         let route = client.run("ip", &["-j", "route", "get", &ip]).unwrap();
         let learned = format!("\"mtu\":{}", MTU - overhead);
         assert!(route.contains(&learned), "{route} without {learned}");
-        let to = node.socket(family, 30002);
+        let to = node.socket(family, 30002 + u16::from(more));
         for size in ["1400", "1472", "3000"] {
             let arguments = ["udp", &to.to_string(), "--size", size, "--timeout", "500"];
             eventually(PATIENT, "an answer", || {
@@ -114,8 +186,6 @@ fn clients_learn_what_fits_a_carrier() {
             });
         }
     }
-    assert!(cluster.counted("packet_too_big") >= 2);
-    assert_eq!(cluster.counted("fragment_out_of_order"), 0);
 }
 
 #[test]
@@ -132,18 +202,24 @@ fn hybrid_carries_tcp_alone_with_xdp() {
 }
 
 fn hybrid(_: SocketLb) {
-    let annotated = |number, way| far(number).annotation(ANNOTATION, way).object();
-    let services = [far(2).object(), annotated(3, "snat"), annotated(4, "dsr")];
-    let cluster = cluster("hybrid", &services);
-    for family in Family::BOTH {
-        let (client, node) = (cluster.outside().ip(family), cluster.node("node1").ip(family));
-        assert_eq!(seen(&cluster, family, 2), [client, node], "hybrid");
-        assert_eq!(seen(&cluster, family, 3), [node; 2], "a Service that wants SNAT");
-        assert_eq!(seen(&cluster, family, 4), [client; 2], "a Service that wants DSR");
+    let annotated = |pod, number, way| of(pod, number).annotation(ANNOTATION, way).object();
+    let services = WAYS.map(|(_, pod, more)| {
+        let [snat, dsr] = [(3, "snat"), (4, "dsr")].map(|(it, way)| annotated(pod, it + more, way));
+        [of(pod, 2 + more).object(), snat, dsr]
+    });
+    let cluster = cluster("hybrid", services.as_flattened());
+    for (name, _, more) in WAYS {
+        for family in Family::BOTH {
+            let seen = |number| seen(&cluster, (name, number + more), family);
+            let (client, node) = (cluster.outside().ip(family), cluster.node(name).ip(family));
+            assert_eq!(seen(2), [client, node], "hybrid");
+            assert_eq!(seen(3), [node; 2], "a Service that wants SNAT");
+            assert_eq!(seen(4), [client; 2], "a Service that wants DSR");
+        }
     }
 }
 
-/// A node that forgets all, and another one that takes over, find the same backend.
+/// A node that forgets all, and another one that takes over and carries in another way, find the same backend.
 #[test]
 fn connections_go_on_by_another_node_and_by_one_that_forgot() {
     lb_test::require_topology!();

@@ -2,13 +2,15 @@
 
 use lb_common::abi::{Address, Counter};
 use lb_ebpf::{
+    packet::Bytes as _,
     parse::{Header, Headers, Next},
-    path::{Direction, Verdict, carrier},
+    path::{Direction, Verdict, carrier, icmp::Icmp, ipip},
 };
 
 use super::{
     NEXT, SHOT,
     flow::next,
+    other::QUOTED_HEADERS,
     step,
     verdict::{end, perform},
 };
@@ -18,7 +20,7 @@ use crate::{
         skb::Skb,
         tables::BpfTables,
     },
-    maps::{Maps, targets::TargetMaps},
+    maps::{Maps, fragments::FragmentMaps, targets::TargetMaps},
 };
 
 #[inline(always)]
@@ -51,6 +53,19 @@ impl<A: Address + Maps + Routing> Next<A, Skb> for Unpack {
         let Some(tables) = BpfTables::new(skb.context()) else { return Ok(false) };
         let Some(decision) = A::decision() else { return Ok(false) };
         carrier::unpack(skb, headers, &tables, decision)
+    }
+}
+
+/// Answers with [`step::UNPACKED`], or passes on what is no carrier of ours.
+#[inline(always)]
+pub(super) fn ipip<A: Icmp + FragmentMaps + TargetMaps + Routing>(mut skb: Skb) -> i32 {
+    skb.pull(A::HEADER as u32 + QUOTED_HEADERS);
+    let Some(decision) = A::decision() else { return NEXT };
+    let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
+    match ipip::unpack(&mut skb, &tables, decision) {
+        Ok(true) => step::UNPACKED,
+        Ok(false) => NEXT,
+        Err(counter) => end(counter),
     }
 }
 

@@ -2,9 +2,9 @@
 
 use lb_common::abi::{Abi as _, Address, CachedFlow, Counter};
 use lb_ebpf::{
-    packet::Packet as _,
+    packet::Bytes as _,
     parse::{Header, Headers, Next, NoFlow},
-    path::{self, Found, Origin, Verdict, carrier, refuse},
+    path::{self, Found, Origin, Verdict, carrier, ipip, refuse},
 };
 
 use super::{
@@ -75,6 +75,7 @@ pub(super) fn read<A: Header + Maps + Routing>(mut skb: Skb, from: u32) -> i32 {
     skb.pull(LONG_HEADERS);
     match A::parse(&mut skb, Read { is_carried: from == CARRIED }) {
         Ok(code) => code,
+        Err(NoFlow::Other) if ipip::may_be::<A>(&skb, Origin::of(from)) => step::IPIP,
         Err(NoFlow::Other) => step::OTHER,
         Err(NoFlow::Truncated) if from == CARRIED => end(Counter::CarrierRefused),
         Err(NoFlow::Truncated) => end(Counter::Truncated),

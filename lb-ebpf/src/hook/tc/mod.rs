@@ -11,13 +11,13 @@ use aya_ebpf::{
 };
 use lb_common::abi::{Address as _, Counter, Ipv4, Ipv6};
 use lb_ebpf::{
-    packet::Packet,
+    packet::Bytes as _,
     parse,
     path::{Origin, SNAT_TRIES},
 };
 
 use super::skb::Skb;
-use carrier::{accept, carry, unpack};
+use carrier::{accept, carry, ipip, unpack};
 use flow::{act, begin, claim, hinted, known, look, read};
 use other::{icmp, later, note, ping, tell};
 use verdict::{end, last};
@@ -38,7 +38,7 @@ mod step {
     pub(super) const CARRY: i32 = -3;
     /// The same as a cached decision says.
     pub(super) const CARRY_ON: i32 = -4;
-    /// It may be a carrier.
+    /// It may be a carrier of GUE.
     pub(super) const CARRIER: i32 = -5;
     /// Find a free source port.
     pub(super) const CLAIM: i32 = -6;
@@ -46,22 +46,24 @@ mod step {
     pub(super) const DECIDED: i32 = -7;
     /// Ask the hints.
     pub(super) const HINTED: i32 = -8;
+    /// It may be a carrier of IPIP.
+    pub(super) const IPIP: i32 = -9;
     /// Ask conntrack.
-    pub(super) const KNOWN: i32 = -9;
+    pub(super) const KNOWN: i32 = -10;
     /// The same, and note what becomes of this first fragment.
-    pub(super) const KNOWN_AND_NOTE: i32 = -10;
+    pub(super) const KNOWN_AND_NOTE: i32 = -11;
     /// A later fragment, which has no ports.
-    pub(super) const LATER: i32 = -11;
+    pub(super) const LATER: i32 = -12;
     /// No packet of a flow; perhaps of ICMP.
-    pub(super) const OTHER: i32 = -12;
+    pub(super) const OTHER: i32 = -13;
     /// No plain packet: read its headers one by one.
-    pub(super) const READ: i32 = -13;
+    pub(super) const READ: i32 = -14;
     /// It does not fit the next device.
-    pub(super) const TOO_BIG: i32 = -14;
+    pub(super) const TOO_BIG: i32 = -15;
     /// Its time to live has ended.
-    pub(super) const TTL_EXPIRED: i32 = -15;
+    pub(super) const TTL_EXPIRED: i32 = -16;
     /// It was in a carrier: as [`READ`].
-    pub(super) const UNPACKED: i32 = -16;
+    pub(super) const UNPACKED: i32 = -17;
     /// Refuse: less the number of a counter.
     pub(super) const REFUSE: i32 = -32;
 }
@@ -110,8 +112,13 @@ fn steps<A: Steps>(skb: &Skb, mut origin: u32) -> i32 {
     if code >= NEXT {
         return code;
     }
+    if code == step::READ {
+        code = A::read(ctx, origin);
+    }
     if code == step::CARRIER {
         code = A::unpack(ctx);
+    } else if code == step::IPIP {
+        code = A::ipip(ctx);
     }
     if code == step::UNPACKED {
         origin = CARRIED;
@@ -209,7 +216,9 @@ steps! {
     note(origin: u32, code: i32) = lb_tc_note4, lb_tc_note6;
     /// Answers a ping to an address of Services.
     ping(origin: u32) = lb_tc_ping4, lb_tc_ping6;
-    /// Takes a packet out of its carrier.
+    /// Takes a packet out of its carrier of IPIP, if it is one.
+    ipip() = lb_tc_ipip4, lb_tc_ipip6;
+    /// Takes a packet out of its carrier of GUE, if it is one.
     unpack() = lb_tc_unpack4, lb_tc_unpack6;
     /// Tells the sender of a packet why it ends here.
     tell(origin: u32, code: i32) = lb_tc_tell4, lb_tc_tell6;

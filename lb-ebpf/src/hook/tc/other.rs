@@ -2,7 +2,7 @@
 
 use lb_common::abi::{Address, Counter, CtAction, FragmentAction};
 use lb_ebpf::{
-    packet::Packet as _,
+    packet::Bytes as _,
     path::{
         Origin, answer, fragment,
         icmp::{self, Icmp},
@@ -24,7 +24,7 @@ use crate::{
 
 /// Headers of ICMP that a path may touch, as far as the quoted ports: an IPv6 redirect with a link-layer
 /// address is the longest, longer than an error with two IPv4 headers that are full of options.
-const QUOTED_HEADERS: u32 = 14 + 40 + 40 + 16 + 40 + 8 + 4;
+pub(super) const QUOTED_HEADERS: u32 = 14 + 40 + 40 + 16 + 40 + 8 + 4;
 const TC_ACT_REDIRECT: i32 = 7;
 
 #[inline(always)]

@@ -108,6 +108,7 @@ impl Pipeline {
             tc_attach: TcAttach::Auto,
             xdp: true,
             snat_ports: (61000, 65535),
+            carrier_kind: lb_common::carrier::Kind::Gue,
             carrier_port: lb_common::carrier::PORT,
             mid_flow: MidFlow::Balanced,
             reset_tcp: false,
