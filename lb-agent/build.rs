@@ -16,12 +16,15 @@ const SECTION_NAMES: &[u8] = b".shstrtab";
 
 fn main() -> anyhow::Result<()> {
     println!("cargo:rerun-if-changed=../lb-common/src");
-    programs::build(Package {
+    let package = Package {
         name: "lb-ebpf",
         root_dir: "../lb-ebpf",
         features: &["kernel"],
         ..Package::default()
-    })?;
+    };
+    if !programs::build(package, "lb")? {
+        return Ok(());
+    }
     let folder = env::var_os("OUT_DIR").context("no OUT_DIR")?;
     strip(&Path::new(&folder).join("lb"))
 }

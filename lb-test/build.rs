@@ -6,5 +6,6 @@ mod programs;
 use aya_build::Package;
 
 fn main() -> anyhow::Result<()> {
-    programs::build(Package { name: "lb-bench-ebpf", root_dir: "ebpf", ..Package::default() })
+    let package = Package { name: "lb-bench-ebpf", root_dir: "ebpf", ..Package::default() };
+    programs::build(package, "bench").map(drop)
 }

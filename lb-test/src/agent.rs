@@ -6,6 +6,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use lb_agent::instance::{Instance, Status};
 use serde_json::Value;
 
 use crate::host::Host;
@@ -13,6 +14,9 @@ use crate::process::Process;
 use crate::programs;
 use crate::topology::Node;
 use crate::wait::try_eventually;
+
+/// How long a start may take: a second or two of CPU time, on a machine with other tests on it.
+pub const START: Duration = Duration::from_mins(1);
 
 /// Which sockets the agent translates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +51,20 @@ pub enum Source {
     Manifests(PathBuf),
 }
 
+/// How much room an agent's tables have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// As much as a test needs: a build without optimization takes half a second of CPU time to read
+    /// tables of the usual sizes, and `status` reads them each time.
+    Small,
+    /// What the agent takes by itself.
+    Usual,
+}
+
+/// The sizes of [`Room::Small`], but for those that an argument gives.
+const SMALL: [(&str, u32); 3] =
+    [("--max-frontends", 1024), ("--max-backends", 1024), ("--affinity-max", 4096)];
+
 /// How an agent is started.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
@@ -56,18 +74,20 @@ pub struct AgentOptions {
     pub socket_lb: SocketLb,
     /// The devices it is told to use; empty lets it find them.
     pub devices: Vec<String>,
+    /// The sizes of its tables that no argument gives.
+    pub room: Room,
     /// More arguments.
     pub arguments: Vec<String>,
 }
 
 impl AgentOptions {
-    /// An agent that reads manifests and is left to its defaults.
+    /// An agent that reads manifests and is left to its defaults, but for the room of its tables.
     #[must_use]
     pub fn manifests(folder: PathBuf) -> Self {
         Self::from_source(Source::Manifests(folder))
     }
 
-    /// An agent that follows an API server and is left to its defaults.
+    /// An agent that follows an API server and is left to its defaults, but for the room of its tables.
     #[must_use]
     pub fn kubeconfig(file: PathBuf) -> Self {
         Self::from_source(Source::Kubeconfig(file))
@@ -87,9 +107,26 @@ impl AgentOptions {
         self
     }
 
+    /// Chooses how much room its tables have.
+    #[must_use]
+    pub fn room(mut self, room: Room) -> Self {
+        self.room = room;
+        self
+    }
+
     fn from_source(source: Source) -> Self {
         let (devices, arguments) = (Vec::new(), Vec::new());
-        Self { source, socket_lb: SocketLb::All, devices, arguments }
+        Self { source, socket_lb: SocketLb::All, devices, room: Room::Small, arguments }
+    }
+
+    /// The sizes that no argument gives, as arguments.
+    fn sizes(&self) -> impl Iterator<Item = String> {
+        let name_of = |argument: &str| argument.split_once('=').map(|(name, _)| name.to_owned());
+        let given: Vec<_> = self.arguments.iter().filter_map(|given| name_of(given)).collect();
+        let is_given = move |name: &str| given.iter().any(|given| given == name);
+        let left = SMALL.iter().filter(move |(name, _)| !is_given(name));
+        let left = left.filter(|_| self.room == Room::Small);
+        left.map(|(name, size)| format!("{name}={size}"))
     }
 }
 
@@ -116,15 +153,14 @@ impl Agent {
     /// Starts the agent and waits until it is in step.
     ///
     /// # Errors
-    /// When its binary is not there or it does not get in step within 20 seconds, which are for a machine
-    /// with other tests on it.
+    /// When its binary is not there or it does not get in step within [`START`].
     pub fn start_synced(node: &Node, options: AgentOptions) -> Result<Self> {
         let mut agent = Self::start(node, options)?;
-        agent.wait_synced(Duration::from_secs(20))?;
+        agent.wait_synced(START)?;
         Ok(agent)
     }
 
-    /// Waits until `status` says that everything known is programmed.
+    /// Waits until it says that everything known is programmed.
     ///
     /// # Errors
     /// When `timeout` passes or the agent ends; the message has the last status.
@@ -133,8 +169,10 @@ impl Agent {
             if let Some(status) = self.process.ended()? {
                 return Ok(Some(status));
             }
-            let status = self.status()?;
-            ensure!(status["synced"] == Value::Bool(true), "status is {status}");
+            // Its file, because the command would take the CPU that the agent needs.
+            let said = Status::read(&Instance::of(&self.bpffs).status())?;
+            let said = said.filter(|status| status.pid == self.process.pid());
+            ensure!(said.as_ref().is_some_and(|status| status.synced), "status is {said:?}");
             Ok(None)
         })?;
         match ended {
@@ -211,7 +249,7 @@ impl Agent {
     /// Ends it with SIGTERM and waits for its end.
     ///
     /// # Errors
-    /// When it does not end within 10 seconds.
+    /// When it does not end within half a minute.
     pub fn term(&mut self) -> Result<ExitStatus> {
         self.process.stop()
     }
@@ -260,6 +298,6 @@ fn spawn(host: &Host, bpffs: &str, options: &AgentOptions) -> Result<Process> {
     for device in &options.devices {
         command.args(["--device", device]);
     }
-    command.args(&options.arguments);
+    command.args(options.sizes()).args(&options.arguments);
     host.spawn("lb-agent", command)
 }

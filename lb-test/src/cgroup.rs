@@ -8,13 +8,12 @@ use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::wait::try_eventually;
+use crate::wait::{PATIENT, try_eventually};
 
 /// One cgroup. A handle only: its run removes it.
 #[derive(Clone, Debug)]
@@ -74,13 +73,13 @@ impl Cgroup {
     /// Ends every process in it and below it, then removes it.
     ///
     /// # Errors
-    /// When a process outlives SIGKILL for 5 seconds.
+    /// When a process outlives SIGKILL for half a minute.
     pub(crate) fn remove(&self) -> Result<()> {
         if !self.path.exists() {
             return Ok(());
         }
         self.kill();
-        try_eventually(Duration::from_secs(5), "an empty cgroup", || {
+        try_eventually(PATIENT, "an empty cgroup", || {
             let pids = self.pids();
             ensure!(pids.is_empty(), "{} still has processes {pids:?}", self.path.display());
             Ok(())

@@ -33,9 +33,9 @@ mod wiring;
 mod world;
 
 pub use address::Family;
-pub use agent::{Agent, AgentOptions, SocketLb, Source};
+pub use agent::{Agent, AgentOptions, Room, SocketLb, Source};
 pub use builder::{NodeSpec, PodSpec};
 pub use host::Host;
 pub use process::Process;
 pub use topology::{Node, Pod, Topology};
-pub use wait::{eventually, try_eventually};
+pub use wait::{PATIENT, eventually, hold_once, try_eventually};

@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 
-use crate::wait::try_eventually;
+use crate::wait::{PATIENT, try_eventually};
 
 /// A running program, killed with its children when dropped.
 #[derive(Debug)]
@@ -91,13 +91,13 @@ impl Process {
         .map_err(|ended| anyhow::anyhow!("no line with {pattern:?} from {}: {ended}", self.name))
     }
 
-    /// Asks it to end with SIGTERM and waits 10 seconds for its end.
+    /// Asks it to end with SIGTERM and waits half a minute for its end.
     ///
     /// # Errors
     /// When it does not end.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
-        self.wait(Duration::from_secs(10))
+        self.wait(PATIENT)
     }
 
     /// Ends it with SIGKILL, its children too.

@@ -5,7 +5,6 @@
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -13,9 +12,8 @@ use serde_json::Value;
 use crate::address::{DualStack, Family};
 use crate::host::Host;
 use crate::process::Process;
-use crate::wait::try_eventually;
+use crate::wait::{PATIENT, try_eventually};
 
-const START: Duration = Duration::from_secs(5);
 /// How an iperf3 server refuses a client while it has another one.
 const BUSY: &str = "the server is busy running a test";
 
@@ -24,7 +22,7 @@ const BUSY: &str = "the server is busy running a test";
 /// The header `X-Client` of an answer has the client's address and port as nginx saw them.
 ///
 /// # Errors
-/// When nginx does not listen within 5 seconds.
+/// When nginx does not listen within half a minute.
 pub fn nginx(host: &Host, ports: &[u16]) -> Result<Process> {
     nginx_with_body(host, ports, &format!("{}\n", host.name()))
 }
@@ -32,7 +30,7 @@ pub fn nginx(host: &Host, ports: &[u16]) -> Result<Process> {
 /// Starts nginx as [`nginx`] does, with another body.
 ///
 /// # Errors
-/// When nginx does not listen within 5 seconds.
+/// When nginx does not listen within half a minute.
 pub fn nginx_with_body(host: &Host, ports: &[u16], body: &str) -> Result<Process> {
     let folder = host.directory().join(format!("nginx-{}", joined(ports)));
     fs::create_dir_all(&folder)?;
@@ -75,9 +73,9 @@ http {{
 /// Fetches `url` and returns the body; `options` are more arguments of curl.
 ///
 /// # Errors
-/// When there is no answer within 5 seconds or its status is 400 or above.
+/// When there is no answer within 20 seconds or its status is 400 or above.
 pub fn curl(from: &Host, url: &str, options: &[&str]) -> Result<String> {
-    let mut arguments = vec!["-sS", "--fail", "--noproxy", "*", "--globoff", "--max-time", "5"];
+    let mut arguments = vec!["-sS", "--fail", "--noproxy", "*", "--globoff", "--max-time", "20"];
     arguments.extend(options);
     arguments.push(url);
     from.run("curl", &arguments)
@@ -86,12 +84,12 @@ pub fn curl(from: &Host, url: &str, options: &[&str]) -> Result<String> {
 /// Starts the probe's UDP echo server, which answers `<host>:<client address>:<payload>`.
 ///
 /// # Errors
-/// When it does not listen within 5 seconds.
+/// When it does not listen within half a minute.
 pub fn udp_echo(host: &Host, port: u16) -> Result<Process> {
     let mut command = host.command(&probe_binary()?.to_string_lossy())?;
     command.args(["udp-server", &port.to_string(), "--name", host.name()]);
     let mut process = host.spawn("udp-echo", command)?;
-    process.wait_line("\"event\":\"listening\"", START)?;
+    process.wait_line("\"event\":\"listening\"", PATIENT)?;
     Ok(process)
 }
 
@@ -124,7 +122,7 @@ pub fn json_lines(text: &str) -> Result<Vec<Value>> {
 /// Starts dnsmasq, which knows `name` by both addresses and nothing else.
 ///
 /// # Errors
-/// When it does not answer within 5 seconds.
+/// When it does not answer within half a minute.
 pub fn dnsmasq(host: &Host, name: &str, addresses: DualStack) -> Result<Process> {
     let record = format!("--host-record={name},{},{}", addresses.v4, addresses.v6);
     let fixed = ["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts"];
@@ -135,13 +133,13 @@ pub fn dnsmasq(host: &Host, name: &str, addresses: DualStack) -> Result<Process>
     Ok(process)
 }
 
-/// Asks `server` for `name` once, waits 2 seconds, and returns the answer of `dig +short`.
+/// Asks `server` for `name` once, waits 10 seconds, and returns the answer of `dig +short`.
 ///
 /// # Errors
 /// When there is no answer.
 pub fn dig(from: &Host, server: SocketAddr, name: &str, record: &str) -> Result<String> {
     let (at, port) = (format!("@{}", server.ip()), server.port().to_string());
-    let arguments = ["+short", "+time=2", "+tries=1", "-p", &port, &at, name, record];
+    let arguments = ["+short", "+time=10", "+tries=1", "-p", &port, &at, name, record];
     let answer = from.run("dig", &arguments)?;
     Ok(answer.trim_end().to_owned())
 }
@@ -149,11 +147,11 @@ pub fn dig(from: &Host, server: SocketAddr, name: &str, record: &str) -> Result<
 /// Starts an iperf3 server.
 ///
 /// # Errors
-/// When it does not listen within 5 seconds.
+/// When it does not listen within half a minute.
 pub fn iperf3_server(host: &Host) -> Result<Process> {
     let mut process = host.start("iperf3", "iperf3", &["-s", "--forceflush"])?;
     // Its log, because a connection to see whether it listens would be its one client.
-    process.wait_line("Server listening", START)?;
+    process.wait_line("Server listening", PATIENT)?;
     Ok(process)
 }
 
@@ -161,7 +159,7 @@ pub fn iperf3_server(host: &Host) -> Result<Process> {
 /// report.
 ///
 /// # Errors
-/// When the measurement fails, or the server stays busy for 5 seconds.
+/// When the measurement fails, or the server stays busy for half a minute.
 pub fn iperf3(from: &Host, server: SocketAddr, options: &[&str]) -> Result<Value> {
     let (address, port) = (server.ip().to_string(), server.port().to_string());
     let mut arguments = vec!["-c", &address, "-p", &port, "--json"];
@@ -174,7 +172,7 @@ pub fn iperf3(from: &Host, server: SocketAddr, options: &[&str]) -> Result<Value
             None => Ok(report),
         }
     };
-    try_eventually(START, "idle iperf3 server", || match measure() {
+    try_eventually(PATIENT, "idle iperf3 server", || match measure() {
         Err(error) if error.to_string().contains(BUSY) => Err(error),
         result => Ok(result),
     })?
@@ -207,9 +205,9 @@ pub(crate) fn built_binary(variable: &str, name: &str) -> Result<PathBuf> {
 fn wait_listening(host: &Host, process: &Process, port: u16) -> Result<()> {
     let what = format!("listener on port {port} of {}", host.name());
     host.enter(|| {
-        try_eventually(START, &what, || {
+        try_eventually(PATIENT, &what, || {
             for family in Family::BOTH {
-                TcpStream::connect_timeout(&host.socket(family, port), START)?;
+                TcpStream::connect_timeout(&host.socket(family, port), PATIENT)?;
             }
             Ok(())
         })

@@ -237,7 +237,7 @@ impl Topology {
     /// Captures packets at a device; they are printed if the test fails.
     ///
     /// # Errors
-    /// When tcpdump does not begin within 5 seconds.
+    /// When tcpdump does not begin within half a minute.
     pub fn capture(&self, host: &Host, device: &str) -> Result<PathBuf> {
         let capture = Capture::start(host, device)?;
         let file = capture.file().to_owned();

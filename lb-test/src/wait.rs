@@ -1,8 +1,12 @@
 //! Waiting on conditions, never on time.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+
+/// For what takes far less than a second, on a machine whose CPUs others use, too.
+pub const PATIENT: Duration = Duration::from_secs(30);
 
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -39,6 +43,21 @@ pub fn try_eventually<T>(
     }
 }
 
+/// Runs a case that measures time, until it holds or has not three times: other work on the machine may
+/// slow it now and then, and a fault does each time.
+///
+/// # Panics
+/// As the third try does.
+pub fn hold_once(case: impl Fn()) {
+    for _ in 0..2 {
+        if catch_unwind(AssertUnwindSafe(&case)).is_ok() {
+            return;
+        }
+        eprintln!("it is tried again");
+    }
+    case();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,6 +73,19 @@ mod tests {
         let message = format!("{:#}", result.unwrap_err());
         assert!(tries > 1);
         assert_eq!(message, format!("no answer within 30ms: try {tries} refused"));
+    }
+
+    #[test]
+    fn a_case_may_fail_twice() {
+        for failures in 0..4 {
+            let tries = std::cell::Cell::new(0);
+            let case = || {
+                tries.set(tries.get() + 1);
+                assert!(tries.get() > failures, "try {}", tries.get());
+            };
+            let holds = catch_unwind(AssertUnwindSafe(|| hold_once(case))).is_ok();
+            assert_eq!((holds, tries.get()), (failures < 3, 3.min(failures + 1)));
+        }
     }
 
     #[test]

@@ -5,7 +5,6 @@ use std::fmt::Write;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::Result;
 
@@ -13,6 +12,7 @@ use crate::agent;
 use crate::host::Host;
 use crate::process::{Process, tail};
 use crate::topology::{Node, Topology};
+use crate::wait::PATIENT;
 
 /// How many lines of each log are shown.
 const LOG_LINES: usize = 40;
@@ -34,7 +34,7 @@ impl Capture {
         let path = file.to_string_lossy();
         let arguments = ["-U", "-Z", "root", "-s", "0", "-i", device, "-w", &path];
         let mut process = host.start(&name, "tcpdump", &arguments)?;
-        process.wait_line("listening on", Duration::from_secs(5))?;
+        process.wait_line("listening on", PATIENT)?;
         let title = format!("{} {device}", host.name());
         Ok(Self { process, title, file })
     }

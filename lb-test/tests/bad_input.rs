@@ -11,7 +11,7 @@ use lb_test::{
 };
 
 mod cluster;
-use cluster::{PATIENT, SOON, get, pod};
+use cluster::{PATIENT, get, pod};
 
 /// One node with a Service `good` that must go on working.
 struct Place {
@@ -19,8 +19,6 @@ struct Place {
     _server: Process,
     topology: Topology,
 }
-
-const SMALL: [&str; 2] = ["--max-frontends=1024", "--max-backends=1024"];
 
 const GOOD: &str = "apiVersion: v1
 kind: Service
@@ -39,9 +37,7 @@ impl Place {
         topology.apply("good.yaml", GOOD).unwrap();
         topology.apply("pods.yaml", &pod(&topology, "web-1", "True", "")).unwrap();
         let mut options = AgentOptions::manifests(topology.manifests());
-        // Small tables are read back fast in a build without optimization.
-        let sizes = if arguments.is_empty() { &SMALL } else { arguments };
-        options.arguments = sizes.iter().map(ToString::to_string).collect();
+        options.arguments = arguments.iter().map(ToString::to_string).collect();
         let agent = Agent::start_synced(topology.node("node1"), options).unwrap();
         Self { agent, _server: server, topology }
     }
@@ -49,7 +45,7 @@ impl Place {
     /// Waits until exactly these sentences are in `status`, and each in the log.
     #[track_caller]
     fn expect(&self, sentences: &[&str]) {
-        eventually(SOON, "sentences in status and log", || {
+        eventually(PATIENT, "sentences in status and log", || {
             let problems = self.agent.status()?["problems"].clone();
             ensure!(problems == serde_json::json!(sentences), "{problems:#}");
             let log = self.agent.log();
@@ -88,10 +84,20 @@ fn slice(family: &str, address: &str, port: u32) -> String {
     )
 }
 
+/// One agent for all: what is wrong is told, and told no more once it has gone.
 #[test]
-fn a_file_that_is_no_yaml() {
+fn each_fault_of_a_manifest_is_told_in_one_sentence() {
     require_topology!();
     let place = Place::new(&[]);
+    a_file_that_is_no_yaml(&place);
+    an_unknown_protocol(&place);
+    a_port_out_of_range(&place);
+    an_address_of_the_wrong_family(&place);
+    a_cluster_ip_that_another_service_has(&place);
+    an_endpoint_that_nobody_else_can_reach(&place);
+}
+
+fn a_file_that_is_no_yaml(place: &Place) {
     let file = place.topology.manifests().join("bad.yaml");
     let sentence = format!(
         "file {}: line 1 column 7: mismatched bracket '[' closed by '}}'; mend the file; what it \
@@ -101,10 +107,7 @@ fn a_file_that_is_no_yaml() {
     place.refuses("kind: [}", &[&sentence]);
 }
 
-#[test]
-fn an_unknown_protocol() {
-    require_topology!();
-    let place = Place::new(&[]);
+fn an_unknown_protocol(place: &Place) {
     for protocol in ["ICMP", "tcp"] {
         let sentence = format!(
             "Service default/worse: spec.ports[0].protocol: unknown protocol \"{protocol}\"; use \
@@ -117,10 +120,7 @@ fn an_unknown_protocol() {
     }
 }
 
-#[test]
-fn a_port_out_of_range() {
-    require_topology!();
-    let place = Place::new(&[]);
+fn a_port_out_of_range(place: &Place) {
     let range = "is out of range; use a number from 1 to 65535";
     for (ports, field, port) in
         [("port: 70000", "port", 70000), ("port: 0", "port", 0), ("port: -1", "port", -1)]
@@ -144,10 +144,7 @@ fn a_port_out_of_range() {
     place.refuses(&slice("IPv4", "10.248.1.99", 70000), &[&sentence]);
 }
 
-#[test]
-fn an_address_of_the_wrong_family() {
-    require_topology!();
-    let place = Place::new(&[]);
+fn an_address_of_the_wrong_family(place: &Place) {
     let mend = "use an address of that family, or change the families";
     let text = service("ipFamilies: [IPv4], clusterIP: \"fd00:10:96::7\", ports: [{port: 80}]");
     let sentence = format!(
@@ -163,10 +160,7 @@ fn an_address_of_the_wrong_family() {
     }
 }
 
-#[test]
-fn a_cluster_ip_that_another_service_has() {
-    require_topology!();
-    let place = Place::new(&[]);
+fn a_cluster_ip_that_another_service_has(place: &Place) {
     place.refuses(
         &service("clusterIP: 10.96.0.80, ports: [{port: 80}]"),
         &["Service default/worse: spec.clusterIPs[0]: cluster IP 10.96.0.80 belongs to Service \
@@ -185,10 +179,7 @@ fn a_node_port_that_another_service_has() {
     );
 }
 
-#[test]
-fn an_endpoint_that_nobody_else_can_reach() {
-    require_topology!();
-    let place = Place::new(&[]);
+fn an_endpoint_that_nobody_else_can_reach(place: &Place) {
     for (family, address, what) in [
         ("IPv4", "127.0.0.1", "a loopback address"),
         ("IPv4", "169.254.1.1", "a link-local address"),
@@ -211,7 +202,7 @@ fn an_endpoint_that_nobody_else_can_reach() {
 fn overfills(place: &Place, manifest: &str, reason: &str) {
     place.topology.apply("bad.yaml", manifest).unwrap();
     let before = "Service default/worse: spec.ports: port ";
-    eventually(SOON, reason, || {
+    eventually(PATIENT, reason, || {
         let problems = place.agent.status()?["problems"].clone();
         let problems = problems.as_array().unwrap().iter().map(|problem| problem.as_str().unwrap());
         let mut told = problems.filter(|told| told.starts_with(before) && told.ends_with(reason));

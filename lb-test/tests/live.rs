@@ -9,7 +9,7 @@ use lb_agent::dataplane::Reader;
 use lb_test::{Family, Host, SocketLb, eventually, programs, require_topology};
 
 mod cluster;
-use cluster::{Cluster, SOON, WEB, answers, get, pod, tables};
+use cluster::{Cluster, PATIENT, WEB, answers, get, pod, tables};
 
 const CLUSTER_IP: &str = "10.96.100.100";
 
@@ -17,7 +17,7 @@ const CLUSTER_IP: &str = "10.96.100.100";
 #[track_caller]
 fn wait_frontend(cluster: &Cluster, ip: &str, port: u16, wanted: bool) {
     let (node, ip) = (cluster.topology.node("node1"), ip.parse::<IpAddr>().unwrap());
-    eventually(SOON, &format!("frontend {ip}:{port} = {wanted}"), || {
+    eventually(PATIENT, &format!("frontend {ip}:{port} = {wanted}"), || {
         let tables = tables(node);
         let found = tables.frontends.keys().any(|key| key.ip == ip && key.port == port);
         ensure!(found == wanted, "{:?}", tables.frontends.keys());
@@ -36,18 +36,18 @@ fn endpoints_come_and_go() {
     for names in [&["web-1", "web-2", "web-3"][..], &["web-2"], &["web-1", "web-3"]] {
         cluster.endpoints(names);
         for from in ["pod", "node", "client"] {
-            cluster.wait_answers(from, names, SOON);
+            cluster.wait_answers(from, names, PATIENT);
         }
     }
     cluster.endpoints(&[]);
-    eventually(SOON, "refusal", || {
+    eventually(PATIENT, "refusal", || {
         let Err(refused) = get(shell(&cluster), "10.96.100.100:80") else { bail!("an answer") };
         let refused = refused.to_string();
         ensure!(refused.contains("Couldn't connect"), "{refused}");
         Ok(())
     });
     cluster.endpoints(&["web-3"]);
-    cluster.wait_answers("pod", &["web-3"], SOON);
+    cluster.wait_answers("pod", &["web-3"], PATIENT);
 }
 
 #[test]
@@ -59,14 +59,14 @@ fn a_pod_is_asked_only_while_it_is_ready_and_not_terminating() {
     for (ready, metadata) in [("False", ""), ("True", leaving)] {
         let pods = pod(topology, "web-1", "True", "") + &pod(topology, "web-2", ready, metadata);
         topology.apply("pods.yaml", &pods).unwrap();
-        cluster.wait_answers("pod", &["web-1"], SOON);
-        cluster.wait_answers("client", &["web-1"], SOON);
+        cluster.wait_answers("pod", &["web-1"], PATIENT);
+        cluster.wait_answers("client", &["web-1"], PATIENT);
         cluster.endpoints(&["web-1", "web-2"]);
-        cluster.wait_answers("pod", &["web-1", "web-2"], SOON);
+        cluster.wait_answers("pod", &["web-1", "web-2"], PATIENT);
     }
     let last = pod(topology, "web-2", "True", leaving);
     topology.apply("pods.yaml", &last).unwrap();
-    cluster.wait_answers("pod", &["web-2"], SOON);
+    cluster.wait_answers("pod", &["web-2"], PATIENT);
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn ports_and_types_change() {
     let apply = |text: &str| cluster.topology.apply("service.yaml", text).unwrap();
 
     apply(&WEB.replace("8080", "8081"));
-    eventually(SOON, "new target port", || {
+    eventually(PATIENT, "new target port", || {
         let body = get(shell(&cluster), "10.96.100.100:80")?;
         ensure!(body == "new port", "{body}");
         Ok(())
@@ -122,7 +122,7 @@ fn an_emptied_folder_empties_the_tables() {
     cluster.topology.delete("pods.yaml").unwrap();
     cluster.topology.delete("service.yaml").unwrap();
     let node = cluster.topology.node("node1");
-    eventually(SOON, "empty tables", || {
+    eventually(PATIENT, "empty tables", || {
         let left = tables(node);
         ensure!(left.frontends.is_empty() && left.backends.is_empty(), "{left:?}");
         Ok(())
@@ -145,7 +145,7 @@ fn a_file_in_the_middle_of_being_written_changes_nothing() {
     assert_eq!(answers(shell(&cluster), "10.96.100.100:80").unwrap(), ["web-1", "web-2"]);
     file.write_all(pod(topology, "web-1", "True", "").as_bytes()).unwrap();
     drop(file);
-    cluster.wait_answers("pod", &["web-1", "web-3"], SOON);
+    cluster.wait_answers("pod", &["web-1", "web-3"], PATIENT);
 }
 
 #[test]
@@ -157,7 +157,7 @@ fn a_broken_file_keeps_its_last_good_state_and_says_where_it_is_broken() {
     cluster.topology.apply("service.yaml", &broken).unwrap();
     let file = cluster.topology.manifests().join("service.yaml");
     let place = format!("file {}: line 9 column 10: ", file.display());
-    eventually(SOON, "sentence in status and log", || {
+    eventually(PATIENT, "sentence in status and log", || {
         let problems = agent.status()?["problems"].to_string();
         ensure!(problems.contains(&place) && agent.log().contains(&place), "{problems}");
         Ok(())
@@ -166,7 +166,7 @@ fn a_broken_file_keeps_its_last_good_state_and_says_where_it_is_broken() {
         cluster.ask(from, Family::V4).unwrap();
     }
     cluster.topology.apply("service.yaml", WEB).unwrap();
-    eventually(SOON, "no problem", || {
+    eventually(PATIENT, "no problem", || {
         let problems = agent.status()?["problems"].clone();
         ensure!(problems == serde_json::json!([]), "{problems}");
         Ok(())
@@ -196,14 +196,14 @@ fn a_new_pods_device_gets_its_programs_and_a_deleted_one_is_forgotten() {
     let before = (links(node.bpffs()), attached(&cluster));
     for _ in 0..2 {
         plug_in(node, late);
-        eventually(SOON, "answers to the new pod", || get(late, "10.96.100.100:80"));
-        eventually(SOON, "the new device in status", || {
+        eventually(PATIENT, "answers to the new pod", || get(late, "10.96.100.100:80"));
+        eventually(PATIENT, "the new device in status", || {
             let devices = attached(&cluster);
             ensure!(devices.contains(&"veth-late".to_owned()), "{devices:?}");
             Ok(())
         });
         node.run("ip", &["link", "del", "veth-late"]).unwrap();
-        eventually(SOON, "programs of old devices alone", || {
+        eventually(PATIENT, "programs of old devices alone", || {
             let now = (links(node.bpffs()), attached(&cluster));
             ensure!(now == before, "{now:?}, not {before:?}");
             Ok(())
@@ -221,7 +221,7 @@ fn the_usual_folder_of_pins_is_made_where_nothing_is_mounted() {
     let script = format!(
         "umount -R -l /sys; mount -t sysfs sysfs /sys; export LB_BPFFS=/sys/fs/bpf/lb-{0}; \
          {1} run --manifests {2} --socket-lb off & \
-         for i in $(seq 100); do {1} status >/dev/null 2>&1 && break; sleep 0.1; done; \
+         for i in $(seq 300); do {1} status >/dev/null 2>&1 && break; sleep 0.1; done; \
          {1} services; kill $!; wait $!; {1} cleanup",
         std::process::id(),
         agent.display(),
@@ -259,7 +259,7 @@ fn a_new_address_of_the_node_gets_its_node_ports_and_loses_them() {
     {
         node.run("ip", &["addr", "add", with_prefix, "dev", "eth0", "nodad"]).unwrap();
         let host = if ip.contains(':') { format!("[{ip}]") } else { ip.to_owned() };
-        eventually(SOON, "answers at the new address", || get(client, &format!("{host}:30080")));
+        eventually(PATIENT, "answers at the new address", || get(client, &format!("{host}:30080")));
         node.run("ip", &["addr", "del", with_prefix, "dev", "eth0"]).unwrap();
         wait_frontend(&cluster, ip, 30080, false);
         cluster.ask("client", Family::V4).unwrap();

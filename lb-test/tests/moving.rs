@@ -119,7 +119,7 @@ fn comes_and_goes(path: SocketLb) {
     // Somebody thinks better of it.
     drain.stop().unwrap();
     agent.restart().unwrap();
-    agent.wait_synced(PATIENT).unwrap();
+    agent.wait_synced(lb_test::agent::START).unwrap();
     wait_begin_at(&cluster, OURS);
     ours.goes_on(OURS);
     agent.term().unwrap();

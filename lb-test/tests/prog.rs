@@ -1,13 +1,14 @@
 //! Every case of a packet and its fate, judged by the programs in this machine's kernel.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use lb_common::{
     abi::{Counter, L4Proto},
     carrier,
 };
 use lb_ebpf::cases::{self, Device, Fate, Hook, Host, Kind, Net, frame::Frame};
-use lb_test::{eventually, prog::KernelBench, require_topology};
+use lb_test::prog::{KernelBench, shared::with_bench};
+use lb_test::{PATIENT, eventually, require_topology};
 
 macro_rules! in_a_kernel {
     ($($module:ident::$name:ident,)+) => {
@@ -22,11 +23,13 @@ lb_ebpf::each_case!(in_a_kernel);
 
 /// By TC alone, and with XDP ahead of it.
 fn run(case: fn(&mut Net<'_>)) {
-    let mut bench = start();
-    cases::run(case, &mut bench);
-    eprintln!("with XDP");
-    bench.clear().unwrap_or_else(|error| panic!("{error:#}"));
-    cases::run(case, &mut with_xdp(bench));
+    on_a_bench(|bench| {
+        cases::run(case, bench);
+        eprintln!("with XDP");
+        bench.clear().unwrap_or_else(|error| panic!("{error:#}"));
+        put_xdp_ahead(bench);
+        cases::run(case, bench);
+    });
 }
 
 #[test]
@@ -42,43 +45,48 @@ fn each_case_of_direct_server_return_by_ipip() {
     };
     run(&mut bench);
     eprintln!("with XDP");
-    let mut bench = with_xdp(bench);
+    put_xdp_ahead(&mut bench);
     run(&mut bench);
     assert!(bench.finished_by_xdp() >= 7 * 6);
 }
 
-fn start() -> KernelBench {
-    KernelBench::start().unwrap_or_else(|error| panic!("{error:#}"))
+fn on_a_bench(work: impl FnOnce(&mut KernelBench)) {
+    with_bench(work).unwrap_or_else(|error| panic!("{error:#}"));
 }
 
-fn with_xdp(bench: KernelBench) -> KernelBench {
-    bench.with_xdp().unwrap_or_else(|error| panic!("{error:#}"))
+fn put_xdp_ahead(bench: &mut KernelBench) {
+    bench.put_xdp_ahead().unwrap_or_else(|error| panic!("{error:#}"));
 }
 
 /// A packet that is longer than the way's MTU is for TC, which tells its sender.
 #[test]
 fn xdp_sends_nothing_that_does_not_fit() {
     require_topology!();
-    cases::run(
-        |net| {
-            let id = net.backend(Host::Remote);
-            let (client, vip) = (net.client(), net.vip(1));
-            net.frontend(vip, &[id]);
-            let frame = Frame { payload: vec![0; 1500], ..net.first(client, vip) };
-            let _ = net.expect_answer(Hook::Ingress(Device::Uplink), &frame, Counter::PacketTooBig);
-        },
-        &mut with_xdp(start()),
-    );
+    let case = |net: &mut Net<'_>| {
+        let id = net.backend(Host::Remote);
+        let (client, vip) = (net.client(), net.vip(1));
+        net.frontend(vip, &[id]);
+        let frame = Frame { payload: vec![0; 1500], ..net.first(client, vip) };
+        let _ = net.expect_answer(Hook::Ingress(Device::Uplink), &frame, Counter::PacketTooBig);
+    };
+    on_a_bench(|bench| {
+        put_xdp_ahead(bench);
+        cases::run(case, bench);
+    });
 }
 
 /// Else the cases would prove nothing of it.
 #[test]
 fn xdp_finishes_what_it_can() {
     require_topology!();
-    let mut bench = with_xdp(start());
+    on_a_bench(finishes_what_it_can);
+}
+
+fn finishes_what_it_can(bench: &mut KernelBench) {
+    put_xdp_ahead(bench);
     let mut finished = |case: fn(&mut Net<'_>)| {
         let before = bench.finished_by_xdp();
-        cases::run(case, &mut bench);
+        cases::run(case, bench);
         bench.clear().unwrap_or_else(|error| panic!("{error:#}"));
         bench.finished_by_xdp() - before
     };
@@ -96,24 +104,27 @@ fn xdp_finishes_what_it_can() {
 /// Packets of a known flow ask no table of flows, until their tick ends.
 #[test]
 fn known_flows_to_the_port_of_carriers_are_cached_like_others() {
-    const IN: Hook = Hook::Ingress(Device::Uplink);
     require_topology!();
-    let mut bench = start();
+    on_a_bench(known_flows_are_cached);
+}
+
+fn known_flows_are_cached(bench: &mut KernelBench) {
+    const IN: Hook = Hook::Ingress(Device::Uplink);
     let kinds = Kind::ALL.into_iter().filter(|kind| kind.protocol == L4Proto::UDP);
     for (kind, port) in kinds.flat_map(|kind| [(kind, 80), (kind, carrier::PORT)]) {
-        let mut net = Net::new(&mut bench, kind);
+        let mut net = Net::new(bench, kind);
         let id = net.backend(Host::PodA);
         let (client, pod) = (net.client(), net.target(Host::PodA));
         let vip = SocketAddr::new(net.vip(1).ip(), port);
         net.frontend(vip, &[id]);
-        eventually(Duration::from_secs(10), "packets without an entry", || {
-            let mut net = Net::new(&mut bench, kind);
+        eventually(PATIENT, "packets without an entry", || {
+            let mut net = Net::new(bench, kind);
             net.expect(IN, &net.first(client, vip), Fate::Next, [client, pod]);
             let answer = net.later(pod, client);
             net.expect(Hook::Egress(Device::Uplink), &answer, Fate::Next, [vip, client]);
             net.expect(IN, &net.later(client, vip), Fate::Next, [client, pod]);
             bench.forget_flows()?;
-            let mut net = Net::new(&mut bench, kind);
+            let mut net = Net::new(bench, kind);
             net.expect(IN, &net.later(client, vip), Fate::Next, [client, pod]);
             let made = bench.forget_flows()?;
             anyhow::ensure!(made == 0, "{kind:?}, port {port}: {made} entries were made");

@@ -2,9 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panic")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use lb_test::agent::START;
 use lb_test::{
     Agent, Family, Process, SocketLb, eventually, programs, programs::json_lines, require_topology,
 };
@@ -13,30 +14,21 @@ use serde_json::Value;
 mod cluster;
 #[path = "restart/moments.rs"]
 mod moments;
-use cluster::{Cluster, PATIENT, SOON, metric, tables};
+use cluster::{Cluster, PATIENT, metric, tables};
 
 /// Requests from everywhere, over new and over kept connections, in both families.
 struct Load(Vec<(String, Process)>);
 
 impl Load {
-    fn start(cluster: &Cluster, seconds: u64) -> Self {
-        let seconds = seconds.to_string();
+    fn start(cluster: &Cluster) -> Self {
         let mut probes = Vec::new();
         for (from, host) in cluster.askers() {
             for family in Family::BOTH {
                 let address = cluster.address(from, family, 80);
                 for kind in ["tcp-get", "tcp-keepalive"] {
                     let name = format!("{kind}-{family:?}");
-                    let arguments = [
-                        kind,
-                        &address,
-                        "--parallel",
-                        "2",
-                        "--interval",
-                        "10",
-                        "--seconds",
-                        &seconds,
-                    ];
+                    let arguments =
+                        [kind, &address, "--parallel", "2", "--interval", "10", "--seconds", "600"];
                     let probe = programs::start_probe(host, &name, &arguments).unwrap();
                     probes.push((format!("{from} {name}"), probe));
                 }
@@ -62,76 +54,82 @@ impl Load {
         }
     }
 
-    /// Waits for the end; nothing may have failed.
-    fn end(self, seconds: u64) {
+    /// Ends it; nothing may have failed.
+    fn end(self) {
         for (name, mut probe) in self.0 {
-            probe.wait(Duration::from_secs(seconds + 10)).unwrap();
-            let lines = json_lines(&probe.log()).unwrap();
+            probe.kill9().unwrap();
+            let log = probe.log();
+            // The last line may be half written.
+            let lines = json_lines(log.rfind('\n').map_or("", |end| &log[..end])).unwrap();
             let failures: Vec<_> = lines.iter().filter(|line| line["event"] == "failure").collect();
             assert!(failures.is_empty(), "{name}: {failures:?}");
-            let summary = lines.last().unwrap();
-            assert!(summary["answers"].as_u64() > Some(seconds * 20), "{name}: {summary}");
         }
     }
 }
 
-/// Kills the agents under load, starts them again, and replaces a backend after that.
-fn kill_under_load(socket_lb: SocketLb, seconds: u64) {
-    kill_cluster_under_load(Cluster::start(&["web-1", "web-2"], socket_lb), seconds);
+/// Kills the agents under load and starts them again, for so long and once at least, and replaces a backend
+/// after that.
+fn kill_under_load(socket_lb: SocketLb, time: Duration) {
+    kill_cluster_under_load(Cluster::start(&["web-1", "web-2"], socket_lb), time);
 }
 
-fn kill_cluster_under_load(mut cluster: Cluster, seconds: u64) {
-    let load = Load::start(&cluster, seconds);
-    for agent in &mut cluster.agents {
-        agent.kill9().unwrap();
+fn kill_cluster_under_load(mut cluster: Cluster, time: Duration) {
+    let (load, begun) = (Load::start(&cluster), Instant::now());
+    loop {
+        for agent in &mut cluster.agents {
+            agent.kill9().unwrap();
+        }
+        load.wait_answers(60);
+        for agent in &mut cluster.agents {
+            agent.restart().unwrap();
+        }
+        for agent in &mut cluster.agents {
+            agent.wait_synced(START).unwrap();
+        }
+        load.wait_answers(20);
+        if begun.elapsed() >= time {
+            break;
+        }
     }
-    load.wait_answers(60);
-    for agent in &mut cluster.agents {
-        agent.restart().unwrap();
-        agent.wait_synced(PATIENT).unwrap();
-    }
-    load.wait_answers(20);
     cluster.endpoints(&["web-1", "web-3"]);
     for from in ["pod", "node", "client"] {
-        cluster.wait_answers(from, &["web-1", "web-3"], SOON);
+        cluster.wait_answers(from, &["web-1", "web-3"], PATIENT);
     }
-    load.end(seconds);
+    load.wait_answers(20);
+    load.end();
 }
-
-/// Longer than agents take to start again on a busy machine.
-const SECONDS: u64 = 14;
 
 #[test]
 fn kill_9_breaks_nothing_on_the_socket_path() {
     require_topology!();
-    kill_under_load(SocketLb::All, SECONDS);
+    kill_under_load(SocketLb::All, Duration::ZERO);
 }
 
 #[test]
 fn kill_9_breaks_nothing_on_the_packet_path() {
     require_topology!();
-    kill_under_load(SocketLb::Off, SECONDS);
+    kill_under_load(SocketLb::Off, Duration::ZERO);
 }
 
 #[test]
 fn kill_9_breaks_nothing_with_xdp() {
     require_topology!();
     let cluster = Cluster::start_with_xdp(&["web-1", "web-2"]);
-    kill_cluster_under_load(cluster, SECONDS);
+    kill_cluster_under_load(cluster, Duration::ZERO);
 }
 
 #[test]
 #[ignore = "slow: 30 s"]
 fn kill_9_breaks_nothing_on_the_socket_path_for_30_seconds() {
     require_topology!();
-    kill_under_load(SocketLb::All, 30);
+    kill_under_load(SocketLb::All, Duration::from_secs(30));
 }
 
 #[test]
 #[ignore = "slow: 30 s"]
 fn kill_9_breaks_nothing_on_the_packet_path_for_30_seconds() {
     require_topology!();
-    kill_under_load(SocketLb::Off, 30);
+    kill_under_load(SocketLb::Off, Duration::from_secs(30));
 }
 
 #[test]
@@ -159,7 +157,7 @@ fn sigterm_leaves_the_data_path_and_the_next_start_writes_nothing() {
         let agent = &mut cluster.agents[0];
         assert_eq!(agent.status().err().map(|_| ()), Some(()), "exit code 1 with the agent dead");
         agent.restart().unwrap();
-        agent.wait_synced(PATIENT).unwrap();
+        agent.wait_synced(START).unwrap();
         assert_eq!(tables(node), before);
         assert!(metric(agent, "lb_sync_changes_total") < 0.5, "{}", agent.log());
     }
@@ -172,7 +170,7 @@ fn programs_are_exchanged_without_a_lost_datagram() {
     let mut streams = Vec::new();
     for (from, host) in cluster.askers() {
         let address = cluster.address(from, Family::V4, 53);
-        let arguments = ["udp", &address, "--interval", "1", "--seconds", "5", "--timeout", "1000"];
+        let arguments = ["udp", &address, "--interval", "1", "--seconds", "600"];
         streams.push((from, programs::start_probe(host, "udp-stream", &arguments).unwrap()));
     }
     for (_, stream) in &mut streams {
@@ -182,14 +180,20 @@ fn programs_are_exchanged_without_a_lost_datagram() {
         let agent = &mut cluster.agents[0];
         if round % 2 == 0 { agent.kill9() } else { agent.term() }.unwrap();
         agent.restart().unwrap();
-        agent.wait_synced(PATIENT).unwrap();
+        agent.wait_synced(START).unwrap();
     }
     for (from, mut stream) in streams {
-        stream.wait(PATIENT).unwrap();
-        let lines = json_lines(&stream.log()).unwrap();
+        let count = || stream.log().lines().count();
+        eventually(PATIENT, "many datagrams", || {
+            ensure!(count() > 500, "{from}: {}", count());
+            Ok(())
+        });
+        stream.kill9().unwrap();
+        let log = stream.log();
+        // The last line may be half written.
+        let lines = json_lines(log.rfind('\n').map_or("", |end| &log[..end])).unwrap();
         let lost: Vec<&Value> = lines.iter().filter(|line| line["event"] == "failure").collect();
         assert!(lost.is_empty(), "{from}: {lost:?}");
-        assert!(lines.len() > 500, "{from}: {} datagrams", lines.len());
     }
 }
 
@@ -244,7 +248,7 @@ fn what_changed_while_the_agent_was_down_is_made_up_for() {
     cluster.endpoints(&["web-3"]);
     assert_eq!(cluster.ask("pod", Family::V4).unwrap().len(), 5, "the dead agent's word holds");
     cluster.agents[0].restart().unwrap();
-    cluster.agents[0].wait_synced(PATIENT).unwrap();
+    cluster.agents[0].wait_synced(START).unwrap();
     let shell = cluster.topology.pod("shell");
     assert_eq!(cluster::answers(shell, "10.96.100.101:80").unwrap(), ["web-3"]);
     assert!(cluster.ask("pod", Family::V4).is_err(), "a Service that is gone still answers");
@@ -272,7 +276,10 @@ fn two_agents_on_one_bpffs_and_a_cleanup_meanwhile_are_refused() {
 #[track_caller]
 fn wait_silent(cluster: &Cluster, from: &str) {
     eventually(PATIENT, &format!("silence for the {from}"), || {
-        ensure!(cluster.ask(from, Family::V4).is_err(), "it is still translated");
+        let host = cluster.askers().into_iter().find(|(name, _)| *name == from).unwrap().1;
+        let address = cluster.address(from, Family::V4, 80);
+        let lines = programs::probe(host, &["tcp-get", &address, "--timeout", "500"])?;
+        ensure!(lines[0]["event"] == "failure", "it is still translated");
         Ok(())
     });
 }

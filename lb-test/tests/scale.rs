@@ -6,7 +6,7 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use lb_test::{Agent, AgentOptions, Host, NodeSpec, Topology, eventually, require_topology};
+use lb_test::{Agent, AgentOptions, Host, NodeSpec, Room, Topology, eventually, require_topology};
 
 mod cluster;
 use cluster::{PATIENT, get, metric, tables};
@@ -19,7 +19,7 @@ fn node() -> Topology {
 }
 
 fn agent(topology: &Topology) -> Agent {
-    let options = AgentOptions::manifests(topology.manifests());
+    let options = AgentOptions::manifests(topology.manifests()).room(Room::Usual);
     Agent::start(topology.node("node1"), options).unwrap()
 }
 
@@ -93,7 +93,7 @@ fn a_service_with_a_hundred_ports() {
     let slice = slice.replace("{port: 80}", &named.join(", "));
     topology.apply("all.yaml", &(service(0, &ports.join(", ")) + &slice)).unwrap();
     let _server = lb_test::programs::nginx(node, &[8080]).unwrap();
-    agent(&topology).wait_synced(PATIENT).unwrap();
+    agent(&topology).wait_synced(lb_test::agent::START).unwrap();
     for port in [1, 50, 100] {
         assert_eq!(get(node as &Host, &format!("10.97.0.1:{port}")).unwrap(), "node1");
     }

@@ -6,9 +6,10 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::ensure;
+use lb_test::PATIENT;
 use lb_test::address::DualStack;
 use lb_test::programs::{self, curl, dig, dnsmasq, nginx, probe, udp_echo};
 use lb_test::{
@@ -289,7 +290,7 @@ fn a_topology_is_built_and_removed_quickly() {
     let removed = start.elapsed().saturating_sub(built);
     eprintln!("built in {built:?}, removed in {removed:?}");
     // Far above what it takes alone, because tests run beside it.
-    assert!(built < Duration::from_secs(3), "built in {built:?}");
+    assert!(built < PATIENT, "built in {built:?}");
 }
 
 #[test]
@@ -309,9 +310,9 @@ fn the_world_shows_nodes_logs_and_packets() {
     let (node, server) = (topology.node("node1"), topology.pod("web-1"));
     let file = topology.capture(node, "veth-web-1").unwrap();
     let shell = ["-c", "echo words of a log"];
-    node.start("chatter", "sh", &shell).unwrap().wait(Duration::from_secs(5)).unwrap();
+    node.start("chatter", "sh", &shell).unwrap().wait(PATIENT).unwrap();
     assert_answers(&[topology.client("client")], server);
-    eventually(Duration::from_secs(5), "packet in the capture", || {
+    eventually(PATIENT, "packet in the capture", || {
         let packets = node.run("tcpdump", &["-nn", "-r", &file.to_string_lossy()])?;
         ensure!(packets.contains("172.21.0.2."), "{packets}");
         Ok(())

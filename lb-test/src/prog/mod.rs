@@ -4,6 +4,7 @@
 //! a redirected packet would go is not among what it returns: tests on nodes show that.
 
 mod fast;
+pub mod shared;
 pub mod size;
 mod tables;
 
@@ -13,12 +14,12 @@ use anyhow::{Context, Result};
 use aya::maps::{HashMap, Map, MapData};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use lb_agent::dataplane::{
-    Kernel, KernelOptions, MidFlow, Reader, SocketLb, StaleFinder, TcAttach, XdpHook,
+    FlowCache, Kernel, KernelOptions, MidFlow, Reader, SocketLb, StaleFinder, TcAttach, XdpHook,
 };
 use lb_agent::model::Family;
 use lb_common::abi::{
     Affinity, AffinityKey, Counter, CtEntry, CtKey, Device as DeviceEntry, DeviceFlags, DeviceRole,
-    Ipv4, Ipv6, maps,
+    Fragment, FragmentKey, Ipv4, Ipv6, maps,
 };
 use lb_common::carrier::Kind;
 use lb_common::conntrack::Timeouts;
@@ -52,6 +53,7 @@ pub struct KernelBench {
     bpffs: PathBuf,
     tables: Filled,
     walker: StaleFinder,
+    cache: FlowCache,
     ingress: SchedClassifier,
     egress: SchedClassifier,
     fast: Option<Fast>,
@@ -84,12 +86,14 @@ impl KernelBench {
         let (ingress, egress) = (program("lb_tc_ingress")?, program("lb_tc_egress")?);
         let tables = Filled::new(kernel.tables()?);
         let walker = kernel.take_stale().context("taken once")??;
+        let cache = kernel.flow_cache()?;
         let (fast, finished) = (None, 0);
         let mut bench = Self {
             topology,
             bpffs,
             tables,
             walker,
+            cache,
             ingress,
             egress,
             fast,
@@ -106,10 +110,25 @@ impl KernelBench {
     ///
     /// # Errors
     /// When the machine refuses.
-    pub fn with_xdp(mut self) -> Result<Self> {
+    pub fn put_xdp_ahead(&mut self) -> Result<()> {
         let uplink = self.devices[Device::Uplink as usize];
         self.fast = Some(Fast::new(self.topology.node(NODE), &self.bpffs, uplink)?);
-        Ok(self)
+        Ok(())
+    }
+
+    /// Is as after its start: without XDP, Services, and what is remembered of flows, fragments and clients.
+    ///
+    /// # Errors
+    /// When a table cannot be read or written.
+    pub fn reset(&mut self) -> Result<()> {
+        const V4: (usize, usize) = (size_of::<FragmentKey<Ipv4>>(), size_of::<Fragment<Ipv4>>());
+        const V6: (usize, usize) = (size_of::<FragmentKey<Ipv6>>(), size_of::<Fragment<Ipv6>>());
+        self.fast = None;
+        self.clear()?;
+        self.empty::<{ V4.0 }, { V4.1 }>(maps::FRAGMENTS_V4)?;
+        self.empty::<{ V6.0 }, { V6.1 }>(maps::FRAGMENTS_V6)?;
+        self.cache.renew();
+        Ok(())
     }
 
     /// Forgets all Services, and what is remembered of flows and clients.

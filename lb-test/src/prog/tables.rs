@@ -80,9 +80,11 @@ impl Filled {
     pub(super) fn clear(&mut self) -> Result<()> {
         let held = self.tables.snapshot()?;
         let frontends = held.frontends.into_keys().map(Step::RemoveFrontend);
+        let backends = held.backends.into_keys().map(Step::RemoveBackend);
         let ranges = held.source_ranges.into_iter();
         let ranges = ranges.map(|(service, range)| Step::RemoveSourceRange(service, range));
-        self.tables.perform(&frontends.chain(ranges).collect::<Vec<_>>())?;
+        self.tables.perform(&frontends.chain(backends).chain(ranges).collect::<Vec<_>>())?;
+        self.next_chunk = 0;
         Ok(self.tables.set_local_sources(&BTreeSet::new())?)
     }
 

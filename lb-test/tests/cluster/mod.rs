@@ -13,10 +13,7 @@ use lb_test::{
 };
 use nix::sys::signal::Signal;
 
-/// A change is to be in force within a second; the rest is for a machine that runs other tests.
-pub(crate) const SOON: Duration = Duration::from_secs(3);
-/// For what has no promise: starts and ends.
-pub(crate) const PATIENT: Duration = Duration::from_secs(10);
+pub(crate) use lb_test::PATIENT;
 
 /// The Service of the web pods: TCP 80 and UDP 53, both as node port 30080.
 pub(crate) const WEB: &str = r#"apiVersion: v1
@@ -85,9 +82,7 @@ impl Cluster {
 
     /// What its agents are started with.
     pub(crate) fn options(&self, socket_lb: SocketLb) -> AgentOptions {
-        let options = AgentOptions::manifests(self.topology.manifests()).socket_lb(socket_lb);
-        // Small tables are read back fast in a build without optimization.
-        options.argument("--max-backends=1024").argument("--max-frontends=1024")
+        AgentOptions::manifests(self.topology.manifests()).socket_lb(socket_lb)
     }
 
     /// Makes the pods of `names`, and no others, the Service's endpoints.
@@ -162,13 +157,13 @@ pub(crate) fn pod(topology: &Topology, name: &str, ready: &str, metadata: &str) 
 
 /// Gets `/` over one new connection and returns the body.
 pub(crate) fn get(from: &Host, address: &str) -> Result<String> {
-    let body = programs::curl(from, &format!("http://{address}/"), &["-m", "2"])?;
+    let body = programs::curl(from, &format!("http://{address}/"), &["-m", "5"])?;
     Ok(body.trim().to_owned())
 }
 
 /// Who answers twenty requests, in order of their names.
 pub(crate) fn answers(from: &Host, address: &str) -> Result<Vec<String>> {
-    let lines = programs::probe(from, &["tcp-get", address, "--count", "20", "--timeout", "500"])?;
+    let lines = programs::probe(from, &["tcp-get", address, "--count", "20", "--timeout", "2000"])?;
     let summary = lines.iter().find(|line| line["event"] == "summary").unwrap();
     ensure!(summary["failures"] == 0, "{summary}");
     let bodies = summary["bodies"].as_object().unwrap();

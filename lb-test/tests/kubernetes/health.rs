@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::manifests::{NODE, binding_of, pod_on};
 
 const RBAC: &str = include_str!("../../../deploy/kubernetes/rbac.yaml");
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_mins(1);
 const HEALTH_PORT: u16 = 30999;
 /// A health check port that something else uses.
 const TAKEN: u16 = 30998;
@@ -78,7 +78,7 @@ impl Cluster {
     fn page(&self, node: &str, port: u16, path: &str) -> Result<(Value, String)> {
         let url = format!("http://{}{path}", self.topology.node(node).socket(Family::V4, port));
         let client = self.topology.client("client");
-        let answer = client.run("curl", &["-sS", "-m", "2", "-w", "\n%{http_code}", &url])?;
+        let answer = client.run("curl", &["-sS", "-m", "10", "-w", "\n%{http_code}", &url])?;
         let (body, code) = answer.rsplit_once('\n').unwrap();
         Ok((serde_json::from_str(body)?, code.to_owned()))
     }

@@ -16,7 +16,7 @@ const PORTS: &str = "
   - {name: http, port: 80, targetPort: 8080, nodePort: 30080}
   - {name: echo, port: 53, targetPort: 5353, nodePort: 30053, protocol: UDP}";
 const WEBS: [(&str, &str); 2] = [("web-1", "node-1"), ("web-2", "node-2")];
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// Between two requests of a connection, and how long one may take, in milliseconds.
 const PACE: [&str; 4] = ["--interval", "200", "--timeout", "3000"];
 /// So many answers of each connection take longer than one may: a silent one has failed by then.

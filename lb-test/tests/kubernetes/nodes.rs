@@ -18,7 +18,7 @@ const PORTS: &str = "[{name: http, port: 80, targetPort: 8080, nodePort: 30080}]
 const ADDRESSES: [&str; 2] = ["10.96.100.100:80", "[fd00:10:96::6464]:80"];
 /// Each endpoint has a slice of its own, so that Services have several, as large ones do.
 const SEVERAL_SLICES: [&str; 1] = ["--max-endpoints-per-slice=1"];
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Two nodes with an agent each, three web servers, and the control plane beside them.
 struct Cluster {

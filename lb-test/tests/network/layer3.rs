@@ -1,9 +1,9 @@
 //! Devices whose packets begin with the IP header: backends behind them, and clients.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::ensure;
+use lb_test::PATIENT;
 use lb_test::address::DualStack;
 use lb_test::manifests::{Service, cluster_ips, list};
 use lb_test::{
@@ -102,7 +102,7 @@ fn direct_server_return_by_a_device_without_ethernet_headers() {
             }
             // Longer than the tunnel takes at a time: the client learns that.
             let arguments = ["udp", &to.to_string(), "--size", "2000", "--timeout", "500"];
-            eventually(Duration::from_secs(5), "an answer", || {
+            eventually(PATIENT, "an answer", || {
                 let lines = programs::probe(client, &arguments)?;
                 ensure!(lines[0]["source"] == to.to_string(), "{lines:?}");
                 Ok(())

@@ -15,9 +15,8 @@ mod stream;
 mod tun;
 mod uplinks;
 
-use std::time::Duration;
-
 use anyhow::ensure;
+use lb_test::PATIENT;
 use lb_test::manifests::{Condition, Service, list, pod};
 use lb_test::{Agent, AgentOptions, Process, SocketLb, Topology, eventually, programs};
 
@@ -37,7 +36,7 @@ impl Running {
     #[track_caller]
     fn wait_for_service(&self, name: &str) {
         for agent in &self.agents {
-            eventually(Duration::from_secs(5), &format!("Service {name}"), || {
+            eventually(PATIENT, &format!("Service {name}"), || {
                 let services = agent.services()?.to_string();
                 ensure!(services.contains(&format!("default/{name}:")), "{services}");
                 Ok(())
@@ -74,7 +73,7 @@ fn start_with(topology: &Topology, pods: &[&str], nodes: &[&str], arguments: &[&
     });
     let mut agents: Vec<_> = agents.collect();
     for agent in &mut agents {
-        agent.wait_synced(Duration::from_secs(20)).unwrap();
+        agent.wait_synced(lb_test::agent::START).unwrap();
     }
     Running { agents, _servers: servers }
 }

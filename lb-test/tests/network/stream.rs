@@ -9,12 +9,11 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use lb_test::PATIENT;
 use lb_test::{Host, eventually};
 
 /// Between two datagrams.
 const PACE: Duration = Duration::from_millis(4);
-/// More than any change may take.
-const PATIENT: Duration = Duration::from_secs(10);
 
 /// A stream from a socket of its own; ends when dropped.
 pub(crate) struct Stream {

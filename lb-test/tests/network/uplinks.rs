@@ -203,7 +203,7 @@ fn client_addresses(topology: &Topology, family: Family) -> Vec<IpAddr> {
 fn ask_from(topology: &Topology, from: IpAddr, to: SocketAddr) {
     let open = || UdpSocket::bind((from, 0)).unwrap();
     let socket = topology.client("client").enter(open).unwrap();
-    socket.set_read_timeout(Some(Duration::from_secs(4))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     socket.send_to(b"x", to).unwrap();
     let mut answer = [0; 256];
     let received = socket.recv_from(&mut answer);

@@ -13,7 +13,7 @@ use lb_agent::{
     model::Family,
 };
 use lb_common::abi::Region;
-use lb_test::{SocketLb, require_topology};
+use lb_test::{SocketLb, agent, require_topology};
 
 use super::{Load, cluster};
 use cluster::{Cluster, PATIENT, tables};
@@ -48,7 +48,7 @@ fn s16_killed_for_a_minute_the_agent_breaks_nothing_and_makes_up_for_all() {
 /// Kills node1's agent again and again while requests and changes go on.
 fn kill_at_any_moment(socket_lb: SocketLb, seconds: u64) {
     let mut cluster = Cluster::start(&["web-1", "web-2"], socket_lb);
-    let load = Load::start(&cluster, seconds);
+    let load = Load::start(&cluster);
     let begun = Instant::now();
     let mut random = Random::new();
     let mut kills = 0;
@@ -57,7 +57,7 @@ fn kill_at_any_moment(socket_lb: SocketLb, seconds: u64) {
         if kills.is_multiple_of(3) {
             random.sleep(START);
         } else {
-            cluster.agents[0].wait_synced(PATIENT).unwrap();
+            cluster.agents[0].wait_synced(agent::START).unwrap();
             let before = tables(cluster.topology.node("node1"));
             change(&cluster, kills + 1);
             wait_first_write(&cluster, &before);
@@ -67,9 +67,10 @@ fn kill_at_any_moment(socket_lb: SocketLb, seconds: u64) {
         kills += 1;
         cluster.agents[0].restart().unwrap();
     }
-    cluster.agents[0].wait_synced(PATIENT).unwrap();
+    cluster.agents[0].wait_synced(agent::START).unwrap();
     eprintln!("{kills} kills");
-    load.end(seconds);
+    load.wait_answers(20);
+    load.end();
     assert_as_of_a_fresh_start(&mut cluster);
 }
 
@@ -108,7 +109,7 @@ fn assert_as_of_a_fresh_start(cluster: &mut Cluster) {
     agent.term().unwrap();
     agent.command(&["cleanup"]).unwrap();
     agent.restart().unwrap();
-    agent.wait_synced(PATIENT).unwrap();
+    agent.wait_synced(agent::START).unwrap();
     let fresh = tables(cluster.topology.node("node1"));
     assert_eq!(meaning(&left), meaning(&fresh));
     assert_eq!(backends(&left), backends(&fresh));

@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::ensure;
+use lb_test::PATIENT;
 use lb_test::manifests::{Condition, Service, cluster_ips, external_ips, list, pod};
 use lb_test::programs::{json_lines, start_probe};
 use lb_test::{Family, Host, Process, SocketLb, eventually};
@@ -20,7 +20,6 @@ on_both_paths! {
     affinity => s10_clients_stay_with_their_backend_by_the_socket_path, s10_clients_stay_with_their_backend_by_the_packet_path, s10_clients_stay_with_their_backend_with_xdp;
 }
 
-const PATIENT: Duration = Duration::from_secs(10);
 /// Milliseconds: longer than the timeout of [`expiring`] by what a clock's tick may hide.
 const PAUSE: &str = "1050";
 
@@ -114,7 +113,7 @@ fn restart(cluster: &mut Cluster) {
     let agent = &mut cluster.agents[0];
     agent.kill9().unwrap();
     agent.restart().unwrap();
-    agent.wait_synced(PATIENT).unwrap();
+    agent.wait_synced(lb_test::agent::START).unwrap();
 }
 
 /// What is remembered counts again if affinity is asked for again within the timeout.
@@ -191,7 +190,7 @@ fn kept_connections(cluster: &Cluster) -> Vec<Process> {
     let mut kept = Vec::new();
     for family in Family::BOTH {
         let to = cluster_ips(1).socket(family, 80).to_string();
-        let arguments = ["tcp-keepalive", &to, "--seconds", "120", "--interval", "20"];
+        let arguments = ["tcp-keepalive", &to, "--seconds", "600", "--interval", "20"];
         for from in [cluster.pod("shell"), cluster.pod("kata"), cluster.outside()] {
             let mut probe = start_probe(from, &format!("kept-{family:?}"), &arguments).unwrap();
             probe.wait_line("ready", PATIENT).unwrap();

@@ -59,7 +59,7 @@ fn ping(address: IpAddr) {
     };
     let socket = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol).unwrap();
     let socket = UdpSocket::from(socket);
-    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let mut packet = [7; 1000];
     packet[..8].copy_from_slice(&[request, 0, 0, 0, 0, 0, 0, 1]);
     socket.send_to(&packet, (address, 0)).unwrap();

@@ -3,19 +3,17 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
 
 use anyhow::ensure;
 use lb_agent::dataplane::Reader;
 use lb_common::abi::FrontendKind;
+use lb_test::PATIENT;
 use lb_test::manifests::{Service, list};
 use lb_test::{Family, Host, SocketLb, eventually, programs};
 use serde_json::Value;
 
 use crate::ask::{answering, assert_answering, assert_refused, echoing, probe};
 use crate::{BACKENDS, Cluster, WEB, on_both_paths};
-
-const SOON: Duration = Duration::from_secs(5);
 
 on_both_paths! {
     protected => s8_node_ports_cannot_be_bound_beside_the_socket_path, s8_node_ports_cannot_be_bound_beside_the_packet_path;
@@ -89,7 +87,7 @@ fn protected(path: SocketLb) {
 #[track_caller]
 fn wait_in_use(host: &Host, address: &str, expected: &[&str]) {
     let expected: BTreeSet<String> = expected.iter().map(|&asked| asked.to_owned()).collect();
-    eventually(SOON, &format!("{expected:?} in use"), || {
+    eventually(PATIENT, &format!("{expected:?} in use"), || {
         let found = in_use(host, &[address.to_owned()]);
         ensure!(found == expected, "{found:?}");
         Ok(())
@@ -98,7 +96,7 @@ fn wait_in_use(host: &Host, address: &str, expected: &[&str]) {
 
 #[track_caller]
 fn wait_problem(cluster: &Cluster, sentence: &str, count: usize) {
-    eventually(SOON, &format!("{count} times: {sentence}"), || {
+    eventually(PATIENT, &format!("{count} times: {sentence}"), || {
         let problems = cluster.agents[0].status()?["problems"].to_string();
         ensure!(problems.matches(sentence).count() == count, "{problems}");
         Ok(())
@@ -159,7 +157,7 @@ fn node_port_addresses(cluster: &Cluster) -> BTreeSet<String> {
 #[track_caller]
 fn wait_addresses(cluster: &Cluster, expected: &[&str]) {
     let expected: BTreeSet<String> = expected.iter().map(|&ip| ip.to_owned()).collect();
-    eventually(SOON, "addresses with node ports", || {
+    eventually(PATIENT, "addresses with node ports", || {
         let found = node_port_addresses(cluster);
         ensure!(found == expected, "{found:?}, not {expected:?}");
         Ok(())

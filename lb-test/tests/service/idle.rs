@@ -88,7 +88,7 @@ fn s16_idle_connections_outlive_silent_datagrams_and_a_restart() {
     let service = service.tcp(81, 8080).node_port(30081);
     let times = ["--conntrack-udp-timeout=1s", "--conntrack-udp-timeout-stream=1s"];
     let node1 = NodeSpec::new("node1");
-    let cluster = Cluster::without_agents(SocketLb::Off, node1, |_| vec![service.object()]);
+    let cluster = Cluster::without_agents_with(SocketLb::Off, node1, |_| vec![service.object()]);
     let mut cluster = cluster.with_agents(&["node1"], &[&times[..], &[ROOM]].concat());
     let mut connections = Family::BOTH.map(|family| {
         let to = |port| cluster.node("node1").socket(family, port);

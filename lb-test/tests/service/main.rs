@@ -33,6 +33,7 @@ mod wire;
 
 use std::{cell::Cell, ops::Deref};
 
+use lb_test::agent::START;
 use lb_test::manifests::{Condition, list, pod};
 use lb_test::{
     Agent, AgentOptions, Family, Host, NodeSpec, PodSpec, Process, SocketLb, Topology, programs,
@@ -71,11 +72,16 @@ impl Cluster {
         node1: NodeSpec,
         objects: impl FnOnce(&Topology) -> Vec<Value>,
     ) -> Self {
-        Self::without_agents(path, node1, objects).with_agents(&["node1"], &[])
+        Self::without_agents_with(path, node1, objects).with_agents(&["node1"], &[])
     }
 
-    /// The same, but for agents.
-    fn without_agents(
+    /// Starts all but agents, with these Services.
+    fn without_agents(path: SocketLb, services: &[Value]) -> Self {
+        Self::without_agents_with(path, NodeSpec::new("node1"), |_| services.to_vec())
+    }
+
+    /// Starts all but agents, as [`Cluster::start_with`] does.
+    fn without_agents_with(
         path: SocketLb,
         node1: NodeSpec,
         objects: impl FnOnce(&Topology) -> Vec<Value>,
@@ -99,14 +105,15 @@ impl Cluster {
     /// Starts agents on these nodes, with more arguments, in place of those that run.
     fn with_agents(mut self, nodes: &[&str], arguments: &[&str]) -> Self {
         self.agents.clear();
-        for node in nodes.iter().map(|name| self.topology.node(name)) {
-            let mut options =
-                AgentOptions::manifests(self.topology.manifests()).socket_lb(self.path);
-            let xdp = WITH_XDP.get().then_some(&"--xdp=native");
-            for argument in arguments.iter().chain(xdp) {
-                options = options.argument(argument);
-            }
-            self.agents.push(Agent::start_synced(node, options).unwrap());
+        let mut options = AgentOptions::manifests(self.topology.manifests()).socket_lb(self.path);
+        let xdp = WITH_XDP.get().then_some(&"--xdp=native");
+        for argument in arguments.iter().chain(xdp) {
+            options = options.argument(argument);
+        }
+        let start = |name: &&str| Agent::start(self.topology.node(name), options.clone()).unwrap();
+        self.agents = nodes.iter().map(start).collect();
+        for agent in &mut self.agents {
+            agent.wait_synced(START).unwrap();
         }
         self
     }

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 
+use lb_test::PATIENT;
 use lb_test::manifests::{Condition, Service, cluster_ips, external_ips, list, pod};
 use lb_test::{Family, Host, SocketLb};
 
@@ -102,7 +103,7 @@ fn local_elsewhere(path: SocketLb) {
         open("internal", 1, 30001).select("web-2").internal_local().object(),
         open("external", 2, 30002).select("web-2").external_local().object(),
     ];
-    let cluster = Cluster::start(path, &services).with_agents(&["node1", "node2"], &[]);
+    let cluster = Cluster::without_agents(path, &services).with_agents(&["node1", "node2"], &[]);
     cluster.route_services();
     for from in cluster.inside() {
         for to in cluster_sockets(1, 80) {
@@ -160,7 +161,7 @@ fn the_answer_follows_the_endpoints() {
             .map(|name| pod(name, cluster.pod(name), &["web"], Condition::Ready))
             .collect();
         cluster.apply("pods.yaml", &list(&objects)).unwrap();
-        lb_test::eventually(std::time::Duration::from_secs(5), wanted, || {
+        lb_test::eventually(PATIENT, wanted, || {
             let lines = crate::ask::probe(client, &["tcp-get", &to.to_string(), "--timeout", "50"]);
             anyhow::ensure!(lines[0].to_string().contains(wanted), "{lines:?}");
             Ok(())

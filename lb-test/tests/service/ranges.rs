@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use lb_test::PATIENT;
 use lb_test::address::DualStack;
 use lb_test::manifests::{Service, cluster_ips, external_ips, list};
 use lb_test::{Family, Host, SocketLb};
@@ -74,7 +75,7 @@ fn allowed(path: SocketLb) {
     cluster.apply("objects.yaml", &list(&[guarded(&others)])).unwrap();
     let agent = &mut cluster.agents[0];
     agent.restart().unwrap();
-    agent.wait_synced(std::time::Duration::from_secs(10)).unwrap();
+    agent.wait_synced(lb_test::agent::START).unwrap();
     for from in [cluster.pod("side"), cluster.pod("kata"), &**cluster.node("node1")] {
         assert_let_in(from);
     }
@@ -110,7 +111,8 @@ fn masqueraded(path: SocketLb) {
     let mut services = one_each();
     let local = Service::new("local", 20).select("web-1").tcp(80, 8080).node_port(30020);
     services.push(local.external_local().object());
-    let cluster = Cluster::start(path, &services).with_agents(&["node1"], &["--masquerade-all"]);
+    let cluster =
+        Cluster::without_agents(path, &services).with_agents(&["node1"], &["--masquerade-all"]);
     let (client, node) = (cluster.outside(), cluster.node("node1"));
     for family in Family::BOTH {
         // The bridge of the pods is the node as its pods see it.
@@ -154,7 +156,7 @@ fn s6_local_clients_are_told_as_kube_proxy_tells_them() {
     let cluster = cluster.with_agents(&["node1"], &["--detect-local-mode=NodeCIDR", &cluster_cidr]);
     assert_told(&cluster, Told::Local);
     cluster.delete("node.yaml").unwrap();
-    lb_test::eventually(std::time::Duration::from_secs(5), "a client outside", || {
+    lb_test::eventually(PATIENT, "a client outside", || {
         let target = node_port(&cluster, Family::V6).to_string();
         let lines = crate::ask::probe(cluster.outside(), &["tcp-get", &target, "--timeout", "50"]);
         anyhow::ensure!(lines[0].to_string().contains("timed out"), "{lines:?}");

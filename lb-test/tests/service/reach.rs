@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use lb_test::PATIENT;
 use lb_test::manifests::{
     Condition, Service, cluster_ips, external_ips, list, pod, slices, with_port,
 };
@@ -23,7 +24,7 @@ fn every_frontend(path: SocketLb) {
     let service = Service::new("web", 1).select(WEB);
     let service = service.tcp(80, 8080).node_port(30080).udp(80, 5353).node_port(30080);
     let service = service.external_ips(external_ips(1)).ingress(external_ips(2), "VIP");
-    let cluster = Cluster::start(path, &[service.object()]);
+    let cluster = Cluster::without_agents(path, &[service.object()]);
     let cluster = cluster.with_agents(&["node1", "node2"], &[]);
     cluster.route_services();
     let own = |family| cluster.node("node1").socket(family, 30080);
@@ -109,7 +110,7 @@ fn ports(path: SocketLb) {
     let pods = [at("a", "web-1", 8080), at("b", "shell", 8090), at("c", "web-2", 8080)];
     cluster.apply("named.yaml", &list(&pods)).unwrap();
     let [named, _] = cluster_sockets(1, 80);
-    lb_test::eventually(std::time::Duration::from_secs(5), "three named backends", || {
+    lb_test::eventually(PATIENT, "three named backends", || {
         let services = cluster.agents[0].services()?.to_string();
         anyhow::ensure!(services.contains("8090"), "{services}");
         Ok(())

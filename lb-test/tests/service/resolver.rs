@@ -3,9 +3,9 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use lb_test::PATIENT;
 use lb_test::address::DualStack;
 use lb_test::manifests::{Condition, Service, cluster_ips, list, pod};
 use lb_test::programs::{curl, dnsmasq};
@@ -79,7 +79,7 @@ http {{
 #[track_caller]
 fn wait_for(from: &Host, web: &str) {
     let url = format!("http://127.0.0.1:{PROXY}/");
-    eventually(Duration::from_secs(5), &format!("{web} by its name"), || {
+    eventually(PATIENT, &format!("{web} by its name"), || {
         let answer = curl(from, &url, &["--max-time", "2"])?;
         ensure!(answer.trim() == web, "{answer}");
         Ok(())

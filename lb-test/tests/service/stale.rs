@@ -2,9 +2,9 @@
 //! where that is asked for (S11, S12).
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::ensure;
+use lb_test::PATIENT;
 use lb_test::manifests::{Condition, Service, cluster_ips, external_ips, list, pod};
 use lb_test::programs::{self, json_lines};
 use lb_test::{Family, Host, Process, SocketLb, eventually};
@@ -20,8 +20,6 @@ on_both_paths! {
     stays => s12_connections_stay_with_a_removed_backend_by_the_socket_path, s12_connections_stay_with_a_removed_backend_by_the_packet_path;
     resets => s12_connections_to_a_removed_backend_are_reset_on_demand_by_the_socket_path, s12_connections_to_a_removed_backend_are_reset_on_demand_by_the_packet_path;
 }
-
-const SOON: Duration = Duration::from_secs(5);
 
 impl Cluster {
     /// Makes this pod the only backend of the group [`WEB`]; all serve in the groups of their names.
@@ -51,7 +49,7 @@ fn connected_streams(cluster: &Cluster) -> Vec<(bool, Process)> {
 
 fn stream(from: &Host, to: SocketAddr) -> Process {
     let to = to.to_string();
-    let arguments = ["udp", &to, "--seconds", "60", "--interval", "10", "--connected"];
+    let arguments = ["udp", &to, "--seconds", "600", "--interval", "10", "--connected"];
     let more = ["--reconnect", "--timeout", "500"];
     programs::start_probe(from, &format!("to-{to}"), &[&arguments[..], &more].concat()).unwrap()
 }
@@ -78,7 +76,7 @@ fn failed(stream: &Process) -> usize {
 /// Waits until the newest line is an answer of this pod.
 #[track_caller]
 fn wait_for(stream: &Process, name: &str) {
-    eventually(SOON, &format!("answer of {name}"), || {
+    eventually(PATIENT, &format!("answer of {name}"), || {
         let lines = lines(stream);
         let payload = lines.last().and_then(|line| line["payload"].as_str()).unwrap_or_default();
         ensure!(payload.starts_with(&format!("{name}:")), "{:?}", lines.last());
@@ -89,7 +87,7 @@ fn wait_for(stream: &Process, name: &str) {
 /// Waits until one more failure than `before` tells of this.
 #[track_caller]
 fn wait_for_failure(stream: &Process, before: usize, what: &str) {
-    eventually(SOON, &format!("failure: {what}"), || {
+    eventually(PATIENT, &format!("failure: {what}"), || {
         let lines = lines(stream);
         let new = failures(&lines).into_iter().skip(before);
         let told = new.filter_map(|line| line["error"].as_str()).any(|error| error.contains(what));
@@ -135,7 +133,7 @@ fn connected(path: SocketLb) {
     }
     no_thread_stays_elsewhere(&cluster);
     let expected = streams.iter().filter(|(is_closed, _)| *is_closed).count() as u64;
-    eventually(SOON, "status of what was closed since the start", || {
+    eventually(PATIENT, "status of what was closed since the start", || {
         let status = cluster.agents[0].status()?;
         ensure!(status["agent"]["stale"]["closedSockets"] == expected, "{}", status["agent"]);
         Ok(())
@@ -148,7 +146,7 @@ fn no_thread_stays_elsewhere(cluster: &Cluster) {
     let status = cluster.agents[0].status().unwrap();
     let process = format!("/proc/{}", status["agent"]["pid"]);
     let home = std::fs::read_link(format!("{process}/ns/net")).unwrap();
-    eventually(SOON, "all threads at home", || {
+    eventually(PATIENT, "all threads at home", || {
         for thread in std::fs::read_dir(format!("{process}/task"))? {
             let place = std::fs::read_link(thread?.path().join("ns/net"))?;
             ensure!(place == home, "{}, not {}", place.display(), home.display());
@@ -181,7 +179,7 @@ fn ended(path: SocketLb) {
     for (stream, before) in streams.iter().zip(before) {
         wait_for_failure(stream, before, "");
     }
-    eventually(SOON, "no flows", || {
+    eventually(PATIENT, "no flows", || {
         let flows = cluster.flows();
         ensure!(flows == [0, 0], "{flows:?}");
         Ok(())
@@ -200,7 +198,7 @@ fn moves(path: SocketLb) {
         for to in Family::BOTH.map(|family| external_ips(1).socket(family, 80)) {
             streams.push(stream(from, to));
             let target = to.to_string();
-            let arguments = ["udp", &target, "--seconds", "60", "--interval", "10"];
+            let arguments = ["udp", &target, "--seconds", "600", "--interval", "10"];
             let arguments = [&arguments[..], &["--timeout", "500"]].concat();
             let name = format!("unconnected-{target}");
             streams.push(programs::start_probe(from, &name, &arguments).unwrap());
@@ -229,7 +227,7 @@ fn s11_flows_of_a_removed_backend_are_forgotten() {
         for family in Family::BOTH {
             let node = cluster.node("node1");
             let to = node.socket(family, 30080);
-            eventually(SOON, name, || {
+            eventually(PATIENT, name, || {
                 // An answer that is on its way while its flow is forgotten is lost.
                 // The second datagram proves the flow.
                 let to = to.to_string();
@@ -244,7 +242,7 @@ fn s11_flows_of_a_removed_backend_are_forgotten() {
         let [v4, v6] = cluster.flows();
         assert!(v4 >= 4 && v6 >= 4, "two for each flow: {v4}, {v6}");
         cluster.put_pods(&[]);
-        eventually(SOON, "flows of connections alone", || {
+        eventually(PATIENT, "flows of connections alone", || {
             let flows = cluster.flows();
             ensure!(flows[0] < v4 && flows[1] < v6, "{flows:?} of {v4}, {v6}");
             Ok(())
@@ -264,20 +262,21 @@ fn s11_flows_of_a_removed_backend_are_forgotten() {
 /// A connection that asks again and again, after its first answer.
 fn connection(from: &Host, to: SocketAddr) -> Process {
     let to = to.to_string();
-    let arguments = ["tcp-keepalive", &to, "--each", "--seconds", "180", "--interval", "20"];
+    let arguments = ["tcp-keepalive", &to, "--each", "--seconds", "600", "--interval", "20"];
     let mut process = programs::start_probe(from, &format!("stay-{to}"), &arguments).unwrap();
-    process.wait_line("ready", SOON).unwrap();
+    process.wait_line("ready", PATIENT).unwrap();
     process
 }
 
 /// A connection each from pods, from the node and from outside, while web-1 serves alone.
 pub(crate) fn connections(path: SocketLb, arguments: &[&str]) -> (Cluster, Vec<Process>) {
     let service = Service::new("web", 1).select(WEB).tcp(80, 8080).node_port(30080);
-    let cluster = Cluster::start(path, &[service.object()]).with_agents(&["node1"], arguments);
+    let cluster =
+        Cluster::without_agents(path, &[service.object()]).with_agents(&["node1"], arguments);
     cluster.put_pods(&["web-1"]);
     for family in Family::BOTH {
         let vip = cluster_ips(1).socket(family, 80);
-        eventually(SOON, "web-1 alone", || {
+        eventually(PATIENT, "web-1 alone", || {
             let pods = answering(cluster.pod("shell"), vip);
             ensure!(pods.iter().eq(["web-1"]), "{pods:?}");
             Ok(())
@@ -292,7 +291,7 @@ pub(crate) fn connections(path: SocketLb, arguments: &[&str]) -> (Cluster, Vec<P
     cluster.put_pods(&["web-2"]);
     for family in Family::BOTH {
         let vip = cluster_ips(1).socket(family, 80);
-        eventually(SOON, "web-2 alone", || {
+        eventually(PATIENT, "web-2 alone", || {
             let pods = answering(cluster.pod("shell"), vip);
             ensure!(pods.iter().eq(["web-2"]), "{pods:?}");
             Ok(())
@@ -307,7 +306,7 @@ fn stays(path: SocketLb) {
     let answers = |process| answers_of(process, "web-1");
     let before: Vec<_> = open.iter().map(answers).collect();
     for (process, before) in open.iter().zip(before) {
-        eventually(SOON, "more answers of web-1", || {
+        eventually(PATIENT, "more answers of web-1", || {
             ensure!(answers(process) >= before + 5, "{before}, {:?}", lines(process).last());
             Ok(())
         });
@@ -319,7 +318,7 @@ fn stays(path: SocketLb) {
 fn resets(path: SocketLb) {
     let (cluster, open) = connections(path, &["--reset-tcp-on-removal"]);
     for process in &open {
-        eventually(SOON, "end of the connection", || {
+        eventually(PATIENT, "end of the connection", || {
             let lines = lines(process);
             let error = failures(&lines).first().and_then(|line| line["error"].as_str());
             let error = error.unwrap_or_default().to_lowercase();

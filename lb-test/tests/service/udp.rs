@@ -1,8 +1,8 @@
 //! Datagrams: a real DNS server, sockets that talk to several Services, and backends that leave.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
+use lb_test::PATIENT;
 use lb_test::address::DualStack;
 use lb_test::manifests::{Service, cluster_ips};
 use lb_test::programs::{self, dig, dnsmasq, json_lines};
@@ -23,7 +23,7 @@ fn dns(path: SocketLb) {
     let service = Service::new("dns", 10).select(WEB).udp(53, 53).node_port(30053);
     let service = service.tcp(53, 53).node_port(30053);
     let large = Service::new("large", 11).select("web-3").udp(53, 5300);
-    let cluster = Cluster::start(path, &[service.object(), large.object()]);
+    let cluster = Cluster::without_agents(path, &[service.object(), large.object()]);
     let cluster = cluster.with_agents(&["node1", "node2"], &[]);
     let start = |name: &str| dnsmasq(cluster.pod(name), "web.test", DualStack::of_pod(1, 21));
     let _servers = ["web-1", "web-2", "web-3"].map(|name| start(name).unwrap());
@@ -46,7 +46,8 @@ fn assert_resolves(from: &Host, server: SocketAddr) {
         // dig itself refuses an answer from another address than it asked.
         assert_eq!(dig(from, server, "web.test", record).unwrap(), address, "{}", from.name());
         let (at, port) = (format!("@{}", server.ip()), server.port().to_string());
-        let arguments = ["+short", "+tcp", "+tries=1", "-p", &port, &at, "web.test", record];
+        let arguments =
+            ["+short", "+tcp", "+tries=1", "+time=10", "-p", &port, &at, "web.test", record];
         let answer = from.run("dig", &arguments).unwrap();
         assert_eq!(answer.trim_end(), address, "{} by TCP", from.name());
     }
@@ -61,7 +62,7 @@ fn large_answers(host: &Host) -> (Process, String) {
     let arguments: Vec<_> = fixed.split_whitespace().chain([record.as_str()]).collect();
     let server = host.start("dnsmasq-large", "dnsmasq", &arguments).unwrap();
     let text = strings.iter().map(|string| format!("\"{string}\"")).collect::<Vec<_>>().join(" ");
-    eventually(Duration::from_secs(5), "large answer", || {
+    eventually(PATIENT, "large answer", || {
         let answer = large_question(host, host.socket(Family::V4, 5300))?;
         anyhow::ensure!(answer == text, "{answer}");
         Ok(())
@@ -71,7 +72,7 @@ fn large_answers(host: &Host) -> (Process, String) {
 
 fn large_question(from: &Host, server: SocketAddr) -> anyhow::Result<String> {
     let (at, port) = (format!("@{}", server.ip()), server.port().to_string());
-    let short = ["+short", "+notcp", "+ignore", "+tries=1", "+time=2", "+bufsize=4096", "-p"];
+    let short = ["+short", "+notcp", "+ignore", "+tries=1", "+time=10", "+bufsize=4096", "-p"];
     let arguments = [&short[..], &[&port, &at, "large.test", "TXT"]].concat();
     Ok(from.run("dig", &arguments)?.trim_end().to_owned())
 }
@@ -132,7 +133,7 @@ fn moves(path: SocketLb) {
     assert!(first.iter().any(|name| name != "web-2"), "{first:?}");
     cluster.put_pods(&["web-2"]);
     for stream in &streams {
-        eventually(Duration::from_secs(5), "answers of web-2", || {
+        eventually(PATIENT, "answers of web-2", || {
             let answers = answers(&stream.log())?;
             let last = answers.last().map(|(name, _)| name.as_str());
             anyhow::ensure!(last == Some("web-2"), "{answers:?}");
@@ -144,14 +145,14 @@ fn moves(path: SocketLb) {
 }
 
 fn stream(from: &Host, to: SocketAddr, family: Family) -> Process {
-    let arguments = ["udp", &to.to_string(), "--seconds", "60", "--interval", "10"];
+    let arguments = ["udp", &to.to_string(), "--seconds", "600", "--interval", "10"];
     programs::start_probe(from, &format!("stream-{family:?}"), &arguments).unwrap()
 }
 
 /// The one pod that gave at least `count` answers.
 #[track_caller]
 fn only_backend(stream: &Process, count: usize) -> String {
-    let answers = try_eventually(Duration::from_secs(10), "answers", || {
+    let answers = try_eventually(PATIENT, "answers", || {
         let answers = answers(&stream.log())?;
         anyhow::ensure!(answers.len() >= count, "{answers:?}");
         Ok(answers)

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use lb_test::{Agent, AgentOptions, Topology, agent};
+use lb_test::{Agent, AgentOptions, Room, Topology, agent};
 
 use crate::report::{Report, Unit, median};
 
@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 pub(crate) fn start(topology: &Topology, size: u32, report: &mut Report) -> Result<Agent> {
     let begun = Instant::now();
     let options = AgentOptions::manifests(topology.manifests())
+        .room(Room::Usual)
         .argument("--xdp=native")
         .argument("--conntrack-max=262144");
     let mut agent = Agent::start(topology.node("node1"), options)?;
@@ -50,7 +51,8 @@ pub(crate) fn measure_starts(topology: &Topology, report: &mut Report) -> Result
     let mut times = Vec::new();
     for _ in 0..STARTS {
         let begun = Instant::now();
-        let mut agent = Agent::start(node, AgentOptions::manifests(folder.clone()))?;
+        let mut agent =
+            Agent::start(node, AgentOptions::manifests(folder.clone()).room(Room::Usual))?;
         while !first.exists() {
             ensure!(begun.elapsed() < PATIENCE, "nothing is attached:\n{}", agent.log());
             std::thread::yield_now();

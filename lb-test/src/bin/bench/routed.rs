@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use aya::programs::xdp::XdpLinkId;
-use lb_test::{Agent, AgentOptions, Family, Topology};
+use lb_test::{Agent, AgentOptions, Family, Room, Topology};
 
 use crate::cases::family_name;
 use crate::frame::{Flow, LENGTH, Payload};
@@ -40,7 +40,8 @@ pub(crate) fn measure(topology: &Topology, report: &mut Report) -> Result<()> {
         );
         report.add(&name, None, (ratio, Unit::Times), None);
     }
-    let options = AgentOptions::manifests(topology.manifests()).argument("--xdp=off");
+    let options =
+        AgentOptions::manifests(topology.manifests()).room(Room::Usual).argument("--xdp=off");
     let mut agent = Agent::start(topology.node("node1"), options)?;
     agent.wait_synced(PATIENCE)?;
     for (family, ratio) in ratios(topology, &mut harness)? {

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use lb_test::agent::START;
 use lb_test::{
     Agent, AgentOptions, NodeSpec, Pod, PodSpec, Process, SocketLb, Topology, programs,
     try_eventually,
@@ -14,9 +15,9 @@ use crate::interrupt;
 use crate::manifests::{PODS, PORT};
 
 /// How long a change of the manifests may take to reach every node's maps.
-const CHANGE: Duration = Duration::from_secs(10);
+const CHANGE: Duration = Duration::from_secs(30);
 /// How long a pod's last connections may take to end.
-const DRAIN: Duration = Duration::from_secs(10);
+const DRAIN: Duration = Duration::from_secs(30);
 
 /// The cluster; what it started goes when it is dropped, unless it is kept.
 pub(crate) struct Cluster {
@@ -67,7 +68,7 @@ impl Cluster {
             AgentOptions::manifests(self.topology().manifests()).socket_lb(self.socket_lb);
         let start = |node| Agent::start(node, options.clone());
         self.agents = self.topology().nodes().iter().map(start).collect::<Result<_>>()?;
-        self.agents.iter_mut().try_for_each(|agent| agent.wait_synced(CHANGE))
+        self.agents.iter_mut().try_for_each(|agent| agent.wait_synced(START))
     }
 
     /// Starts nginx in a pod.

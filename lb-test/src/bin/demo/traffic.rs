@@ -15,7 +15,7 @@ use crate::interrupt;
 /// Requests of one run of the probe, over two connections at a time.
 pub(crate) const PROBE: [&str; 6] = ["--parallel", "2", "--count", "50", "--interval", "2"];
 /// How long many requests may take: far longer than they do.
-const PROGRESS: Duration = Duration::from_secs(20);
+const PROGRESS: Duration = Duration::from_mins(1);
 
 /// One client that asks again and again.
 pub(crate) struct Client {

@@ -49,7 +49,7 @@ struct Target {
     /// Address and port
     address: SocketAddr,
     /// How long each answer may take
-    #[arg(long, value_name = "MILLISECONDS", default_value_t = 2000)]
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 5000)]
     timeout: u64,
 }
 
