@@ -74,7 +74,7 @@ fn drop_reasons() -> String {
             "Passed on",
             "Left as it was, though it may have been meant for a Service.",
         ),
-        (CounterKind::Serve, "Served", "Translated as any other; only in a flood."),
+        (CounterKind::Serve, "Served", "Translated as any other, at once or in a moment."),
     ];
     for (kind, title, meaning) in kinds {
         write!(text, "\n## {title}\n\n{meaning}\n\n| reason | when |\n|---|---|\n").unwrap();

@@ -3,21 +3,23 @@
 mod buffer;
 mod carriers;
 mod half_open;
+mod held;
 mod judge;
 mod presence;
 
 use std::{
     cell::{Cell, RefCell, UnsafeCell},
     collections::{HashMap, HashSet},
+    iter,
     net::{IpAddr, SocketAddr},
     ptr::NonNull,
 };
 
 use lb_common::{
     abi::{
-        Abi, Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, CtEntry, CtKey, Fragment,
-        FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind, Ipv4, Ipv6, L4Proto,
-        NextHop, Region, Source, SourceRange,
+        Abi, Address, Affinity, AffinityKey, Backend, BePort, CachedFlow, Counter, CtEntry, CtKey,
+        Fragment, FragmentKey, Frontend, FrontendFlags, FrontendKey, FrontendKind, Ipv4, Ipv6,
+        L4Proto, NextHop, Region, Source, SourceRange,
     },
     cache::{FACTORS, Factors, Stamp},
     carrier::{self, Kind},
@@ -26,6 +28,8 @@ use lb_common::{
 };
 
 use buffer::Buffer;
+use held::HeldFragments;
+pub(crate) use held::Meanwhile;
 use presence::Marks;
 
 use crate::{
@@ -79,6 +83,7 @@ struct FakeTables<A> {
     half_open: Flows<A>,
     scratch: Entry<CtEntry<A>>,
     fragments: RefCell<HashMap<Vec<u8>, Fragment<A>>>,
+    held: HeldFragments,
     next_answer: Cell<u64>,
     filter: HashSet<u32>,
     flows: RefCell<HashMap<Vec<u8>, CachedFlow<A>>>,
@@ -110,6 +115,7 @@ impl<A: FromIp> FakeTables<A> {
             half_open: RefCell::default(),
             scratch: Box::new(UnsafeCell::new(CtEntry::zeroed())),
             fragments: RefCell::default(),
+            held: HeldFragments::default(),
             next_answer: Cell::default(),
             filter: HashSet::new(),
             flows: RefCell::default(),
@@ -488,6 +494,7 @@ impl Bench for FakeBench {
             Ipv6::ETHERTYPE => judge::judge_by(&mut self.v6, hook, &mut packet),
             _ => (Fate::Next, None),
         };
-        Outcome { fate, bytes: packet.0, counted: Vec::from_iter(counter) }
+        let released = iter::repeat_n(Counter::FragmentReleased, self.released());
+        Outcome { fate, bytes: packet.0, counted: counter.into_iter().chain(released).collect() }
     }
 }

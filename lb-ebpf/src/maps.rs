@@ -4,6 +4,7 @@ pub mod answers;
 pub mod cache;
 pub mod device;
 pub mod fragments;
+pub mod held;
 pub mod presence;
 pub mod rebuild;
 pub mod targets;

@@ -1,6 +1,7 @@
 //! Runs every case on fakes, and what only fakes can show: chance, time, and any bytes at all.
 
 mod floods;
+mod fragments;
 mod half_open;
 mod migrate;
 mod presence;
@@ -20,7 +21,7 @@ use proptest::prelude::*;
 use crate::{
     cases::{
         self, Bench, Device, Fate, Hook, Host, Kind, Net, SNAT_RANGE,
-        frame::{Frame, Transport, fragments},
+        frame::{Frame, Transport},
     },
     fake::FakeBench,
 };
@@ -407,27 +408,6 @@ fn so_many_pings_are_answered_at_a_time_and_no_more() {
             assert_eq!(answered as u64, expected);
             assert_eq!(ask(), [Counter::PingUnanswered]);
             bench.pass_nanoseconds(1_000_000_000 / limit::PER_SECOND * 10);
-        }
-    }
-}
-
-/// Identifications come round again: an old entry tells nothing of a new packet.
-#[test]
-fn what_became_of_a_first_fragment_is_forgotten_in_time() {
-    for kind in Kind::ALL.into_iter().filter(|kind| kind.protocol != L4Proto::SCTP) {
-        let mut bench = FakeBench::new();
-        let mut net = Net::new(&mut bench, kind);
-        let [client, vip, _] = net.serve(Host::PodA);
-        let large = Frame { payload: vec![1; 1000], ..net.later(client, vip) };
-        let pieces = fragments(&large, 1, 600);
-        for (seconds, counted) in [(28, &[][..]), (1, &[Counter::FragmentOutOfOrder])] {
-            let hook = Hook::Ingress(Device::Uplink);
-            if counted.is_empty() {
-                assert_eq!(bench.judge(hook, &pieces[0], Fate::Next).counted, []);
-            }
-            bench.pass_time(seconds);
-            let outcome = bench.judge(hook, &pieces[1], Fate::Next);
-            assert_eq!(outcome.counted, counted, "{kind:?} after {seconds}");
         }
     }
 }

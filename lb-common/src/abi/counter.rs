@@ -11,7 +11,7 @@ pub enum CounterKind {
     Pass,
     /// Refused with an answer.
     Reject,
-    /// Translated as any other.
+    /// Translated as any other, at once or soon.
     Serve,
 }
 
@@ -58,7 +58,8 @@ counters! {
     CarrierRefused = Drop "carrier_refused",
     /// A slot named a backend that is not there.
     DanglingSlot = Drop "dangling_slot",
-    /// A later fragment for a Service came before the first one, which alone holds the ports.
+    /// A later fragment for a Service came before the first one, which alone holds the ports, and could not wait
+    /// for it.
     FragmentOutOfOrder = Drop "fragment_out_of_order",
     /// An ICMP redirect of the node quoted a translated flow.
     IcmpRedirect = Drop "icmp_redirect",
@@ -93,6 +94,10 @@ counters! {
     Migrating = Pass "migrating",
     /// Headers that end before the ports.
     Truncated = Pass "truncated",
+    /// A later fragment came before the first one, which alone holds the ports, and waits for it.
+    FragmentHeld = Serve "fragment_held",
+    /// A fragment that waited goes on behind its first one.
+    FragmentReleased = Serve "fragment_released",
     /// The first packet of a flow, one of so many at a time that it is not remembered until it is proven.
     NotRemembered = Serve "not_remembered",
 }

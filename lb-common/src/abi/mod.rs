@@ -53,7 +53,7 @@ pub type Chunk = [u32; SLOTS_PER_CHUNK as usize];
 
 /// Names of the maps.
 pub mod maps {
-    /// All that are pinned: `FLOWS` is not, since nothing is lost with it.
+    /// All that are pinned: `FLOWS` and what fragments wait in are not, since nothing is lost with them.
     pub const ALL: [&str; 22] = [
         AFFINITY_V4,
         AFFINITY_V6,

@@ -1,15 +1,16 @@
 //! The steps of the programs at TC, told to fakes.
 
-use lb_common::abi::{Abi as _, CachedFlow, Counter, CounterKind, CtAction, FragmentAction};
+use lb_common::abi::{Abi as _, CachedFlow, Counter, CounterKind, FragmentAction};
 
 use super::{Buffer, FakeTables, FromIp};
 use crate::{
     cases::{DEVICE_MAC, Device, Fate, Hook},
-    packet::Packet,
     parse::{Headers, Next, NoFlow},
     path::{
         Found, Look, Origin, PathResult, SNAT_TRIES, Verdict, act, answer, begin, carrier, claim,
-        fragment, hinted,
+        fragment::{self, Later},
+        hinted,
+        hold::{self, Held},
         icmp::{Icmp, icmp},
         ipip, known, look, may_be_ours, narrow,
         refuse::refuse,
@@ -173,14 +174,28 @@ impl<A: FromIp + Icmp> Steps<'_, A> {
     fn later(&mut self, packet: &mut Buffer, headers: &Headers<A>) -> Judged {
         let place = (self.origin, &mut self.decision);
         match fragment::later(packet, headers, self.tables, place) {
-            Ok(verdict) => self.carried(packet, Ok(verdict), Verdict::Route),
-            Err(Some(counter)) => Judged::By(Err(counter)),
-            Err(None) => Judged::Dropped,
+            Ok(Later::By(verdict)) => self.carried(packet, Ok(verdict), Verdict::Route),
+            Ok(Later::Ended) => Judged::Dropped,
+            Ok(Later::Hold) => self.hold(packet, headers),
+            Err(counter) => Judged::By(Err(counter)),
+        }
+    }
+
+    fn hold(&mut self, packet: &mut Buffer, headers: &Headers<A>) -> Judged {
+        let tables = self.tables;
+        match hold::hold(packet, headers, tables) {
+            Held::Kept => Judged::By(Err(Counter::FragmentHeld)),
+            Held::Known => self.later(packet, headers),
+            Held::NoRoom | Held::Taken => Judged::By(hold::refuse(headers, tables)),
         }
     }
 
     fn of_flow(&mut self, packet: &mut Buffer, headers: &Headers<A>) -> Judged {
-        let judged = match self.found(headers) {
+        let found = self.found(headers);
+        if headers.has_rest() && self.note(packet, headers, found) {
+            return self.wake(packet, headers);
+        }
+        let judged = match found {
             Ok(Found::Answer(counter)) => match refuse(packet, headers) {
                 Ok(()) => Judged::Refused(counter),
                 Err(counter) => Judged::By(Err(counter)),
@@ -189,10 +204,20 @@ impl<A: FromIp + Icmp> Steps<'_, A> {
             Ok(_) => PASSED,
             Err(counter) => Judged::By(Err(counter)),
         };
-        if headers.has_rest() {
-            self.note(packet, headers, &judged);
+        if let (true, Judged::By(Err(counter))) = (headers.has_rest(), &judged) {
+            self.note(packet, headers, Err(*counter));
         }
         self.tell(packet, headers, judged)
+    }
+
+    /// Sends a first fragment in again, and those that wait for it.
+    fn wake(&self, packet: &mut Buffer, headers: &Headers<A>) -> Judged {
+        let tables = self.tables;
+        for number in 0..hold::again(packet, headers, tables) {
+            let is_released = hold::wake(packet, headers, tables, number);
+            tables.held.released.set(tables.held.released.get() + usize::from(is_released));
+        }
+        Judged::Dropped
     }
 
     fn found(&mut self, headers: &Headers<A>) -> Result<Found, Counter> {
@@ -227,24 +252,23 @@ impl<A: FromIp + Icmp> Steps<'_, A> {
         })
     }
 
-    /// Notes what became of a first fragment.
-    fn note(&self, packet: &impl Packet, headers: &Headers<A>, judged: &Judged) {
+    /// Notes what becomes of a first fragment; do others wait for it?
+    fn note(&self, packet: &Buffer, headers: &Headers<A>, found: Result<Found, Counter>) -> bool {
         let Self { tables, origin, ref decision } = *self;
-        let is_sent = matches!(judged, Judged::By(Ok(Verdict::Route | Verdict::Send)));
-        if is_sent && decision.action.carries() {
-            return fragment::remember_carried(packet, tables, headers, decision);
-        }
-        let rest = match judged {
-            Judged::By(Ok(Verdict::Continue | Verdict::Pass)) => (FragmentAction::CONTINUE, 0),
-            Judged::By(Ok(_)) if decision.action == CtAction::REPLY_TO_HOST => {
-                (FragmentAction::DELIVER, decision.hop.device)
+        let old = [headers.flow.src, headers.flow.dst];
+        let (ends, rest) = match found {
+            Ok(Found::Decided) => {
+                ([decision.src, decision.dst], fragment::decided(tables, decision))
             }
-            Judged::By(Ok(_)) => {
-                (FragmentAction::REDIRECT, u32::from(decision.action.is_forward()))
+            Err(counter) if counter.kind() == CounterKind::Pass => {
+                (old, (FragmentAction::CONTINUE, 0))
             }
-            _ => (FragmentAction::DROP, 0),
+            Ok(Found::Answer(_)) | Err(_) => (old, (FragmentAction::DROP, 0)),
+            Ok(_) => (old, (FragmentAction::CONTINUE, 0)),
         };
-        fragment::remember(packet, tables, headers, origin.direction(), rest);
+        fragment::remember(packet, tables, (headers, origin), ends, rest)
+            && rest.0 != FragmentAction::DROP
+            && hold::is_waited_for(packet, headers, tables, origin)
     }
 
     /// Tells the sender of a packet that ends here, if it can be told.

@@ -57,6 +57,12 @@ impl Skb {
         self.0.device()
     }
 
+    /// Bytes from its Ethernet header on.
+    #[inline(always)]
+    pub(super) fn length(&self) -> u32 {
+        self.0.len()
+    }
+
     /// The EtherType, which the kernel keeps where there is no header to read it from; in host order.
     #[inline(always)]
     pub(super) fn protocol(&self) -> u16 {

@@ -19,6 +19,7 @@ pub mod carrier;
 pub mod first;
 pub mod fragment;
 mod hinted;
+pub mod hold;
 pub mod icmp;
 pub mod ipip;
 mod known;

@@ -137,7 +137,13 @@ impl KernelBench {
     /// When a table cannot be read or written.
     pub fn clear(&mut self) -> Result<()> {
         const AFFINITY: (usize, usize) = (size_of::<AffinityKey>(), size_of::<Affinity>());
+        const REST_V4: (usize, usize) =
+            (size_of::<FragmentKey<Ipv4>>(), size_of::<Fragment<Ipv4>>());
+        const REST_V6: (usize, usize) =
+            (size_of::<FragmentKey<Ipv6>>(), size_of::<Fragment<Ipv6>>());
         self.tables.clear()?;
+        self.empty::<{ REST_V4.0 }, { REST_V4.1 }>(maps::FRAGMENTS_V4)?;
+        self.empty::<{ REST_V6.0 }, { REST_V6.1 }>(maps::FRAGMENTS_V6)?;
         self.empty::<{ AFFINITY.0 }, { AFFINITY.1 }>(maps::AFFINITY_V4)?;
         self.empty::<{ AFFINITY.0 }, { AFFINITY.1 }>(maps::AFFINITY_V6)?;
         self.forget_flows().map(|_| ())

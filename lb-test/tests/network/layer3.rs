@@ -1,8 +1,9 @@
 //! Devices whose packets begin with the IP header: backends behind them, and clients.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 
 use anyhow::ensure;
+use lb_ebpf::cases::frame::{Frame, Transport, fragments};
 use lb_test::PATIENT;
 use lb_test::address::DualStack;
 use lb_test::manifests::{Service, cluster_ips, list};
@@ -12,6 +13,7 @@ use lb_test::{
 
 use crate::ask::{assert_answering, assert_refused, client_seen, echoing};
 use crate::tun::{Tunnel, lead};
+use crate::wire::{mac, send_by};
 use crate::{NODE_PORT, start, start_with};
 
 /// Two nodes that reach each other's pods by a tunnel, with a pod that serves and one that asks on each.
@@ -51,6 +53,30 @@ fn all_ask(topology: &Topology) {
     }
 }
 
+/// Fragments that overtake the first one of their datagram on their way to node1 wait for it.
+#[track_caller]
+fn asks_out_of_order(topology: &Topology) {
+    let asker = topology.pod("asker");
+    let macs = [mac(topology.node("node2"), &asker.device()), mac(asker, "eth0")];
+    for (family, id) in Family::BOTH.into_iter().zip([1, 2]) {
+        let src = asker.socket(family, 43000);
+        let socket = asker.enter(|| UdpSocket::bind(src).unwrap()).unwrap();
+        socket.set_read_timeout(Some(PATIENT)).unwrap();
+        let (dst, options, transport) =
+            (cluster_ips(1).socket(family, 80), Vec::new(), Transport::Udp);
+        // What the tunnel takes whole, so that the answer is not to be told of its MTU first.
+        let payload = vec![b'x'; 1100];
+        let frame = Frame { macs, src, dst, ttl: 64, options, transport, payload };
+        for piece in fragments(&frame, id, 400).iter().rev() {
+            send_by(asker, "eth0", piece);
+        }
+        let mut answer = [0; 1 << 12];
+        let (length, from) = socket.recv_from(&mut answer).unwrap();
+        assert_eq!(from, dst);
+        assert!(answer[..length].ends_with(&frame.payload));
+    }
+}
+
 #[test]
 fn backends_and_clients_behind_a_device_without_ethernet_headers() {
     lb_test::require_topology!();
@@ -72,11 +98,13 @@ fn backends_and_clients_behind_a_device_without_ethernet_headers() {
         lead(topology.node("node1"), &prefix(cluster_ips(1), family));
         asks(topology.node("node1"), cluster_ips(1).socket(family, 80));
     }
+    asks_out_of_order(&topology);
     running.agents.clear();
     let options = AgentOptions::manifests(topology.manifests()).socket_lb(SocketLb::Off);
     let options = options.argument("--tc-attach=clsact");
     let _agent = Agent::start_synced(topology.node("node1"), options).unwrap();
     all_ask(&topology);
+    asks_out_of_order(&topology);
 }
 
 /// Carriers are packets as others: the tunnel takes them, and what comes out of it is unpacked. Its source is a

@@ -14,6 +14,9 @@ mod mesh;
 mod stream;
 mod tun;
 mod uplinks;
+#[path = "../service/wire.rs"]
+#[allow(dead_code, reason = "this program sends frames, and hears none")]
+mod wire;
 
 use anyhow::ensure;
 use lb_test::PATIENT;

@@ -14,6 +14,7 @@ mod bulk;
 mod dsr;
 mod filter;
 mod flood;
+mod fragments;
 mod frames;
 mod generator;
 mod health;

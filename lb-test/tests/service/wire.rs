@@ -39,27 +39,44 @@ pub(crate) fn receive(tap: &OwnedFd, is_it: impl Fn(&Frame) -> bool) -> Option<F
 
 /// Sends a frame by a device, byte for byte.
 pub(crate) fn send_by(from: &Host, device: &str, frame: &[u8]) {
-    from.enter(|| {
-        let kind = (AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC);
-        let raw = socket(kind.0, kind.1, kind.2, None).unwrap();
-        // SAFETY: every field is an integer.
-        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        to.sll_family = u16::try_from(libc::AF_PACKET).unwrap();
-        to.sll_ifindex = if_nametoindex(device).unwrap().cast_signed();
+    Wire::open(from, device).send(frame);
+}
+
+/// A device that frames are sent by.
+pub(crate) struct Wire {
+    raw: OwnedFd,
+    to: libc::sockaddr_ll,
+}
+
+impl Wire {
+    pub(crate) fn open(from: &Host, device: &str) -> Self {
+        from.enter(|| {
+            let kind = (AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC);
+            let raw = socket(kind.0, kind.1, kind.2, None).unwrap();
+            // SAFETY: every field is an integer.
+            let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+            to.sll_family = u16::try_from(libc::AF_PACKET).unwrap();
+            to.sll_ifindex = if_nametoindex(device).unwrap().cast_signed();
+            Self { raw, to }
+        })
+        .unwrap()
+    }
+
+    /// Sends a frame, byte for byte.
+    pub(crate) fn send(&self, frame: &[u8]) {
         // SAFETY: frame and address are as long as said.
         let sent = unsafe {
             libc::sendto(
-                raw.as_raw_fd(),
+                self.raw.as_raw_fd(),
                 frame.as_ptr().cast(),
                 frame.len(),
                 0,
-                (&raw const to).cast(),
-                u32::try_from(size_of_val(&to)).unwrap(),
+                (&raw const self.to).cast(),
+                u32::try_from(size_of_val(&self.to)).unwrap(),
             )
         };
         assert_eq!(sent.cast_unsigned(), frame.len(), "{}", std::io::Error::last_os_error());
-    })
-    .unwrap();
+    }
 }
 
 /// The link-layer address of a device.

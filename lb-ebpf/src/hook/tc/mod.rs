@@ -2,6 +2,7 @@
 
 mod carrier;
 mod flow;
+mod hold;
 mod other;
 mod verdict;
 
@@ -13,12 +14,13 @@ use lb_common::abi::{Address as _, Counter, Ipv4, Ipv6};
 use lb_ebpf::{
     packet::Bytes as _,
     parse,
-    path::{Origin, SNAT_TRIES},
+    path::{Origin, SNAT_TRIES, hold::SLOTS},
 };
 
 use super::skb::Skb;
 use carrier::{accept, carry, ipip, unpack};
 use flow::{act, begin, claim, hinted, known, look, read};
+use hold::{again, hold, wake};
 use other::{icmp, later, narrow, note, ping, tell};
 use verdict::{end, last};
 
@@ -29,43 +31,49 @@ const SHOT: i32 = TC_ACT_SHOT as i32;
 const CARRIED: u32 = Origin::Carried as u32;
 /// Headers that a path may touch: Ethernet, IPv6, TCP.
 const HEADERS: u32 = 14 + 40 + 20;
+/// Slots that a fragment asks for while other CPUs are faster.
+const HOLD_TRIES: u32 = 4;
 
 /// What a step answers with if another one is to follow; a verdict of TC otherwise.
 mod step {
     /// Ask the frontends.
     pub(super) const BEGIN: i32 = -2;
-    /// Put it into its carrier, as was just decided.
-    pub(super) const CARRY: i32 = -3;
-    /// The same as a cached decision says.
-    pub(super) const CARRY_ON: i32 = -4;
     /// It may be a carrier of GUE.
-    pub(super) const CARRIER: i32 = -5;
+    pub(super) const CARRIER: i32 = -3;
+    /// Put it into its carrier, as was just decided.
+    pub(super) const CARRY: i32 = -4;
+    /// The same as a cached decision says.
+    pub(super) const CARRY_ON: i32 = -5;
     /// Find a free source port.
     pub(super) const CLAIM: i32 = -6;
     /// There is a decision made for this packet: act.
     pub(super) const DECIDED: i32 = -7;
     /// Ask the hints.
     pub(super) const HINTED: i32 = -8;
+    /// A later fragment that is to wait for the first one.
+    pub(super) const HOLD: i32 = -9;
     /// It may be a carrier of IPIP.
-    pub(super) const IPIP: i32 = -9;
+    pub(super) const IPIP: i32 = -10;
     /// Ask conntrack.
-    pub(super) const KNOWN: i32 = -10;
+    pub(super) const KNOWN: i32 = -11;
     /// The same, and note what becomes of this first fragment.
-    pub(super) const KNOWN_AND_NOTE: i32 = -11;
+    pub(super) const KNOWN_AND_NOTE: i32 = -12;
     /// A later fragment, which has no ports.
-    pub(super) const LATER: i32 = -12;
+    pub(super) const LATER: i32 = -13;
     /// It tells of a link that is too narrow for a carrier.
-    pub(super) const NARROW: i32 = -13;
+    pub(super) const NARROW: i32 = -14;
     /// No packet of a flow; perhaps of ICMP.
-    pub(super) const OTHER: i32 = -14;
+    pub(super) const OTHER: i32 = -15;
     /// No plain packet: read its headers one by one.
-    pub(super) const READ: i32 = -15;
+    pub(super) const READ: i32 = -16;
     /// It does not fit the next device.
-    pub(super) const TOO_BIG: i32 = -16;
+    pub(super) const TOO_BIG: i32 = -17;
     /// Its time to live has ended.
-    pub(super) const TTL_EXPIRED: i32 = -17;
+    pub(super) const TTL_EXPIRED: i32 = -18;
     /// It was in a carrier: as [`READ`].
-    pub(super) const UNPACKED: i32 = -18;
+    pub(super) const UNPACKED: i32 = -19;
+    /// Fragments wait for this first one: send all in again.
+    pub(super) const WAKE: i32 = -20;
     /// Refuse: less the number of a counter.
     pub(super) const REFUSE: i32 = -32;
 }
@@ -129,7 +137,7 @@ fn steps<A: Steps>(skb: &Skb, mut origin: u32) -> i32 {
         code = A::read(ctx, origin);
     }
     match code {
-        step::LATER => finish::<A>(ctx, A::later(ctx, origin)),
+        step::LATER => finish::<A>(ctx, later_or_hold::<A>(ctx, origin)),
         step::OTHER => of_icmp::<A>(ctx, origin),
         _ => of_flow::<A>(ctx, origin, code),
     }
@@ -157,20 +165,54 @@ fn of_flow<A: Steps>(ctx: *mut __sk_buff, origin: u32, mut code: i32) -> i32 {
     if code == step::CLAIM {
         code = end(Counter::SnatPortsExhausted);
     }
-    let is_refused = code <= step::REFUSE;
-    if code == step::DECIDED || is_refused {
+    if is_noted && wake_all::<A>(ctx, A::note(ctx, origin, code)) {
+        return SHOT;
+    }
+    if code == step::DECIDED || code <= step::REFUSE {
         code = A::act(ctx, origin, code);
     }
     if code == step::CARRY || code == step::CARRY_ON {
         code = A::carry(ctx, code);
     }
-    if is_noted {
-        A::note(ctx, origin, if is_refused { SHOT } else { code });
+    if is_noted && matches!(code, SHOT | step::TOO_BIG | step::TTL_EXPIRED) {
+        // It was noted as what was to become of it.
+        A::note(ctx, origin, code);
     }
     match code {
         step::TOO_BIG | step::TTL_EXPIRED => A::tell(ctx, origin, code),
         verdict => verdict,
     }
+}
+
+/// Sends a first fragment and those that wait for it in again; false if none waits.
+#[inline(always)]
+fn wake_all<A: Steps>(ctx: *mut __sk_buff, code: i32) -> bool {
+    if code != step::WAKE {
+        return false;
+    }
+    let given = A::again(ctx);
+    for number in 0..SLOTS {
+        if A::wake(ctx, number, given) != step::WAKE {
+            break;
+        }
+    }
+    given > 0
+}
+
+/// The steps for a later fragment.
+#[inline(always)]
+fn later_or_hold<A: Steps>(ctx: *mut __sk_buff, origin: u32) -> i32 {
+    let mut code = A::later(ctx, origin);
+    for number in 1..=HOLD_TRIES {
+        if code != step::HOLD {
+            break;
+        }
+        code = A::hold(ctx, u32::from(number == HOLD_TRIES));
+    }
+    if code == step::LATER {
+        code = A::later(ctx, origin);
+    }
+    if code == step::HOLD { end(Counter::FragmentOutOfOrder) } else { code }
 }
 
 #[inline(always)]
@@ -229,8 +271,14 @@ steps! {
     narrow() = lb_tc_narrow4, lb_tc_narrow6;
     /// Does with a later fragment what was done with the first one.
     later(origin: u32) = lb_tc_later4, lb_tc_later6;
-    /// Notes what became of a first fragment, which the program ends with `code` for.
+    /// Notes what becomes of a first fragment, as `code` says.
     note(origin: u32, code: i32) = lb_tc_note4, lb_tc_note6;
+    /// Has a later fragment wait.
+    hold(is_last_try: u32) = lb_tc_hold4, lb_tc_hold6;
+    /// Sends a first fragment in again.
+    again() = lb_tc_again4, lb_tc_again6;
+    /// Sends the fragment in the slot of this number in again, in place of the packet; so many were given away.
+    wake(number: u32, given: i32) = lb_tc_wake4, lb_tc_wake6;
     /// Answers a ping to an address of Services, and knows errors about carriers.
     ping(origin: u32) = lb_tc_ping4, lb_tc_ping6;
     /// Takes a packet out of its carrier of IPIP, if it is one.

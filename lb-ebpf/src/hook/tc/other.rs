@@ -1,12 +1,14 @@
 //! The steps for fragments, and for packets that are not of a flow.
 
 use aya_ebpf::programs::TcContext;
-use lb_common::abi::{Address, Counter, CtAction, FragmentAction, NextHop};
+use lb_common::abi::{Address, Counter, FragmentAction, NextHop};
 use lb_ebpf::{
     packet::Bytes as _,
     parse::Headers,
     path::{
-        Direction, Origin, Verdict, answer, fragment,
+        Direction, Origin, Verdict, answer,
+        fragment::{self, Later},
+        hold,
         icmp::{self, Icmp},
         narrow,
     },
@@ -14,7 +16,9 @@ use lb_ebpf::{
 };
 
 use super::{
-    NEXT, SHOT, step,
+    NEXT, SHOT,
+    hold::Holding,
+    step,
     verdict::{end, last, perform, send_back},
 };
 use crate::{
@@ -31,7 +35,6 @@ use crate::{
 pub(super) const QUOTED_HEADERS: u32 = 14 + 40 + 40 + 16 + 40 + 8 + 4;
 /// Headers of an error that quotes a carrier of IPv6, as far as what is carried is read.
 const CARRIED_HEADERS: u32 = 14 + 40 + 8 + 56 + 40 + 20;
-const TC_ACT_REDIRECT: i32 = 7;
 
 #[inline(always)]
 pub(super) fn icmp<A: Icmp + Maps + Routing>(mut skb: Skb, from: u32) -> i32 {
@@ -46,37 +49,38 @@ pub(super) fn icmp<A: Icmp + Maps + Routing>(mut skb: Skb, from: u32) -> i32 {
     perform(&mut skb, verdict, (&decision.hop, route::redirect::<A>, origin.direction()))
 }
 
+/// Answers with [`step::HOLD`] if the fragment is to wait.
 #[inline(always)]
 pub(super) fn later<A: Address + FragmentMaps + Routing>(mut skb: Skb, from: u32) -> i32 {
     let origin = Origin::of(from);
     let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
     let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
     let verdict = match fragment::later(&mut skb, headers, &tables, (origin, decision)) {
-        Ok(verdict) => Ok(verdict),
-        Err(Some(counter)) => Err(counter),
-        Err(None) => return SHOT,
+        Ok(Later::By(verdict)) => Ok(verdict),
+        Ok(Later::Ended) => return SHOT,
+        Ok(Later::Hold) => return step::HOLD,
+        Err(counter) => Err(counter),
     };
     perform(&mut skb, verdict, (&decision.hop, route::redirect::<A>, origin.direction()))
 }
 
+/// Answers with [`step::WAKE`] if fragments wait for this one.
 #[inline(always)]
-pub(super) fn note<A: Address + FragmentMaps + Routing>(skb: Skb, from: u32, code: i32) -> i32 {
+pub(super) fn note<A: Holding>(skb: Skb, from: u32, code: i32) -> i32 {
+    let origin = Origin::of(from);
     let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
     let Some(tables) = BpfTables::<A, _>::new(skb.context()) else { return NEXT };
-    let rest = match code {
-        TC_ACT_REDIRECT if decision.action.carries() => {
-            fragment::remember_carried(&skb, &tables, headers, decision);
-            return NEXT;
-        }
-        NEXT => (FragmentAction::CONTINUE, 0),
-        TC_ACT_REDIRECT if decision.action == CtAction::REPLY_TO_HOST => {
-            (FragmentAction::DELIVER, decision.hop.device)
-        }
-        TC_ACT_REDIRECT => (FragmentAction::REDIRECT, u32::from(decision.action.is_forward())),
-        _ => (FragmentAction::DROP, 0),
+    let old = [headers.flow.src, headers.flow.dst];
+    let (ends, rest) = match code {
+        step::DECIDED => ([decision.src, decision.dst], fragment::decided(&tables, decision)),
+        NEXT => (old, (FragmentAction::CONTINUE, 0)),
+        _ => (old, (FragmentAction::DROP, 0)),
     };
-    fragment::remember(&skb, &tables, headers, Origin::of(from).direction(), rest);
-    NEXT
+    // Those that wait for one that ends here end with it.
+    let is_waited_for = fragment::remember(&skb, &tables, (headers, origin), ends, rest)
+        && rest.0 != FragmentAction::DROP
+        && hold::is_waited_for(&skb, headers, &tables, origin);
+    if is_waited_for { step::WAKE } else { NEXT }
 }
 
 #[inline(always)]
