@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lb_ebpf::cases::frame::{Frame, Transport, fragments};
 use lb_test::manifests::{Service, cluster_ips};
-use lb_test::{Family, Host, PATIENT, SocketLb};
+use lb_test::{Family, Host, PATIENT, SocketLb, eventually};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -130,9 +130,11 @@ fn payload(size: usize) -> Vec<u8> {
     (0..size).map(|at| b'a' + u8::try_from(at % 26).unwrap()).collect()
 }
 
-/// A socket of the client's.
+/// A socket of the client's, on the port that the last one may still have in a process that is just being
+/// started.
 fn listen(client: &Host, family: Family) -> UdpSocket {
-    let socket = client.enter(|| UdpSocket::bind(client.socket(family, PORT)).unwrap()).unwrap();
+    let bind = || Ok(UdpSocket::bind(client.socket(family, PORT))?);
+    let socket = client.enter(|| eventually(PATIENT, "free port", bind)).unwrap();
     socket.set_read_timeout(Some(PATIENT)).unwrap();
     socket
 }

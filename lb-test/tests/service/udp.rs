@@ -23,7 +23,11 @@ fn dns(path: SocketLb) {
     let service = Service::new("dns", 10).select(WEB).udp(53, 53).node_port(30053);
     let service = service.tcp(53, 53).node_port(30053);
     let large = Service::new("large", 11).select("web-3").udp(53, 5300);
-    let cluster = Cluster::without_agents(path, &[service.object(), large.object()]);
+    // A client outside may be given none but endpoints of node1 by the others.
+    let far = Service::new("far", 12).select("web-2").udp(53, 53).node_port(30054);
+    let far = far.tcp(53, 53).node_port(30054);
+    let services = [service.object(), large.object(), far.object()];
+    let cluster = Cluster::without_agents(path, &services);
     let cluster = cluster.with_agents(&["node1", "node2"], &[]);
     let start = |name: &str| dnsmasq(cluster.pod(name), "web.test", DualStack::of_pod(1, 21));
     let _servers = ["web-1", "web-2", "web-3"].map(|name| start(name).unwrap());
@@ -36,7 +40,9 @@ fn dns(path: SocketLb) {
             assert_eq!(large_question(from, to).unwrap(), text);
         }
         assert_resolves(cluster.pod("shell"), cluster.node("node2").socket(family, 30053));
-        assert_resolves(cluster.outside(), cluster.node("node1").socket(family, 30053));
+        for port in [30053, 30054] {
+            assert_resolves(cluster.outside(), cluster.node("node1").socket(family, port));
+        }
     }
 }
 
