@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::{ProgramFd, xdp::XdpLinkId};
-use lb_test::{Agent, AgentOptions, Family, Topology};
+use lb_test::{Agent, AgentOptions, Family, Room, Topology};
 
 use crate::cases::family_name;
 use crate::cluster::{self, LOCAL, REMOTE};
@@ -39,7 +39,9 @@ struct Way<'a> {
 /// Adds the time of translated packets over that of routed ones.
 pub(crate) fn measure(topology: &Topology, report: &mut Report) -> Result<()> {
     cluster::write(topology, SERVICES)?;
-    let options = AgentOptions::manifests(topology.manifests()).argument("--xdp=native");
+    // As many Services as the parts before have left there.
+    let options = AgentOptions::manifests(topology.manifests()).room(Room::Usual);
+    let options = options.argument("--xdp=native");
     let mut agent = Agent::start(topology.node(NODES[0]), options)?;
     agent.wait_synced(PATIENCE)?;
     let mut harness = Harness::load()?;
