@@ -8,6 +8,8 @@ use lb_common::{
 
 /// Bytes of an Ethernet header.
 pub const ETHERNET_HEADER: usize = 14;
+/// Offset of the EtherType.
+pub const ETHERTYPE_OFFSET: usize = 12;
 
 /// What headers are read from.
 pub trait Bytes {

@@ -7,22 +7,23 @@ use lb_common::{
 
 use crate::{
     extension::Chain,
-    packet::{Bytes, ETHERNET_HEADER},
+    packet::{Bytes, ETHERNET_HEADER, ETHERTYPE_OFFSET},
 };
 
 /// Where the IP header begins.
 pub const L3: usize = ETHERNET_HEADER;
-const ETHERTYPE_OFFSET: usize = 12;
 const TCP_FLAGS_OFFSET: usize = 13;
 /// The type of the first chunk, behind the common header (RFC 9260, 3).
 const SCTP_CHUNK_OFFSET: usize = 12;
 const IPV4_ID: usize = L3 + 4;
 const IPV4_FRAGMENT: usize = L3 + 6;
 /// The offset in fragments of eight bytes (RFC 791, 3.1).
-const FRAGMENT_OFFSET: u16 = 0x1fff;
-const MORE_FRAGMENTS: u16 = 0x2000;
+pub(crate) const FRAGMENT_OFFSET: u16 = 0x1fff;
+pub(crate) const MORE_FRAGMENTS: u16 = 0x2000;
+/// What is set in fragments, the first one and later ones.
+pub const ANY_FRAGMENT: u16 = FRAGMENT_OFFSET | MORE_FRAGMENTS;
 /// Version and length of an IPv4 header without options.
-const WITHOUT_OPTIONS: u8 = 0x45;
+pub(crate) const WITHOUT_OPTIONS: u8 = 0x45;
 
 /// What the paths need to know of a packet.
 #[derive(Clone, Copy, Debug)]
@@ -124,7 +125,7 @@ impl Header for Ipv4 {
     #[inline(always)]
     fn plain<P: Bytes, N: Next<Self, P>>(packet: &mut P, next: N) -> Option<N::Output> {
         let plain = packet.read::<PlainIpv4>(L3)?;
-        let is_whole = u16::from_be(plain.fragment) & (FRAGMENT_OFFSET | MORE_FRAGMENTS) == 0;
+        let is_whole = u16::from_be(plain.fragment) & ANY_FRAGMENT == 0;
         if plain.version_and_length != WITHOUT_OPTIONS || !is_whole {
             return None;
         }
@@ -145,7 +146,7 @@ impl Header for Ipv4 {
         }
         let is_later = fragment & FRAGMENT_OFFSET != 0;
         let l4 = if is_later { 0 } else { L3 + Self::HEADER + usize::from(options) * 4 };
-        let is_whole = fragment & (FRAGMENT_OFFSET | MORE_FRAGMENTS) == 0;
+        let is_whole = fragment & ANY_FRAGMENT == 0;
         let id = if is_whole { 0 } else { IPV4_ID };
         transport(packet, [l4, id], (L4Proto(protocol), ttl), next)
     }

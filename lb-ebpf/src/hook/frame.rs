@@ -10,7 +10,7 @@ use lb_common::{
     carrier::{Kind, WORDS},
 };
 use lb_ebpf::{
-    packet::{Bytes, ETHERNET_HEADER, L4Checksum, Packet},
+    packet::{Bytes, ETHERNET_HEADER, ETHERTYPE_OFFSET, L4Checksum, Packet},
     parse::{Headers, L3},
 };
 
@@ -61,9 +61,6 @@ impl Frame {
         Ok(())
     }
 }
-
-/// Offset of the EtherType.
-const ETHERTYPE: usize = 12;
 
 /// Length of the IP packet, in bytes, as its header says.
 #[inline(always)]
@@ -176,7 +173,7 @@ impl Packet for Frame {
         if unsafe { bpf_xdp_adjust_head(self.0.ctx, -(kind.overhead::<A>() as i32)) } != 0 {
             return Err(Counter::RewriteFailed);
         }
-        self.write(ETHERTYPE, &A::ETHERTYPE.to_be())?;
+        self.write(ETHERTYPE_OFFSET, &A::ETHERTYPE.to_be())?;
         match (A::HEADER, kind) {
             (Ipv4::HEADER, Kind::Gue) => {
                 self.write_first::<{ Kind::Gue.overhead::<Ipv4>() / 4 }>(headers)

@@ -13,7 +13,10 @@ use lb_common::{
     abi::{Address, BePort, CtKey, Ipv4, Ipv6, L4Proto},
     carrier::within,
 };
-use lb_ebpf::packet::{Bytes as _, ETHERNET_HEADER, Packet as _};
+use lb_ebpf::{
+    packet::{Bytes as _, ETHERNET_HEADER, ETHERTYPE_OFFSET, Packet as _},
+    parse::ANY_FRAGMENT,
+};
 
 use super::{skb::Skb, tc};
 use crate::{
@@ -23,12 +26,9 @@ use crate::{
 
 /// Headers that are read before there is another one: IPv4 with all options, ports.
 const HEADERS: u32 = 60 + 4;
-const ETHERTYPE_OFFSET: usize = 12;
 /// The hook that a packet is at: carriers are taken where they come in.
 const INCOMING: u32 = 0;
 const LEAVING: u32 = 1;
-/// More fragments, or a fragment offset (RFC 791, 3.1).
-const IPV4_FRAGMENT: u16 = 0x3fff;
 
 /// The program at ingress.
 #[inline(always)]
@@ -89,7 +89,7 @@ fn may_be_ours_v4(skb: &Skb, hook: u32) -> Option<bool> {
     let l4 = usize::from(skb.read::<u8>(0)? & 0x0f) * 4;
     let fragment = u16::from_be(skb.read(6)?);
     let protocol = L4Proto(skb.read(9)?);
-    if fragment & IPV4_FRAGMENT != 0 {
+    if fragment & ANY_FRAGMENT != 0 {
         return Some(true);
     }
     match protocol {

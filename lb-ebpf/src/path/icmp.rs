@@ -18,7 +18,7 @@ use lb_common::{
 use super::{Direction, Origin, PathResult, Verdict, act::delivery, carrier};
 use crate::{
     packet::{Bytes, Packet},
-    parse::{Header, L3},
+    parse::{FRAGMENT_OFFSET, Header, L3, MORE_FRAGMENTS},
     rewrite,
     tables::{CtRef, Tables},
 };
@@ -26,9 +26,6 @@ use crate::{
 const CHECKSUM: usize = 2;
 /// Bytes of an ICMP header, before what an error quotes.
 const HEADER: usize = 8;
-/// The offset in fragments of eight bytes (RFC 791, 3.1).
-const FRAGMENT_OFFSET: u16 = 0x1fff;
-const MORE_FRAGMENTS: u16 = 0x2000;
 /// Destination unreachable (which "fragmentation needed" is one of), time exceeded, parameter
 /// problem (RFC 792).
 const IPV4_ERRORS: [u8; 3] = [3, 11, 12];

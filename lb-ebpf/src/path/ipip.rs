@@ -17,14 +17,9 @@ use super::{
 };
 use crate::{
     packet::{Bytes, Packet},
-    parse::{Headers, L3, Next, NoFlow},
+    parse::{ANY_FRAGMENT, Headers, L3, Next, NoFlow, WITHOUT_OPTIONS},
     tables::Tables,
 };
-
-/// Version and length of an IPv4 header without options.
-const WITHOUT_OPTIONS: u8 = 0x45;
-/// More fragments, or a fragment offset (RFC 791, 3.1).
-const FRAGMENT: u16 = 0x3fff;
 
 /// May a packet be such a carrier? It has no options, and is whole.
 #[inline(always)]
@@ -38,7 +33,7 @@ fn is_ipip<A: Address>(packet: &impl Bytes) -> Option<bool> {
         return packet.read::<u8>(L3 + 6).map(|protocol| protocol == within::<A>());
     }
     let is_plain = packet.read::<u8>(L3)? == WITHOUT_OPTIONS;
-    let is_whole = u16::from_be(packet.read(L3 + 6)?) & FRAGMENT == 0;
+    let is_whole = u16::from_be(packet.read(L3 + 6)?) & ANY_FRAGMENT == 0;
     let is_ours = packet.read::<u8>(L3 + 9)? == within::<A>();
     Some(is_ours && is_plain && is_whole)
 }

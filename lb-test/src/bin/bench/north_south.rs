@@ -17,7 +17,7 @@ use crate::{packets::stay_on_one_cpu, routed};
 
 /// Times that each way is measured.
 const ROUNDS: usize = 15;
-/// Services of the cluster.
+/// Services that there are at least.
 const SERVICES: u32 = 10;
 /// The node with the agent, and the one that only routes.
 const NODES: [&str; 2] = ["node1", "node2"];
