@@ -15,6 +15,8 @@ pub(crate) struct Tally {
     pub(crate) failed: Vec<String>,
     /// Tests that did not run, with the reason.
     pub(crate) skipped: BTreeMap<String, String>,
+    /// Names of tests that failed among others and passed by themselves: counted as passed.
+    pub(crate) unsteady: Vec<String>,
 }
 
 impl Tally {
@@ -26,6 +28,25 @@ impl Tally {
             .with_context(|| format!("read the skips in {}", file.display()))?;
         self.move_to_skipped(&text);
         Ok(())
+    }
+
+    /// Adds what became of other tests.
+    pub(crate) fn add(&mut self, other: Tally) {
+        self.passed += other.passed;
+        self.failed.extend(other.failed);
+        self.skipped.extend(other.skipped);
+        self.unsteady.extend(other.unsteady);
+    }
+
+    /// Counts what became of failed tests that ran once more, by themselves. If some did not run
+    /// to their end, nothing is known of any.
+    pub(crate) fn add_second_try(&mut self, second: Tally) {
+        if second.passed + second.failed.len() != self.failed.len() {
+            return;
+        }
+        let failed = std::mem::replace(&mut self.failed, second.failed);
+        self.unsteady.extend(failed.into_iter().filter(|name| !self.failed.contains(name)));
+        self.passed += second.passed;
     }
 
     fn move_to_skipped(&mut self, text: &str) {
@@ -42,10 +63,13 @@ impl Tally {
 }
 
 impl fmt::Display for Tally {
-    /// Writes each skip and failure, then the summary as the last line.
+    /// Writes each skip, unsteady test and failure, then the summary as the last line.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, reason) in &self.skipped {
             writeln!(f, "skipped: {name}: {reason}")?;
+        }
+        for name in &self.unsteady {
+            writeln!(f, "unsteady: {name}: failed among others, passed by itself")?;
         }
         for name in &self.failed {
             writeln!(f, "failed: {name}")?;
@@ -76,5 +100,27 @@ mod tests {
         let mut tally = Tally { passed: 1, failed: vec!["a".into()], ..Tally::default() };
         tally.move_to_skipped("SKIP a: half of it\n");
         assert_eq!(tally.to_string(), "failed: a\n1 passed, 1 failed, 0 skipped");
+    }
+
+    #[test]
+    fn what_passes_by_itself_is_named_and_what_fails_again_is_a_failure() {
+        let failed = vec!["a".into(), "b".into()];
+        let mut tally = Tally { passed: 1, failed, ..Tally::default() };
+        let second = Tally { passed: 1, failed: vec!["b".into()], ..Tally::default() };
+        tally.add_second_try(second);
+        assert_eq!(
+            tally.to_string(),
+            "unsteady: a: failed among others, passed by itself\nfailed: b\n\
+             2 passed, 1 failed, 0 skipped"
+        );
+    }
+
+    #[test]
+    fn a_second_try_that_ran_too_little_changes_nothing() {
+        let mut tally =
+            Tally { failed: vec!["a test program that ended".into()], ..Tally::default() };
+        tally.add_second_try(Tally::default());
+        assert_eq!(tally.failed, ["a test program that ended"]);
+        assert!(tally.unsteady.is_empty());
     }
 }
