@@ -138,7 +138,10 @@ pub fn look<A: Address>(
     origin: Origin,
     decision: &mut CachedFlow<A>,
 ) -> Look {
-    if !may_be_ours(headers, tables) {
+    // What another device let in, and did not translate there, can only be an answer of a backend.
+    let is_forwarded = origin == Origin::Forwarded;
+    let may_be_asked = !is_forwarded && tables.may_be_to_frontend(&headers.flow);
+    if !may_be_asked && !tables.may_be_from_backend(&headers.flow) {
         return Look::Leave;
     }
     if !headers.flags.is_plain() || !tables.recall(&headers.flow, decision) {

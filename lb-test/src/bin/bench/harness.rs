@@ -5,8 +5,8 @@ use aya::{
     Ebpf,
     maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray},
     programs::{
-        ProgramFd, SchedClassifier, TestRun, TestRunAttrs, TestRunOptions, TestRunResult, Xdp,
-        XdpMode, xdp::XdpLinkId,
+        ProgramFd, SchedClassifier, TcAttachType, TestRun, TestRunAttrs, TestRunOptions,
+        TestRunResult, Xdp, XdpMode, tc::SchedClassifierLinkId, xdp::XdpLinkId,
     },
 };
 
@@ -203,7 +203,22 @@ impl Harness {
         program.attach(device, XdpMode::Driver).with_context(|| format!("attach to {device}"))
     }
 
+    /// Attaches the program that does nothing to both directions of a device, likewise.
+    pub(crate) fn attach_noops(&mut self, device: &str) -> Result<[SchedClassifierLinkId; 2]> {
+        let program: &mut SchedClassifier = program_mut(&mut self.ebpf, "tc_noop")?.try_into()?;
+        let mut at = |direction| {
+            program.attach(device, direction).with_context(|| format!("attach to {device}"))
+        };
+        Ok([at(TcAttachType::Ingress)?, at(TcAttachType::Egress)?])
+    }
+
     /// Ends that.
+    pub(crate) fn detach_noops(&mut self, links: [SchedClassifierLinkId; 2]) -> Result<()> {
+        let program: &mut SchedClassifier = program_mut(&mut self.ebpf, "tc_noop")?.try_into()?;
+        Ok(links.into_iter().try_for_each(|link| program.detach(link))?)
+    }
+
+    /// Ends what [`attach`](Self::attach) began.
     pub(crate) fn detach(&mut self, name: &str, link: XdpLinkId) -> Result<()> {
         let program: &mut Xdp = program_mut(&mut self.ebpf, name)?.try_into()?;
         Ok(program.detach(link)?)

@@ -33,22 +33,31 @@ const PATHS: [(&str, &str); 2] = [("node1", "shell1"), ("node2", "shell2")];
 pub(crate) fn measure(topology: &Topology, report: &mut Report) -> Result<()> {
     let mut harness = Harness::load()?;
     let links = take_in(topology, &mut harness)?;
-    for (family, ratio) in ratios(topology, &mut harness)? {
-        let name = format!(
-            "routed, not ours {}, a node without an agent over another",
-            family_name(family)
-        );
-        report.add(&name, None, (ratio, Unit::Times), None);
+    let mut add = |harness: &mut Harness, what: &str, goal: Option<f64>| -> Result<()> {
+        for (family, ratio) in ratios(topology, harness)? {
+            let name = format!("routed, not ours {}, {what}", family_name(family));
+            match goal {
+                Some(goal) => report.add_sharp(&name, (ratio, Unit::Times), goal),
+                None => report.add(&name, None, (ratio, Unit::Times), None),
+            }
+        }
+        Ok(())
+    };
+    add(&mut harness, "a node without an agent over another", None)?;
+    let node = topology.node("node1");
+    let mut noops = Vec::new();
+    for device in ["eth0".to_owned(), topology.pod("shell1").device()] {
+        noops.push(node.enter(|| harness.attach_noops(&device))??);
+    }
+    add(&mut harness, "programs that do nothing over none", None)?;
+    for links in noops {
+        harness.detach_noops(links)?;
     }
     let options =
         AgentOptions::manifests(topology.manifests()).room(Room::Usual).argument("--xdp=off");
-    let mut agent = Agent::start(topology.node("node1"), options)?;
+    let mut agent = Agent::start(node, options)?;
     agent.wait_synced(PATIENCE)?;
-    for (family, ratio) in ratios(topology, &mut harness)? {
-        let name =
-            format!("routed, not ours {}, over a node without an agent", family_name(family));
-        report.add_sharp(&name, (ratio, Unit::Times), GOAL);
-    }
+    add(&mut harness, "over a node without an agent", Some(GOAL))?;
     agent.term()?;
     agent.command(&["cleanup"])?;
     links.into_iter().try_for_each(|link| harness.detach("xdp_drop", link))
