@@ -69,6 +69,9 @@ pub trait Packet: Bytes {
     /// [`Counter::RewriteFailed`] if the kernel refuses.
     fn remove_before(&mut self, length: usize) -> Result<(), Counter>;
 
+    /// Marks a packet as one that met congestion (RFC 3168, section 5); false if its ends know no such mark.
+    fn mark_congested(&mut self) -> bool;
+
     /// Makes the packet `length` bytes long, from the Ethernet header on.
     ///
     /// # Errors

@@ -54,6 +54,9 @@ macro_rules! counters {
 counters! {
     /// A ping to an address that Services have.
     Ping = Answer "ping",
+    /// A carrier was marked as one that met congestion, around a packet whose ends know no such mark: to them, a
+    /// packet that is lost says so (RFC 6040, section 4.2).
+    CarrierCongested = Drop "carrier_congested",
     /// A packet that another node carried here is for no Service that its backend on this node is of.
     CarrierRefused = Drop "carrier_refused",
     /// A slot named a backend that is not there.

@@ -22,7 +22,7 @@ const ETHERNET: usize = 14;
 const FIRST_PORT: u16 = 0xc000;
 
 /// All of them, for each kind of carriers.
-pub const ALL: [fn(&mut Net<'_>); 12] = [
+pub const ALL: [fn(&mut Net<'_>); 13] = [
     a_carried_packet_is_answered_from_its_service,
     a_carrier_is_believed_of_its_service_s_local_backends_alone,
     a_client_is_carried_to_a_remote_backend,
@@ -30,6 +30,7 @@ pub const ALL: [fn(&mut Net<'_>); 12] = [
     a_connection_stays_where_it_was_carried_to,
     a_node_port_of_another_node_is_known_by_its_guard,
     clients_that_are_not_carried,
+    congestion_that_a_carrier_met_is_told,
     errors_about_answers_go_to_who_answered,
     fragments_are_carried_and_unpacked,
     other_datagrams_to_the_port_are_left_alone,
@@ -60,7 +61,7 @@ fn carrier_of(net: &Net<'_>, packet: &[u8], ends: [SocketAddr; 2]) -> Frame {
 pub(super) fn by_ipip(net: &Net<'_>, packet: &[u8], [src, dst]: [SocketAddr; 2]) -> Frame {
     let [src, dst] = [src, dst].map(|end| SocketAddr::new(end.ip(), 0));
     let (transport, payload) = (Transport::Ip, packet[ETHERNET..].to_vec());
-    Frame { ttl: 64, transport, payload, ..net.first(src, dst) }
+    Frame { class: Frame::class_of(packet), ttl: 64, transport, payload, ..net.first(src, dst) }
 }
 
 /// A packet as bytes, carried by GUE.
@@ -70,6 +71,7 @@ pub(super) fn by_gue(net: &Net<'_>, packet: &[u8], [src, dst]: [SocketAddr; 2]) 
         macs: net.first(src, dst).macs,
         src,
         dst: SocketAddr::new(dst.ip(), carrier::PORT),
+        class: Frame::class_of(packet),
         ttl: 64,
         options: Vec::new(),
         transport: Transport::UdpWithoutChecksum,
@@ -98,6 +100,28 @@ fn expect_carried(net: &mut Net<'_>, packet: &Frame) {
 fn expect_unpacked(net: &mut Net<'_>, packet: &Frame, backend: SocketAddr) {
     let became = net.pass(IN, &carried(net, packet, backend), Fate::Next);
     assert_eq!(became, Frame { dst: backend, ..packet.clone() });
+}
+
+/// Routers see nothing but the carrier (RFC 6040, section 4.2).
+pub fn congestion_that_a_carrier_met_is_told(net: &mut Net<'_>) {
+    const MARK: u8 = 3;
+    let id = net.backend(Host::PodA);
+    let (client, vip, pod) = (net.client(), net.vip(1), net.target(Host::PodA));
+    net.frontend_with(vip, FrontendFlags::DSR, [&[id], &[id]]);
+    for packet in [net.first(client, vip), net.later(client, vip), net.later(client, vip)] {
+        let class = packet.class;
+        for (inner, outer) in [(class, class), (class ^ MARK, class | MARK), (class, class | MARK)]
+        {
+            let packet = Frame { class: inner, ..packet.clone() };
+            let carrier = Frame { class: outer, ..carried(net, &packet, pod) };
+            let became = net.pass(IN, &carrier, Fate::Next);
+            let class = inner | outer & MARK;
+            assert_eq!(became, Frame { class, dst: pod, ..packet });
+        }
+        let packet = Frame { class: class & !MARK, ..packet };
+        let carrier = Frame { class: class | MARK, ..carried(net, &packet, pod) };
+        net.expect_drop(IN, &carrier, Counter::CarrierCongested);
+    }
 }
 
 /// Passes what was carried here and expects it not to go anywhere: by IPIP, it may be somebody else's.

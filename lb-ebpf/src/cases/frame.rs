@@ -40,6 +40,8 @@ pub struct Frame {
     pub src: SocketAddr,
     /// Where it goes to; of the same family.
     pub dst: SocketAddr,
+    /// Type of service or traffic class.
+    pub class: u8,
     /// Time to live or hop limit.
     pub ttl: u8,
     /// IPv4 options, a multiple of four bytes.
@@ -156,6 +158,12 @@ impl Frame {
         Ok(frame)
     }
 
+    /// Type of service or traffic class of a frame as bytes.
+    pub fn class_of(bytes: &[u8]) -> u8 {
+        let [first, second] = [bytes[ETHERNET], bytes[ETHERNET + 1]];
+        if first >> 4 == 4 { second } else { first << 4 | second >> 4 }
+    }
+
     /// Length of the IP header, in bytes.
     pub fn ip_header_length(&self) -> usize {
         if self.src.is_ipv4() { 20 + self.options.len() } else { 40 }
@@ -185,14 +193,15 @@ impl Frame {
         let protocol = self.transport.protocol(self.src.is_ipv4()).0;
         let ends = [octets(self.src), octets(self.dst)].concat();
         if !self.src.is_ipv4() {
-            let start = vec![0x86, 0xdd, 0x60, 0, 0, 0];
+            let [first, second] = [0x60 | self.class >> 4, self.class << 4];
+            let start = vec![0x86, 0xdd, first, second, 0, 0];
             return [start, be(l4_length).to_vec(), vec![protocol, self.ttl], ends].concat();
         }
         let length = self.ip_header_length();
         let first = 0x40 | u8::try_from(length / 4).unwrap_or_default();
         let total = be(length + l4_length);
-        let start = vec![first, 0, total[0], total[1], 0, 0, 0, 0, self.ttl, protocol, 0, 0];
-        let mut header = [start, ends, self.options.clone()].concat();
+        let start = [first, self.class, total[0], total[1], 0, 0, 0, 0, self.ttl, protocol, 0, 0];
+        let mut header = [start.to_vec(), ends, self.options.clone()].concat();
         let sum = checksum(&[&header]).to_be_bytes();
         header[10..12].copy_from_slice(&sum);
         [vec![0x08, 0x00], header].concat()
@@ -240,7 +249,7 @@ pub fn fragments(frame: &Frame, id: u16, size: usize) -> Vec<Vec<u8>> {
 }
 
 fn decode_v4(packet: &[u8]) -> Result<Frame, Malformed> {
-    let [first] = array(packet, 0)?;
+    let [first, class] = array(packet, 0)?;
     if first >> 4 != 4 || first & 0xf < 5 {
         return malformed(format!("first byte {first:#04x} of an IPv4 header"));
     }
@@ -253,7 +262,8 @@ fn decode_v4(packet: &[u8]) -> Result<Frame, Malformed> {
     }
     let ends = [array::<4>(header, 12)?.into(), array::<4>(header, 16)?.into()];
     let [ttl, protocol] = array(header, 8)?;
-    decode_transport(l4, ends, (ttl, L4Proto(protocol), &header[20..]))
+    let frame = decode_transport(l4, ends, (ttl, L4Proto(protocol), &header[20..]))?;
+    Ok(Frame { class, ..frame })
 }
 
 fn decode_v6(packet: &[u8]) -> Result<Frame, Malformed> {
@@ -262,7 +272,8 @@ fn decode_v6(packet: &[u8]) -> Result<Frame, Malformed> {
         return malformed(format!("IPv6 header {header:02x?} before {} bytes", l4.len()));
     }
     let ends = [array::<16>(header, 8)?.into(), array::<16>(header, 24)?.into()];
-    decode_transport(l4, ends, (header[7], L4Proto(header[6]), &[]))
+    let frame = decode_transport(l4, ends, (header[7], L4Proto(header[6]), &[]))?;
+    Ok(Frame { class: header[0] << 4 | header[1] >> 4, ..frame })
 }
 
 fn decode_transport(
@@ -292,6 +303,7 @@ fn decode_transport(
         macs: [[0; 6]; 2],
         src: SocketAddr::new(ends[0], ports[0]),
         dst: SocketAddr::new(ends[1], ports[1]),
+        class: 0,
         ttl,
         options: options.to_vec(),
         transport,
@@ -388,6 +400,7 @@ mod tests {
                 macs: [[2; 6], [4; 6]],
                 src: src.parse().unwrap(),
                 dst: dst.parse().unwrap(),
+                class: 0x2e,
                 ttl: 64,
                 options: Vec::new(),
                 transport: *transport,

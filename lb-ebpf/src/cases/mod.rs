@@ -65,6 +65,7 @@ macro_rules! each_case {
             dsr::a_connection_stays_where_it_was_carried_to,
             dsr::a_node_port_of_another_node_is_known_by_its_guard,
             dsr::clients_that_are_not_carried,
+            dsr::congestion_that_a_carrier_met_is_told,
             dsr::other_datagrams_to_the_port_are_left_alone,
             dsr::errors_about_answers_go_to_who_answered,
             dsr::fragments_are_carried_and_unpacked,

@@ -46,6 +46,7 @@ pub fn a_client_is_told_of_a_narrow_link_between_nodes(net: &mut Net<'_>) {
         macs: told.macs,
         src: net.at(Host::Node, 0),
         dst: SocketAddr::new(client.ip(), 0),
+        class: 0,
         ttl: 64,
         options: Vec::new(),
         transport: Transport::Icmp {

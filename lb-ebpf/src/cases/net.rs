@@ -21,6 +21,8 @@ pub(super) const RST: u8 = 0x04;
 pub(super) const RST_ACK: u8 = 0x14;
 /// Type of the first chunk of an association (RFC 9260, 3.2).
 pub(super) const INIT: u8 = 1;
+/// Type of service or traffic class: assured forwarding, of ends that know congestion marks.
+pub(super) const CLASS: u8 = 0x28 | 2;
 /// Verification tag.
 pub(super) const TAG: u32 = 0x0bad_cafe;
 const SEQUENCE: u32 = 0xffff_fff0;
@@ -165,6 +167,7 @@ impl<'a> Net<'a> {
             macs: [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]],
             src,
             dst,
+            class: CLASS,
             ttl: 61,
             options: Vec::new(),
             transport,

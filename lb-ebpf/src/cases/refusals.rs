@@ -18,6 +18,7 @@ fn refusal(net: &Net<'_>, asked: &Frame) -> Frame {
         macs: [asked.macs[1], asked.macs[0]],
         src: asked.dst,
         dst: asked.src,
+        class: 0,
         ttl: TTL,
         options: Vec::new(),
         transport,

@@ -3,7 +3,7 @@
 use lb_common::{
     abi::{Abi, Address, Counter, L4Proto},
     carrier::{Kind, WORDS},
-    checksum::Difference,
+    checksum::{Difference, fold, sum},
     crc32c,
 };
 
@@ -76,6 +76,23 @@ impl Packet for Buffer {
     fn remove_before(&mut self, length: usize) -> Result<(), Counter> {
         self.0.drain(ETHERNET_HEADER..ETHERNET_HEADER + length);
         Ok(())
+    }
+
+    fn mark_congested(&mut self) -> bool {
+        let packet = &mut self.0[ETHERNET_HEADER..];
+        let is_v4 = packet[0] >> 4 == 4;
+        let (at, shift) = if is_v4 { (1, 0) } else { (1, 4) };
+        if packet[at] >> shift & 3 == 0 {
+            return false;
+        }
+        packet[at] |= 3 << shift;
+        if is_v4 {
+            packet[10..12].fill(0);
+            let length = usize::from(packet[0] & 15) * 4;
+            let sum = !fold(sum(&packet[..length]));
+            packet[10..12].copy_from_slice(&sum.to_ne_bytes());
+        }
+        true
     }
 
     fn resize(&mut self, length: usize) -> Result<(), Counter> {

@@ -193,6 +193,11 @@ impl Packet for Frame {
     }
 
     #[inline(always)]
+    fn mark_congested(&mut self) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn resize(&mut self, length: usize) -> Result<(), Counter> {
         let change = length as i32 - (self.0.data_end() - self.0.data()) as i32;
         // SAFETY: the context is valid for as long as the program runs.

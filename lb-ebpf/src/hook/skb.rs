@@ -7,7 +7,10 @@ use aya_ebpf::{
         BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_MARK_MANGLED_0,
         BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
     },
-    helpers::{bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_store_bytes, bpf_skb_vlan_pop},
+    helpers::{
+        bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_ecn_set_ce, bpf_skb_store_bytes,
+        bpf_skb_vlan_pop,
+    },
     programs::TcContext,
 };
 use lb_common::{
@@ -261,6 +264,12 @@ impl Packet for Skb {
     fn remove_before(&mut self, length: usize) -> Result<(), Counter> {
         // TCP is cut as it was before: longer pieces may not fit where it goes.
         self.adjust_room(-(length as i32), u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))
+    }
+
+    #[inline(always)]
+    fn mark_congested(&mut self) -> bool {
+        // SAFETY: the context is valid for as long as the program runs.
+        unsafe { bpf_skb_ecn_set_ce(self.0.skb.skb) == 1 }
     }
 
     #[inline(always)]

@@ -30,6 +30,8 @@ use crate::{
     tables::{CtRef, Tables},
 };
 
+/// Two bits of a type of service or traffic class: the packet met congestion (RFC 3168, section 5).
+const CONGESTED: u8 = 3;
 /// Bytes of a UDP header.
 const UDP: usize = 8;
 
@@ -156,7 +158,7 @@ fn target<A: Address>(packet: &impl Packet) -> Option<BePort> {
 ///
 /// # Errors
 ///
-/// [`Counter::RewriteFailed`] if the kernel refuses.
+/// As of [`take_off`].
 #[inline(always)]
 pub fn unpack<A: Address>(
     packet: &mut impl Packet,
@@ -169,8 +171,22 @@ pub fn unpack<A: Address>(
     }
     let Some(target) = target::<A>(packet) else { return Ok(false) };
     (decision.dst, decision.dst_port) = (headers.flow.dst, target);
-    packet.remove_before(Kind::Gue.overhead::<A>())?;
+    take_off::<A>(packet, Kind::Gue)?;
     Ok(true)
+}
+
+/// Takes the headers of a carrier off a packet, which is told of the congestion that the carrier met (RFC 6040,
+/// section 4.2).
+///
+/// # Errors
+///
+/// [`Counter::CarrierCongested`] if it can't be told, [`Counter::RewriteFailed`] if the kernel refuses.
+#[inline(always)]
+pub(super) fn take_off<A: Address>(packet: &mut impl Packet, kind: Kind) -> Result<(), Counter> {
+    let (_, class) = length_and_class::<A>(packet)?;
+    packet.remove_before(kind.overhead::<A>())?;
+    let is_told = class & CONGESTED != CONGESTED || packet.mark_congested();
+    if is_told { Ok(()) } else { Err(Counter::CarrierCongested) }
 }
 
 /// The backend that a packet was carried here for: the destination of what is decided on it. Its port is

@@ -11,7 +11,7 @@ use lb_common::{
 
 use super::{
     Origin,
-    carrier::{Named, Targets, frontend},
+    carrier::{Named, Targets, frontend, take_off},
     fragment::{self, Fragments},
     icmp::{Icmp, Quote},
 };
@@ -60,7 +60,7 @@ impl<P: Bytes> Bytes for Within<'_, P> {
 ///
 /// # Errors
 ///
-/// [`Counter::RewriteFailed`] if the kernel refuses.
+/// As of [`take_off`].
 #[inline(always)]
 pub fn unpack<A: Icmp, T: Targets<A> + Fragments<A>>(
     packet: &mut impl Packet,
@@ -77,7 +77,7 @@ pub fn unpack<A: Icmp, T: Targets<A> + Fragments<A>>(
         return Ok(false);
     }
     Named::at(backend).keep(decision);
-    packet.remove_before(Kind::Ipip.overhead::<A>())?;
+    take_off::<A>(packet, Kind::Ipip)?;
     Ok(true)
 }
 

@@ -66,7 +66,7 @@ fn asks_out_of_order(topology: &Topology) {
             (cluster_ips(1).socket(family, 80), Vec::new(), Transport::Udp);
         // What the tunnel takes whole, so that the answer is not to be told of its MTU first.
         let payload = vec![b'x'; 1100];
-        let frame = Frame { macs, src, dst, ttl: 64, options, transport, payload };
+        let frame = Frame { macs, src, dst, class: 0, ttl: 64, options, transport, payload };
         for piece in fragments(&frame, id, 400).iter().rev() {
             send_by(asker, "eth0", piece);
         }

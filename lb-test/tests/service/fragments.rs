@@ -54,7 +54,7 @@ impl Sender {
         let (options, payload) = (Vec::new(), payload.to_vec());
         let (macs, transport) = (self.macs, Transport::Udp);
         self.id += 1;
-        let frame = Frame { macs, src, dst, ttl: 64, options, transport, payload };
+        let frame = Frame { macs, src, dst, class: 0, ttl: 64, options, transport, payload };
         fragments(&frame, self.id, PIECE)
     }
 

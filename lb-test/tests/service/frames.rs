@@ -30,7 +30,8 @@ fn services() -> Vec<serde_json::Value> {
 
 fn datagram(macs: [[u8; 6]; 2], src: SocketAddr, dst: SocketAddr) -> Vec<u8> {
     let (options, payload) = (Vec::new(), b"tagged".to_vec());
-    Frame { macs, src, dst, ttl: 64, options, transport: Transport::Udp, payload }.encode()
+    Frame { macs, src, dst, class: 0, ttl: 64, options, transport: Transport::Udp, payload }
+        .encode()
 }
 
 /// What belongs to a VLAN is for its device, and none of the node's other devices; a tag that tells of a

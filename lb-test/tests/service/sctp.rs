@@ -95,6 +95,7 @@ fn packet([src, dst]: [SocketAddr; 2], chunk: u8) -> Frame {
         macs: [[0; 6]; 2],
         src,
         dst,
+        class: 0,
         ttl: 64,
         options: Vec::new(),
         transport: Transport::Sctp { tag: TAG, chunk },
