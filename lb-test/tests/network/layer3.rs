@@ -14,7 +14,7 @@ use lb_test::{
 use crate::ask::{assert_answering, assert_refused, client_seen, echoing};
 use crate::tun::{Tunnel, lead};
 use crate::wire::{mac, send_by};
-use crate::{NODE_PORT, start, start_with};
+use crate::{NODE_PORT, start, start_agents, start_with};
 
 /// Two nodes that reach each other's pods by a tunnel, with a pod that serves and one that asks on each.
 fn topology(node1: NodeSpec) -> Topology {
@@ -116,9 +116,8 @@ fn direct_server_return_by_a_device_without_ethernet_headers() {
     let _tunnel = Tunnel::between_nodes(&topology);
     let pods = ["near", "far"];
     let _running = start_with(&topology, &pods, &["node2"], &["--forwarding=dsr"]);
-    let options = AgentOptions::manifests(topology.manifests()).socket_lb(SocketLb::Off);
-    let options = options.argument("--forwarding=dsr").argument("--dsr-dispatch=ipip");
-    let _by_ipip = Agent::start_synced(topology.node("node1"), options).unwrap();
+    let by_ipip = ["--forwarding=dsr", "--dsr-dispatch=ipip"];
+    let _by_ipip = start_agents(&topology, &["node1"], &by_ipip);
     let client = topology.client("client");
     for family in Family::BOTH {
         for node in ["node1", "node2"] {

@@ -67,6 +67,12 @@ fn start_with(topology: &Topology, pods: &[&str], nodes: &[&str], arguments: &[&
         objects.push(pod(name, topology.pod(name), &[WEB, name], Condition::Ready));
     }
     topology.apply("objects.yaml", &list(&objects)).unwrap();
+    let agents = start_agents(topology, nodes, arguments);
+    Running { agents, _servers: servers }
+}
+
+/// Starts agents on these nodes without the socket path.
+fn start_agents(topology: &Topology, nodes: &[&str], arguments: &[&str]) -> Vec<Agent> {
     let agents = nodes.iter().map(|node| {
         let mut options = AgentOptions::manifests(topology.manifests()).socket_lb(SocketLb::Off);
         for argument in arguments {
@@ -78,7 +84,7 @@ fn start_with(topology: &Topology, pods: &[&str], nodes: &[&str], arguments: &[&
     for agent in &mut agents {
         agent.wait_synced(lb_test::agent::START).unwrap();
     }
-    Running { agents, _servers: servers }
+    agents
 }
 
 /// Runs `ip` with each line's words on a host.
