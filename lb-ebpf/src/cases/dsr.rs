@@ -8,7 +8,7 @@ use lb_common::{
 };
 
 use super::{
-    Device, Fate, Hook, Host, Net,
+    Device, Fate, Hook, Host, Net, carried,
     frame::{Frame, Transport, fragments},
     narrow,
     net::{FIN_ACK, TARGET_PORT},
@@ -22,7 +22,7 @@ const ETHERNET: usize = 14;
 const FIRST_PORT: u16 = 0xc000;
 
 /// All of them, for each kind of carriers.
-pub const ALL: [fn(&mut Net<'_>); 13] = [
+pub const ALL: [fn(&mut Net<'_>); 17] = [
     a_carried_packet_is_answered_from_its_service,
     a_carrier_is_believed_of_its_service_s_local_backends_alone,
     a_client_is_carried_to_a_remote_backend,
@@ -34,6 +34,10 @@ pub const ALL: [fn(&mut Net<'_>); 13] = [
     errors_about_answers_go_to_who_answered,
     fragments_are_carried_and_unpacked,
     other_datagrams_to_the_port_are_left_alone,
+    carried::a_packet_from_its_own_destination_is_dropped,
+    carried::errors_to_others_are_left_alone,
+    carried::fragments_in_tunnels_of_others_are_left_alone,
+    carried::s12_a_connection_outlives_a_new_owner_of_its_backend_s_id,
     narrow::a_client_is_told_of_a_narrow_link_between_nodes,
     s9_a_carried_client_must_be_allowed,
 ];
@@ -80,13 +84,13 @@ pub(super) fn by_gue(net: &Net<'_>, packet: &[u8], [src, dst]: [SocketAddr; 2]) 
 }
 
 /// A packet as another node carries it to a backend here.
-fn carried(net: &Net<'_>, packet: &Frame, backend: SocketAddr) -> Frame {
+pub(super) fn carried(net: &Net<'_>, packet: &Frame, backend: SocketAddr) -> Frame {
     carrier(net, packet, [net.at(Host::Remote, FIRST_PORT), backend])
 }
 
 /// Passes a client's packet and expects it in a carrier to the remote backend.
 #[track_caller]
-fn expect_carried(net: &mut Net<'_>, packet: &Frame) {
+pub(super) fn expect_carried(net: &mut Net<'_>, packet: &Frame) {
     let became = net.pass(IN, packet, SENT);
     let is_gue = net.carrier_kind() == Kind::Gue;
     assert_eq!(became.src.port() >= FIRST_PORT, is_gue, "{became:?}");
@@ -97,7 +101,7 @@ fn expect_carried(net: &mut Net<'_>, packet: &Frame) {
 
 /// Passes what was carried here and expects it on its way to the backend.
 #[track_caller]
-fn expect_unpacked(net: &mut Net<'_>, packet: &Frame, backend: SocketAddr) {
+pub(super) fn expect_unpacked(net: &mut Net<'_>, packet: &Frame, backend: SocketAddr) {
     let became = net.pass(IN, &carried(net, packet, backend), Fate::Next);
     assert_eq!(became, Frame { dst: backend, ..packet.clone() });
 }
@@ -264,7 +268,7 @@ pub fn errors_about_answers_go_to_who_answered(net: &mut Net<'_>) {
 }
 
 /// An error of a router outside about an answer to a client.
-fn too_long(net: &Net<'_>, answer: &Frame) -> Frame {
+pub(super) fn too_long(net: &Net<'_>, answer: &Frame) -> Frame {
     let kind = if net.kind.is_v4 { [3, 4] } else { [2, 0] };
     let [src, dst] = [net.at(Host::PodB, 0), SocketAddr::new(answer.src.ip(), 0)];
     let transport = Transport::Icmp { kind, rest: [0, 0, 5, 0] };

@@ -11,6 +11,7 @@
 
 pub mod affinity;
 pub mod answers;
+pub mod carried;
 pub mod dsr;
 pub mod extensions;
 pub mod flows;
@@ -54,6 +55,10 @@ macro_rules! each_case {
             answers::other_messages_are_left_alone,
             answers::pings_of_no_single_host_are_dropped,
             answers::pings_to_addresses_of_services_are_answered,
+            carried::a_packet_from_its_own_destination_is_dropped,
+            carried::errors_to_others_are_left_alone,
+            carried::fragments_in_tunnels_of_others_are_left_alone,
+            carried::s12_a_connection_outlives_a_new_owner_of_its_backend_s_id,
             extensions::chains_that_are_cut_off_are_counted,
             extensions::headers_before_the_ports_stay,
             extensions::other_chains_are_left_alone,

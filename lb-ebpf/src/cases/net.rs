@@ -96,6 +96,12 @@ impl<'a> Net<'a> {
         self.bench.put_backend(id, &BackendSpec { address, flags, generation: 1 });
     }
 
+    /// Gives the id of the backend on a host to one on another node, with other addresses.
+    pub fn new_owner(&mut self, host: Host, address: SocketAddr) {
+        let spec = BackendSpec { address, flags: BackendFlags::SERVING, generation: 2 };
+        self.bench.put_backend(1 + host as u32, &spec);
+    }
+
     /// Clears a backend.
     pub fn no_backend(&mut self, id: u32, address: SocketAddr) {
         let flags = BackendFlags::NONE;

@@ -227,8 +227,10 @@ impl<A: Address> Named<A> {
     /// Does an entry lead to it, on this node?
     #[inline(always)]
     pub(super) fn is_of(self, tables: &impl Tables<A>, entry: CtRef<A>) -> bool {
-        let CtEntry { action, dst, dst_port, backend, .. } = entry.get();
-        let is_here = || match tables.backend(backend) {
+        let CtEntry { action, dst, dst_port, backend, generation, .. } = entry.get();
+        // The id of one that is gone may be another's by now.
+        let owner = || tables.backend(backend).filter(|owner| owner.generation == generation);
+        let is_here = || match owner() {
             Some(backend) => backend.flags.has(BackendFlags::LOCAL),
             None => action == CtAction::FORWARD,
         };
@@ -269,6 +271,9 @@ pub fn accept<A: Address>(
     decision: &mut CachedFlow<A>,
 ) -> Result<Found, Counter> {
     let named = Named::of(decision);
+    if first::is_martian(headers) {
+        return Err(Counter::Martian);
+    }
     let Frontend { service, flags, .. } =
         frontend(headers, tables).ok_or(Counter::CarrierRefused)?;
     if flags.has(FrontendFlags::CHECK_SOURCE) && !first::is_among(headers, tables, service) {

@@ -115,7 +115,7 @@ fn client<A: Address>(tables: &impl Tables<A>, origin: Origin) -> Client {
 /// Is the source one that a packet on a wire cannot have? Whoever is made to answer it, or the stack, would do
 /// so to many, to nobody, or to the Service itself.
 #[inline(always)]
-fn is_martian<A: Address>(headers: &Headers<A>) -> bool {
+pub(super) fn is_martian<A: Address>(headers: &Headers<A>) -> bool {
     let flow = &headers.flow;
     !flow.src.is_one_host() || flow.src == flow.dst
 }

@@ -205,7 +205,11 @@ pub(super) fn leads_to<A: Address>(
 ) -> bool {
     let Some(id) = headers.identification(packet, 0) else { return false };
     let first = tables.fragment(&key(headers, id, Direction::Ingress));
-    first.is_some_and(|first| first.dst == address && first.is_fresh(tables.now()))
+    first.is_some_and(|first| {
+        let is_translated =
+            matches!(first.action, FragmentAction::CONTINUE | FragmentAction::REDIRECT);
+        is_translated && first.dst == address && first.is_fresh(tables.now())
+    })
 }
 
 /// What the fragments of one packet have in common.

@@ -230,7 +230,8 @@ fn judge<A: Icmp>(
     if !action.carries() {
         return translate(packet, tables, &quote, entry);
     }
-    if origin == Origin::Carried {
+    let dst = packet.read::<A>(L3 + A::SOURCE_OFFSET + size_of::<A>());
+    if origin == Origin::Carried || dst != Some(quote.answers.dst) {
         return Ok(Verdict::Pass);
     }
     let ends = entry.get().peer(quote.answers.protocol).reversed();
