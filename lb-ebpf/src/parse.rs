@@ -192,6 +192,12 @@ fn go_on<A: Address, P: Bytes, N: Next<A, P>>(
     Some(next.run(packet, &Headers { flow, l4, id: 0, flags, ttl }))
 }
 
+/// A byte at `offset`; zero in a first fragment that ends before it, whose ports tell whose the rest is.
+#[inline(always)]
+fn told(packet: &impl Bytes, offset: usize, id: usize) -> Result<u8, NoFlow> {
+    packet.read(offset).or((id != 0).then_some(0)).ok_or(NoFlow::Truncated)
+}
+
 #[inline(always)]
 fn transport<A: Address, P: Bytes, N: Next<A, P>>(
     packet: &mut P,
@@ -209,10 +215,9 @@ fn transport<A: Address, P: Bytes, N: Next<A, P>>(
     if l4 != 0 {
         ports = packet.read(l4).ok_or(NoFlow::Truncated)?;
         if protocol == L4Proto::TCP {
-            flags = TcpFlags(packet.read(l4 + TCP_FLAGS_OFFSET).ok_or(NoFlow::Truncated)?);
+            flags = TcpFlags(told(packet, l4 + TCP_FLAGS_OFFSET, id)?);
         } else if protocol == L4Proto::SCTP {
-            let chunk = packet.read(l4 + SCTP_CHUNK_OFFSET).ok_or(NoFlow::Truncated)?;
-            flags = TcpFlags::of_chunk(chunk);
+            flags = TcpFlags::of_chunk(told(packet, l4 + SCTP_CHUNK_OFFSET, id)?);
         }
     }
     let [src_port, dst_port] = ports;

@@ -220,6 +220,16 @@ pub fn packets_of_others_pass_whole(net: &mut Net<'_>) {
     expect(net, UPLINK, &packet, Fate::Next, &packet);
 }
 
+/// Ports are enough to tell whose it is; without flags a Service is not asked (RFC 1858, 3).
+pub fn a_first_fragment_too_short_for_flags_takes_its_rest_along(net: &mut Net<'_>) {
+    let [client, vip, _] = net.serve(Host::PodA);
+    for dst in [net.at(Host::Node, 9), SocketAddr::new(vip.ip(), 81)] {
+        for piece in fragments(&net.later(client, dst), 11, 8) {
+            net.expect_untouched(UPLINK, &piece, &[]);
+        }
+    }
+}
+
 /// What is refused or dropped is counted once.
 pub fn a_refused_packet_takes_its_rest_along(net: &mut Net<'_>) {
     let (client, vip) = (net.client(), net.vip(1));

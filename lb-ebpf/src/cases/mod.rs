@@ -90,6 +90,7 @@ macro_rules! each_case {
             flows::sctp_without_a_checksum_stays_without,
             flows::s11_a_half_open_flow_leaves_a_backend_at_once,
             flows::udp_without_a_checksum_stays_without,
+            fragments::a_first_fragment_too_short_for_flags_takes_its_rest_along,
             fragments::a_later_fragment_that_cannot_wait_is_dropped_and_counted,
             fragments::a_refused_packet_takes_its_rest_along,
             fragments::fragments_that_overtake_the_first_one_wait_for_it,
