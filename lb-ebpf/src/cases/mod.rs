@@ -117,6 +117,7 @@ macro_rules! each_case {
             narrow::a_client_is_told_of_a_narrow_link_between_nodes,
             refusals::a_reset_is_not_answered,
             refusals::a_segment_of_no_connection_is_refused,
+            refusals::nobody_is_refused_what_he_asked_many,
             refusals::nothing_is_remembered_of_a_refusal,
             refusals::without_endpoints_a_client_is_refused,
             refusals::without_endpoints_a_host_process_is_refused,

@@ -112,6 +112,17 @@ pub fn without_local_endpoints_the_policy_s_clients_are_dropped(net: &mut Net<'_
     expect_refused(net, FROM_OUTSIDE, &net.first(client, internal));
 }
 
+/// RFC 1122, 3.2.2: each node of a link would answer what is sent to all of them.
+pub fn nobody_is_refused_what_he_asked_many(net: &mut Net<'_>) {
+    let (client, vip) = (net.client(), net.vip(1));
+    net.frontend(vip, &[]);
+    for first in [0x01, 0x33, 0xff] {
+        let mut asked = net.first(client, vip);
+        asked.macs[0] = [first; 6];
+        net.expect_drop(FROM_OUTSIDE, &asked, Counter::NoEndpoint);
+    }
+}
+
 /// S11: a client that goes on asking from one port is served as soon as there is an endpoint.
 pub fn nothing_is_remembered_of_a_refusal(net: &mut Net<'_>) {
     let id = net.backend(Host::PodA);

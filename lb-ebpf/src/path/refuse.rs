@@ -33,7 +33,8 @@ const RST_ACK: u8 = 0x14;
 #[inline(always)]
 pub fn refuse<A: Address>(packet: &mut impl Packet, headers: &Headers<A>) -> Result<(), Counter> {
     // An IP header with options does not fit the fixed quote.
-    if headers.flags.resets() || headers.l4() != L3 + A::HEADER {
+    let is_for_one = packet.read::<[u8; 2]>(0).is_some_and(|[first, _]| first & 1 == 0);
+    if headers.flags.resets() || headers.l4() != L3 + A::HEADER || !is_for_one {
         return Err(Counter::NoEndpoint);
     }
     if headers.flow.protocol == L4Proto::TCP {
