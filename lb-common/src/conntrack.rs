@@ -123,6 +123,13 @@ impl CtState {
         self.0 & Self::BOTH_ENDED == Self::BOTH_ENDED
     }
 
+    /// The same where the backend is never seen: what the client has ended is over, once it is silent.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_client_alone(self) -> Self {
+        Self(self.0 | (self.0 & Self::CLIENT_ENDED) << 1)
+    }
+
     /// Is the flow kept apart?
     #[inline(always)]
     #[must_use]

@@ -126,8 +126,11 @@ fn is_stale<A: Address + Maps>(flow: &CtKey<A>, entry: &CtEntry<A>) -> bool {
 #[inline(always)]
 fn is_over<A: Address + Maps>(flow: &CtKey<A>, entry: &CtEntry<A>, now: u32) -> bool {
     let timeouts = timeouts();
-    let (protocol, state) = (flow.protocol, CtState(entry.state));
+    let (protocol, mut state) = (flow.protocol, CtState(entry.state));
     let silent = silence(entry.last_seen, now);
+    if entry.action.carries() {
+        state = state.of_client_alone();
+    }
     if !timeouts.is_over(protocol, state, silent) {
         return false;
     }

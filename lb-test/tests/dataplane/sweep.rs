@@ -8,7 +8,7 @@ use lb_agent::{
     model::Family,
 };
 use lb_common::{
-    abi::{Abi as _, Address, BePort, CtEntry, CtKey, Ipv4, Ipv6, L4Proto, Swept, maps},
+    abi::{Abi as _, Address, BePort, CtAction, CtEntry, CtKey, Ipv4, Ipv6, L4Proto, Swept, maps},
     conntrack::{CtState, End, TcpFlags, ticks},
 };
 use lb_test::{NodeSpec, Topology, clock, require_topology};
@@ -191,6 +191,36 @@ fn expire<A: Address, const K: usize, const V: usize>(
     put(&mut map, &key, &forward);
     put(&mut map, &forward.peer(L4Proto::TCP), &of_another);
     assert_eq!(finder.sweep(family).unwrap().expired, 1);
+}
+
+/// Of a connection that is carried nobody here sees the backend's end.
+fn expire_carried<A: Address, const K: usize, const V: usize>(
+    finder: &StaleFinder,
+    family: Family,
+    map: &Path,
+) {
+    let mut map = open::<K, V>(map);
+    let open = CtState::ESTABLISHED.with(CtState::ANSWERED);
+    let ended = open.next(TcpFlags(0x11), End::Client);
+    let cases = [(open, 3_700, 0), (ended, 110, 0), (ended, 130, 1)];
+    for (number, (CtState(state), silent, expired)) in (1000..).zip(cases) {
+        let key =
+            CtKey { protocol: L4Proto::TCP, src_port: BePort::new(number), ..CtKey::zeroed() };
+        let last_seen = clock::ticks().wrapping_sub(ticks(silent));
+        let action = CtAction::FORWARD_DSR;
+        let entry = CtEntry { action, state, last_seen, ..CtEntry::<A>::zeroed() };
+        put(&mut map, &key, &entry);
+        assert_eq!(finder.sweep(family).unwrap().expired, expired, "{number}");
+    }
+}
+
+#[test]
+fn carried_connections_go_once_their_client_has_ended_them() {
+    require_topology!();
+    with_finder(|finder, pins| {
+        expire_carried::<Ipv4, 16, 36>(finder, Family::V4, &pins.join(maps::CONNTRACK_V4));
+        expire_carried::<Ipv6, 40, 60>(finder, Family::V6, &pins.join(maps::CONNTRACK_V6));
+    });
 }
 
 #[test]
