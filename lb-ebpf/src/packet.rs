@@ -58,9 +58,14 @@ pub trait Packet: Bytes {
     ///
     /// # Errors
     ///
+    /// [`Counter::PacketTooBig`] for datagrams that are cut later, and each is longer than `mtu`;
     /// [`Counter::RewriteFailed`] if the kernel refuses.
-    fn put_before<A: Address>(&mut self, headers: &[u32; WORDS], kind: Kind)
-    -> Result<(), Counter>;
+    fn put_before<A: Address>(
+        &mut self,
+        headers: &[u32; WORDS],
+        kind: Kind,
+        mtu: u16,
+    ) -> Result<(), Counter>;
 
     /// Removes `length` bytes behind the Ethernet header.
     ///

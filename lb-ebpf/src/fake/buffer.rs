@@ -67,6 +67,7 @@ impl Packet for Buffer {
         &mut self,
         headers: &[u32; WORDS],
         kind: Kind,
+        _mtu: u16,
     ) -> Result<(), Counter> {
         let headers = headers.as_bytes()[..kind.overhead::<A>()].iter().copied();
         self.0.splice(ETHERNET_HEADER..ETHERNET_HEADER, headers);

@@ -168,6 +168,7 @@ impl Packet for Frame {
         &mut self,
         headers: &[u32; WORDS],
         kind: Kind,
+        _mtu: u16,
     ) -> Result<(), Counter> {
         // SAFETY: the context is valid for as long as the program runs.
         if unsafe { bpf_xdp_adjust_head(self.0.ctx, -(kind.overhead::<A>() as i32)) } != 0 {

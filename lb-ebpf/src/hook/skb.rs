@@ -30,6 +30,8 @@ use crate::globals::MARK;
 const BPF_ADJ_ROOM_MAC: u32 = 1;
 /// What RFC 768 writes in place of a checksum of zero, which means none.
 pub(super) const UDP_ZERO: u16 = 0xffff;
+/// Bytes of a UDP header.
+const UDP_HEADER: u32 = 8;
 /// Bits of a VLAN tag that name the VLAN.
 const VLAN: u32 = 0xfff;
 
@@ -148,6 +150,13 @@ impl Skb {
         if answer == 0 { Ok(()) } else { Err(Counter::RewriteFailed) }
     }
 
+    /// Length of each datagram that the packet is cut into later, in bytes from its IP header on.
+    #[inline(always)]
+    fn datagram_length<A: Address>(&self) -> u32 {
+        // SAFETY: the context is valid for as long as the program runs.
+        unsafe { (*self.0.skb.skb).gso_size + UDP_HEADER + A::HEADER as u32 }
+    }
+
     #[inline(always)]
     fn change_l4(&self, offset: usize, change: Difference, flags: u32) -> Result<(), Counter> {
         self.0
@@ -247,6 +256,7 @@ impl Packet for Skb {
         &mut self,
         headers: &[u32; WORDS],
         kind: Kind,
+        mtu: u16,
     ) -> Result<(), Counter> {
         let outer = if A::HEADER == Ipv4::HEADER {
             BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
@@ -255,7 +265,14 @@ impl Packet for Skb {
         };
         let udp = if kind == Kind::Gue { BPF_F_ADJ_ROOM_ENCAP_L4_UDP } else { 0 };
         let length = kind.overhead::<A>();
-        self.adjust_room(length as i32, u64::from(outer | udp))?;
+        let flags = u64::from(outer | udp);
+        if self.adjust_room(length as i32, flags).is_err() {
+            // Datagrams that are cut later cannot be cut into others.
+            if self.datagram_length::<A>() > u32::from(mtu) {
+                return Err(Counter::PacketTooBig);
+            }
+            self.adjust_room(length as i32, flags | u64::from(BPF_F_ADJ_ROOM_FIXED_GSO))?;
+        }
         let bytes = headers.as_bytes().get(..length).ok_or(Counter::RewriteFailed)?;
         self.store(ETHERNET_HEADER, bytes, BPF_F_RECOMPUTE_CSUM)
     }

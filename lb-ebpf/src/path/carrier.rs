@@ -84,7 +84,8 @@ pub(super) fn follow<A: Address>(
 ///
 /// # Errors
 ///
-/// Why the packet ends here: [`Counter::RewriteFailed`] before anything is written to it.
+/// Why the packet ends here: [`Counter::RewriteFailed`] or [`Counter::PacketTooBig`] before anything is written
+/// to it.
 #[inline(always)]
 pub fn pack<A: Address>(
     packet: &mut impl Packet,
@@ -110,7 +111,7 @@ pub fn pack<A: Address>(
         port: tables.carrier_port(),
         src_port: decision.src_port,
     };
-    packet.put_before::<A>(&carrier.headers(), kind)?;
+    packet.put_before::<A>(&carrier.headers(), kind, decision.hop.mtu)?;
     rewrite::decrement_ttl::<A>(packet, L3 + kind.overhead::<A>(), ttl)?;
     Ok(send)
 }

@@ -27,6 +27,7 @@ mod ranges;
 mod reach;
 mod resolver;
 mod sctp;
+mod segments;
 mod source;
 mod stale;
 mod udp;
