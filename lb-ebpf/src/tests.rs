@@ -412,6 +412,23 @@ fn so_many_pings_are_answered_at_a_time_and_no_more() {
     }
 }
 
+/// RFC 4443, 2.4: a node is of no use to one who floods others. A reset is no error, and as many as a stack sends.
+#[test]
+fn so_many_errors_refuse_at_a_time_and_no_more() {
+    for kind in Kind::ALL {
+        let mut bench = FakeBench::new();
+        let mut net = Net::new(&mut bench, kind);
+        let (client, vip) = (net.client(), net.vip(1));
+        net.frontend(vip, &[]);
+        let bytes = net.first(client, vip).encode();
+        let mut ask = || bench.judge(Hook::Ingress(Device::Uplink), &bytes, Fate::Next);
+        let refused = (0..1000).take_while(|_| ask().fate != Fate::Dropped).count() as u64;
+        let is_limited = kind.protocol != L4Proto::TCP;
+        assert_eq!(refused, if is_limited { limit::BURST } else { 1000 });
+        assert_eq!(ask().counted, [Counter::NoEndpoint]);
+    }
+}
+
 #[test]
 fn what_does_not_fit_a_carrier_is_told() {
     run(cases::dsr::what_does_not_fit_a_carrier_is_told);

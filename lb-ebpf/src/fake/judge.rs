@@ -196,7 +196,7 @@ impl<A: FromIp + Icmp> Steps<'_, A> {
             return self.wake(packet, headers);
         }
         let judged = match found {
-            Ok(Found::Answer(counter)) => match refuse(packet, headers) {
+            Ok(Found::Answer(counter)) => match refuse(packet, headers, self.tables) {
                 Ok(()) => Judged::Refused(counter),
                 Err(counter) => Judged::By(Err(counter)),
             },

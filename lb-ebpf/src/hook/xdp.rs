@@ -21,7 +21,7 @@ use super::{
     route::Routing,
     tables::{BpfTables, Context as _},
 };
-use crate::maps::{self, Maps};
+use crate::maps::{self, Maps, fragments::FragmentMaps};
 
 const PASS: i32 = xdp_action::XDP_PASS as i32;
 /// What a step answers with if another one is to follow; a verdict of XDP otherwise.
@@ -217,7 +217,7 @@ fn next(found: Result<Found, Counter>) -> i32 {
 }
 
 #[inline(always)]
-fn act<A: Address + Maps + Routing>(mut frame: Frame, code: i32) -> i32 {
+fn act<A: Address + FragmentMaps + Routing>(mut frame: Frame, code: i32) -> i32 {
     let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return PASS };
     if code <= step::REFUSE {
         return answer(&mut frame, headers, (step::REFUSE - code).cast_unsigned());
@@ -286,13 +286,18 @@ fn end(counter: Counter) -> i32 {
 
 /// Makes the packet its own refusal, counted by number, and returns it to where it came from.
 #[inline(always)]
-fn answer<A: Address>(frame: &mut Frame, headers: &Headers<A>, counter: u32) -> i32 {
+fn answer<A: Address + FragmentMaps + Routing>(
+    frame: &mut Frame,
+    headers: &Headers<A>,
+    counter: u32,
+) -> i32 {
     let device = frame.context().device();
     let flags = maps::device::flags(device);
     let Some(crossing) = frame::crossing_to(&frame.context(), (device, flags)) else {
         return PASS;
     };
-    match refuse::refuse(frame, headers) {
+    let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
+    match refuse::refuse(frame, headers, &tables) {
         Ok(()) => {
             maps::count_number(counter);
             cross(device, crossing)

@@ -6,6 +6,7 @@ use lb_common::{
     conntrack::TcpFlags,
 };
 
+use super::answer::Answers;
 use crate::{
     packet::Packet,
     parse::{Headers, L3},
@@ -24,14 +25,19 @@ const TTL: u8 = 64;
 const RST: u8 = 0x04;
 const RST_ACK: u8 = 0x14;
 
-/// Makes `packet` the refusal of itself, addressed back to its sender.
+/// Makes `packet` the refusal of itself, addressed back to its sender; there are so many errors of ICMP at a
+/// time (RFC 4443, 2.4).
 ///
 /// # Errors
 ///
 /// [`Counter::NoEndpoint`] if it must not be answered; [`Counter::RewriteFailed`] if the kernel
 /// refuses.
 #[inline(always)]
-pub fn refuse<A: Address>(packet: &mut impl Packet, headers: &Headers<A>) -> Result<(), Counter> {
+pub fn refuse<A: Address>(
+    packet: &mut impl Packet,
+    headers: &Headers<A>,
+    tables: &impl Answers<A>,
+) -> Result<(), Counter> {
     // An IP header with options does not fit the fixed quote.
     let is_for_one = packet.read::<[u8; 2]>(0).is_some_and(|[first, _]| first & 1 == 0);
     if headers.flags.resets() || headers.l4() != L3 + A::HEADER || !is_for_one {
@@ -39,6 +45,8 @@ pub fn refuse<A: Address>(packet: &mut impl Packet, headers: &Headers<A>) -> Res
     }
     if headers.flow.protocol == L4Proto::TCP {
         reset(packet, headers)
+    } else if !tables.may_answer() {
+        Err(Counter::NoEndpoint)
     } else if A::HEADER == Ipv4::HEADER {
         unreachable::<A, { IPV4_QUOTE / 4 }>(packet, headers, (L4Proto::ICMP, [3, 3]))
     } else {

@@ -17,7 +17,7 @@ use crate::{
         skb::Skb,
         tables::BpfTables,
     },
-    maps::{self, Maps},
+    maps::{self, Maps, fragments::FragmentMaps},
 };
 
 /// Headers that a path may touch where there are options: Ethernet, IPv4 with all of them, TCP.
@@ -149,17 +149,17 @@ pub(super) fn next(found: Result<Found, Counter>) -> i32 {
 }
 
 #[inline(always)]
-pub(super) fn act<A: Address + Maps + Routing>(mut skb: Skb, from: u32, code: i32) -> i32 {
+pub(super) fn act<A: Address + FragmentMaps + Routing>(mut skb: Skb, from: u32, code: i32) -> i32 {
     let direction = Origin::of(from).direction();
     let (Some(headers), Some(decision)) = (A::headers(), A::decision()) else { return NEXT };
+    let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
     if code <= step::REFUSE {
-        if let Err(counter) = refuse::refuse(&mut skb, headers) {
+        if let Err(counter) = refuse::refuse(&mut skb, headers, &tables) {
             return end(counter);
         }
         maps::count_number((step::REFUSE - code).cast_unsigned());
         return send_back(&mut skb, direction);
     }
-    let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
     let verdict = path::act(&mut skb, headers, &tables, decision, Verdict::Route);
     perform(&mut skb, verdict, (&decision.hop, route::redirect::<A>, direction))
 }
