@@ -56,8 +56,8 @@ fn strip(path: &Path) -> anyhow::Result<()> {
     fs::write(path, stripped).context("write the programs without what debuggers read")
 }
 
-/// Leaves the lines of the source out of a section `.BTF.ext` (`Documentation/bpf/btf.rst`, section 4.2): the
-/// kernel moves each of them with each instruction that it patches, for a third of the time that loading takes.
+/// Leaves the lines of the source out of a section `.BTF.ext` (`Documentation/bpf/btf.rst`, section 4.2): they are
+/// most of it, and what is read of them would take a third of an agent's memory.
 fn without_lines(data: &[u8]) -> Option<Vec<u8>> {
     const LINES: std::ops::Range<usize> = 16..24;
     let word = |at: usize| Some(u32::from_le_bytes(*data.get(at..)?.first_chunk()?));

@@ -44,6 +44,9 @@ pub trait Tables<A: Address>: Backends<A> {
     /// Ends what is cached of a flow.
     fn uncache(&self, flow: &CtKey<A>);
 
+    /// Has what is cached of a flow brought near, which is written soon: memory answers while other work is done.
+    fn fetch(&self, flow: &CtKey<A>);
+
     /// Copies what is hinted of a flow that nothing else remembers; false if that is nothing.
     #[must_use]
     fn hint(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool;

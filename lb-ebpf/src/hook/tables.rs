@@ -96,6 +96,11 @@ impl<A: Address + Maps + Routing, C: Context> Tables<A> for BpfTables<A, C> {
     }
 
     #[inline(always)]
+    fn fetch(&self, flow: &CtKey<A>) {
+        cache::fetch(self.control, flow);
+    }
+
+    #[inline(always)]
     fn hint(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
         cache::hint(self.control, flow, decision)
     }

@@ -85,6 +85,15 @@ pub fn keep_hint<A: Address + Maps>(control: &'static Control, decision: &mut Ca
     write(&stamp_of_hints(control), decision);
 }
 
+/// Has what is cached of a flow brought near.
+#[inline(always)]
+pub fn fetch<A: Address + Maps>(control: &'static Control, flow: &CtKey<A>) {
+    if let Some(element) = element::<A>(cache::hash(&control.factors, flow)) {
+        // SAFETY: as for `read`; one load.
+        unsafe { (&raw const (*element).check).read_volatile() };
+    }
+}
+
 /// Ends what is cached of a flow.
 #[inline(always)]
 pub fn uncache<A: Address + Maps>(control: &'static Control, flow: &CtKey<A>) {

@@ -220,6 +220,8 @@ pub(super) fn is_reply_flow_taken<A: Address>(
     backend: &Backend<A>,
 ) -> bool {
     let reply_flow = reply_flow(headers, backend);
+    // A hint, or the end of one, is written there next.
+    tables.fetch(&reply_flow);
     let Some(back) = tables.conntrack(&reply_flow) else { return false };
     if !back.leads_to(&headers.flow) && !is_free(headers, tables, back) {
         return true;
