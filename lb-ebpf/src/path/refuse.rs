@@ -2,18 +2,21 @@
 
 use lb_common::{
     abi::{Address, Counter, CtKey, Ipv4, L4Proto},
-    checksum::fold,
+    checksum::{Difference, fold},
     conntrack::TcpFlags,
 };
 
 use super::answer::Answers;
 use crate::{
-    packet::Packet,
+    packet::{L4Checksum, Packet},
     parse::{Headers, L3},
     rewrite,
 };
 
 const TCP_HEADER: usize = 20;
+/// Offsets of checksums.
+const TCP_CHECKSUM: usize = 16;
+const UDP_CHECKSUM: usize = 6;
 const ICMP_HEADER: usize = 8;
 const IPV4_QUOTE: usize = 20 + QUOTED_PAYLOAD;
 const IPV6_QUOTE: usize = 40 + QUOTED_PAYLOAD;
@@ -67,12 +70,18 @@ fn reset<A: Address>(packet: &mut impl Packet, headers: &Headers<A>) -> Result<(
     packet.write(l4 + 4, &numbers)?;
     // Window, checksum and urgent pointer are zero.
     packet.write(l4 + 12, &[offset_and_flags, 0, 0, 0])?;
-    let sum = pseudo_header(&flow, L4Proto::TCP, TCP_HEADER)
-        + u32::from(flow.src_port.0)
+    let rest = u32::from(flow.src_port.0)
         + u32::from(flow.dst_port.0)
         + words(&numbers)
         + u32::from(offset_and_flags);
-    packet.write(l4 + 16, &!fold(sum))
+    // A device that is to sum the packet up will do so with the answer: the checksum of zero is mended as
+    // any other.
+    packet.repair_l4_checksum(L4Checksum {
+        offset: l4 + TCP_CHECKSUM,
+        protocol: L4Proto::TCP,
+        addresses: Difference::new(0, pseudo_header(&flow, L4Proto::TCP, TCP_HEADER)),
+        ports: Difference::new(0, rest),
+    })
 }
 
 /// Sequence and acknowledgement (in network order) and the flags of the reset.
@@ -109,7 +118,8 @@ fn unreachable<A: Address, const N: usize>(
         sum = quote_tag::<A>(packet, length)?;
         length += TAG_QUOTE;
     }
-    let message = Message { protocol, type_and_code, rest: 0, length, sum };
+    let asked = headers.flow.protocol;
+    let message = Message { protocol, type_and_code, rest: 0, length, sum, asked };
     error::<A, N>(packet, &headers.flow.reversed(), &message)
 }
 
@@ -123,6 +133,8 @@ struct Message {
     length: usize,
     /// The sum over what is quoted already.
     sum: u32,
+    /// Protocol of what is quoted.
+    asked: L4Proto,
 }
 
 /// Makes the packet an error that quotes `N` words of it, addressed as `flow` is.
@@ -139,11 +151,28 @@ fn error<A: Address, const N: usize>(
     packet.write(l4, &[first, 0])?;
     packet.write(l4 + 4, &rest)?;
     packet.write(l4 + ICMP_HEADER, &quote)?;
-    let mut sum = message.sum + u32::from(first) + words(&[rest]) + words(&quote);
-    if message.protocol == L4Proto::ICMPV6 {
-        sum += pseudo_header(flow, message.protocol, message.length);
+    let sum = message.sum + u32::from(first) + words(&[rest]) + words(&quote);
+    if message.protocol != L4Proto::ICMPV6 {
+        return packet.write(l4 + 2, &!fold(sum));
     }
-    packet.write(l4 + 2, &!fold(sum))
+    let pseudo = pseudo_header(flow, message.protocol, message.length);
+    packet.write(l4 + 2, &!fold(sum + pseudo))?;
+    let is_free = message.asked == L4Proto::UDP && message.rest == 0;
+    if is_free { outlast(packet, l4 + UDP_CHECKSUM, pseudo) } else { Ok(()) }
+}
+
+/// Keeps a message whole where a device is to sum up the datagram that it was made from: it will do so with the
+/// message, and write the sum at the same place, where nothing stands that anybody reads. It is zero if what it
+/// finds there is the sum of the pseudo-header, which ICMPv6 has as UDP does, and ICMP does not.
+#[inline(always)]
+fn outlast(packet: &mut impl Packet, offset: usize, pseudo: u32) -> Result<(), Counter> {
+    packet.repair_l4_checksum(L4Checksum {
+        offset,
+        protocol: L4Proto::ICMPV6,
+        addresses: Difference::new(0, pseudo),
+        // Taken back where there is no such device.
+        ports: Difference::new(pseudo, 0),
+    })
 }
 
 /// Makes `packet` an error of ICMP about itself, addressed as `ends` are, with a type and code and
@@ -163,7 +192,9 @@ pub fn tell<A: Address>(
         return Err(Counter::RewriteFailed);
     }
     let quote = A::HEADER + QUOTED_PAYLOAD;
-    let message = Message { protocol, type_and_code, rest, length: ICMP_HEADER + quote, sum: 0 };
+    let length = ICMP_HEADER + quote;
+    let asked = headers.flow.protocol;
+    let message = Message { protocol, type_and_code, rest, length, sum: 0, asked };
     if A::HEADER == Ipv4::HEADER {
         error::<A, { IPV4_QUOTE / 4 }>(packet, ends, &message)
     } else {

@@ -93,6 +93,15 @@ fn nothing_anywhere(path: SocketLb) {
             assert_refused(cluster.outside(), to);
         }
     }
+    // By devices that leave no checksum to the other end, as they came.
+    let node = cluster.node("node1");
+    let pods = ["shell", "side", "kata"].map(|name| cluster.pod(name));
+    let devices = pods.iter().map(|pod| pod.device()).chain(["eth0".to_owned()]);
+    devices.for_each(|device| node.complete_checksums(&device).unwrap());
+    for to in cluster_sockets(1, 80) {
+        pods.iter().for_each(|pod| assert_refused(pod, to));
+        assert_refused(cluster.outside(), to);
+    }
     assert_eq!(cluster.counted("no_local_endpoint"), before);
     assert!(cluster.counted("no_endpoint") > 0, "{:#}", cluster.agents[0].status().unwrap());
 }
