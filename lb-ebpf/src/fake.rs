@@ -255,8 +255,6 @@ impl<A: FromIp> Tables<A> for FakeTables<A> {
         self.flows.borrow_mut().remove(flow.as_bytes());
     }
 
-    fn fetch(&self, _: &CtKey<A>) {}
-
     fn hint(&self, flow: &CtKey<A>, decision: &mut CachedFlow<A>) -> bool {
         self.read(&Stamp::of_hints(&ODD, self.now()), flow, decision)
     }

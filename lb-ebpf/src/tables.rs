@@ -45,7 +45,9 @@ pub trait Tables<A: Address>: Backends<A> {
     fn uncache(&self, flow: &CtKey<A>);
 
     /// Has what is cached of a flow brought near, which is written soon: memory answers while other work is done.
-    fn fetch(&self, flow: &CtKey<A>);
+    /// Tables that are near have nothing to do.
+    #[inline(always)]
+    fn fetch(&self, _flow: &CtKey<A>) {}
 
     /// Copies what is hinted of a flow that nothing else remembers; false if that is nothing.
     #[must_use]

@@ -82,11 +82,11 @@ impl Packet for Buffer {
     fn mark_congested(&mut self) -> bool {
         let packet = &mut self.0[ETHERNET_HEADER..];
         let is_v4 = packet[0] >> 4 == 4;
-        let (at, shift) = if is_v4 { (1, 0) } else { (1, 4) };
-        if packet[at] >> shift & 3 == 0 {
+        let mark = if is_v4 { 3 } else { 3 << 4 };
+        if packet[1] & mark == 0 {
             return false;
         }
-        packet[at] |= 3 << shift;
+        packet[1] |= mark;
         if is_v4 {
             packet[10..12].fill(0);
             let length = usize::from(packet[0] & 15) * 4;
