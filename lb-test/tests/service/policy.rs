@@ -97,9 +97,13 @@ fn nothing_anywhere(path: SocketLb) {
     let node = cluster.node("node1");
     let pods = ["shell", "side", "kata"].map(|name| cluster.pod(name));
     let devices = pods.iter().map(|pod| pod.device()).chain(["eth0".to_owned()]);
-    devices.for_each(|device| node.complete_checksums(&device).unwrap());
+    for device in devices {
+        node.complete_checksums(&device).unwrap();
+    }
     for to in cluster_sockets(1, 80) {
-        pods.iter().for_each(|pod| assert_refused(pod, to));
+        for pod in pods {
+            assert_refused(pod, to);
+        }
         assert_refused(cluster.outside(), to);
     }
     assert_eq!(cluster.counted("no_local_endpoint"), before);
