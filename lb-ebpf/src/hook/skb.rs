@@ -91,24 +91,30 @@ impl Skb {
         unsafe { (*self.0.skb.skb).tc_index = mark }
     }
 
-    /// Does it still belong to a VLAN?
+    /// Does it have the tag of a VLAN, or of a priority?
+    #[inline(always)]
+    pub(super) fn has_tag(&self) -> bool {
+        // SAFETY: the context is valid for as long as the program runs.
+        unsafe { (*self.0.skb.skb).vlan_present != 0 }
+    }
+
+    /// Does it still belong to a VLAN, coming in?
     ///
     /// The kernel has taken the outermost tag out of the bytes before a packet comes here, and the device
     /// of the VLAN takes it from the packet. A tag of VLAN zero tells of a priority alone (IEEE 802.1Q,
     /// 9.6): it is removed.
     #[inline(always)]
     pub(super) fn is_tagged(&mut self) -> bool {
-        // SAFETY: the context is valid for as long as the program runs.
-        let (is_tagged, tag) =
-            unsafe { ((*self.0.skb.skb).vlan_present, (*self.0.skb.skb).vlan_tci) };
-        if is_tagged == 0 {
+        if !self.has_tag() {
             return false;
         }
         // SAFETY: the context is valid for as long as the program runs.
-        let is_removed = tag & VLAN == 0 && unsafe { bpf_skb_vlan_pop(self.0.skb.skb) } == 0;
+        let is_removed = unsafe {
+            let tag = (*self.0.skb.skb).vlan_tci;
+            tag & VLAN == 0 && bpf_skb_vlan_pop(self.0.skb.skb) == 0
+        };
         // Another tag may have been behind it.
-        // SAFETY: the context is valid for as long as the program runs.
-        !is_removed || unsafe { (*self.0.skb.skb).vlan_present } != 0
+        !is_removed || self.has_tag()
     }
 
     /// Where a packet at egress comes from: a device, or a socket of this node.

@@ -97,7 +97,8 @@ pub fn egress(ctx: TcContext) -> i32 {
         skb.set_mark(0);
         return NEXT;
     }
-    if skb.is_tagged() {
+    // The device that gave it a tag on its way out has seen it without.
+    if skb.has_tag() {
         return NEXT;
     }
     let origin = skb.origin();
