@@ -10,6 +10,8 @@ use lb_common::{
 pub const ETHERNET_HEADER: usize = 14;
 /// Offset of the EtherType.
 pub const ETHERTYPE_OFFSET: usize = 12;
+/// Bytes of a UDP header.
+pub const UDP_HEADER: usize = 8;
 
 /// What headers are read from.
 pub trait Bytes {

@@ -13,6 +13,9 @@ use crate::{
 /// Offset of the checksum in an IPv4 header.
 pub const IPV4_CHECKSUM: usize = 10;
 const IPV4_HEADER: usize = 20;
+/// Offsets of checksums in headers of TCP and UDP.
+pub(crate) const TCP_CHECKSUM: usize = 16;
+pub(crate) const UDP_CHECKSUM: usize = 6;
 /// RFC 9260, 3.1.
 const SCTP_CHECKSUM: usize = 8;
 
@@ -52,7 +55,7 @@ pub fn rewrite<A: Address>(
     if protocol == L4Proto::SCTP {
         return Ok(());
     }
-    let checksum = if protocol == L4Proto::TCP { 16 } else { 6 };
+    let checksum = if protocol == L4Proto::TCP { TCP_CHECKSUM } else { UDP_CHECKSUM };
     let offset = headers.l4() + checksum;
     packet.repair_l4_checksum(L4Checksum { offset, protocol, addresses, ports })
 }

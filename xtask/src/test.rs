@@ -63,14 +63,13 @@ impl Run {
             self.tally.failed.extend(failures.iter().map(|name| format!("lint: {name}")));
         }
         compile()?;
-        let args = self.libtest_args();
-        let units = self.cargo_test("unit and property tests", &["--lib", "--bins"], &args)?;
+        let units = self.cargo_test("unit and property tests", &["--lib", "--bins"], &[])?;
         self.tally.add(units);
-        let examples = self.cargo_test("examples in documentation", &["--doc"], &args)?;
+        let examples = self.cargo_test("examples in documentation", &["--doc"], &[])?;
         self.tally.add(examples);
         if has_test_programs() {
             self.assets = self.kubernetes();
-            let nodes = self.node_tests(&args)?;
+            let nodes = self.node_tests()?;
             self.tally.add(nodes);
         }
         if self.options.name.is_some() && self.tally == Tally::default() {
@@ -95,25 +94,26 @@ impl Run {
 
     /// Runs what needs nodes. A few failures are tried once more, one at a time: a machine that is
     /// busy with something else delays programs by seconds, and each that passes then is named.
-    fn node_tests(&self, args: &[String]) -> Result<Tally> {
-        let mut tally = self.cargo_test("scenarios and tests on nodes", NODE_TESTS, args)?;
+    fn node_tests(&self) -> Result<Tally> {
+        let mut tally = self.cargo_test("scenarios and tests on nodes", NODE_TESTS, &[])?;
         if !(1..=SECOND_TRIES).contains(&tally.failed.len()) || self.options.name.is_some() {
             return Ok(tally);
         }
-        let mut args = vec!["--exact".to_owned(), "--test-threads=1".into()];
-        if self.options.all {
-            args.push("--include-ignored".into());
+        for name in tally.failed.clone() {
+            let step = format!("{name}, by itself");
+            let second = self.cargo_test(&step, NODE_TESTS, &["--exact", &name])?;
+            tally.add_second_try(&name, &second);
         }
-        args.extend(tally.failed.iter().cloned());
-        tally.add_second_try(self.cargo_test("failed tests, by themselves", NODE_TESTS, &args)?);
         Ok(tally)
     }
 
-    /// Runs `cargo test` on some targets, shows its output as it comes, and counts.
-    fn cargo_test(&self, step: &str, targets: &[&str], args: &[String]) -> Result<Tally> {
+    /// Runs `cargo test` on some targets, with more for libtest than all have, shows its output as it comes, and
+    /// counts.
+    fn cargo_test(&self, step: &str, targets: &[&str], more: &[&str]) -> Result<Tally> {
         println!("== {step}");
         let mut cargo = command::cargo(&["test", "--no-fail-fast"]);
-        cargo.args(targets).arg("--").args(args).env(SKIPS_VARIABLE, &self.skips);
+        cargo.args(targets).arg("--").args(self.libtest_args()).args(more);
+        cargo.env(SKIPS_VARIABLE, &self.skips);
         cargo.env(build::AGENT_VARIABLE, build::local_path(build::AGENT, Profile::Dev));
         match &self.assets {
             Some(assets) => cargo.env(kubernetes::VARIABLE, assets),

@@ -269,7 +269,7 @@ pub fn errors_about_answers_go_to_who_answered(net: &mut Net<'_>) {
 
 /// An error of a router outside about an answer to a client.
 pub(super) fn too_long(net: &Net<'_>, answer: &Frame) -> Frame {
-    let kind = if net.kind.is_v4 { [3, 4] } else { [2, 0] };
+    let kind = net.too_big();
     let [src, dst] = [net.at(Host::PodB, 0), SocketAddr::new(answer.src.ip(), 0)];
     let transport = Transport::Icmp { kind, rest: [0, 0, 5, 0] };
     let payload = answer.encode()[ETHERNET..].to_vec();
@@ -394,6 +394,6 @@ pub fn what_does_not_fit_a_carrier_is_told(net: &mut Net<'_>) {
     let told = net.expect_answer(IN, &long, Counter::PacketTooBig);
     let Transport::Icmp { kind, rest } = told.transport else { panic!("{told:?}") };
     let most = u16::try_from(most).expect("an MTU").to_be_bytes();
-    let expected = if net.kind.is_v4 { [3, 4] } else { [2, 0] };
+    let expected = net.too_big();
     assert_eq!((kind, rest), (expected, [0, 0, most[0], most[1]]));
 }

@@ -222,7 +222,7 @@ pub fn errors_about_a_first_fragment(net: &mut Net<'_>) {
         let large = Frame { payload: vec![7; 1000], ..net.later(src, client) };
         fragments(&large, 5, 600)
     });
-    let kind = if net.kind.is_v4 { [3, 4] } else { [2, 0] };
+    let kind = net.too_big();
     let header = if net.kind.is_v4 { 20 } else { 48 };
     let [to_pod, expected] = [(&sent, vip), (&known, pod)].map(|(pieces, src)| {
         // Without the transport checksum, which stays.

@@ -15,7 +15,7 @@ const MTU: u16 = 1400;
 
 /// What a router tells this node of one of its carriers, with as much of it as fits.
 fn too_long(net: &Net<'_>, carrier: &Frame) -> Frame {
-    let kind = if net.kind.is_v4 { [3, 4] } else { [2, 0] };
+    let kind = net.too_big();
     let rest = [[0; 2], MTU.to_be_bytes()].concat();
     let transport = Transport::Icmp { kind, rest: rest.try_into().expect("four bytes") };
     let [src, dst] = [net.at(Host::PodB, 0), net.at(Host::Node, 0)];
@@ -49,10 +49,7 @@ pub fn a_client_is_told_of_a_narrow_link_between_nodes(net: &mut Net<'_>) {
         class: 0,
         ttl: 64,
         options: Vec::new(),
-        transport: Transport::Icmp {
-            kind: if is_v4 { [3, 4] } else { [2, 0] },
-            rest: [0, 0, left[6], left[7]],
-        },
+        transport: Transport::Icmp { kind: net.too_big(), rest: [0, 0, left[6], left[7]] },
         payload: about[ETHERNET..quoted].to_vec(),
     };
     assert_eq!(told, expected);

@@ -96,6 +96,11 @@ impl<'a> Net<'a> {
         self.bench.put_backend(id, &BackendSpec { address, flags, generation: 1 });
     }
 
+    /// Type and code of an error about a packet that is too long.
+    pub fn too_big(&self) -> [u8; 2] {
+        if self.kind.is_v4 { [3, 4] } else { [2, 0] }
+    }
+
     /// Gives the id of the backend on a host to one on another node, with other addresses.
     pub fn new_owner(&mut self, host: Host, address: SocketAddr) {
         let spec = BackendSpec { address, flags: BackendFlags::SERVING, generation: 2 };

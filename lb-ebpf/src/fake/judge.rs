@@ -136,7 +136,7 @@ impl<A: FromIp + Icmp> Steps<'_, A> {
         if headers.is_later() {
             return self.later(packet, &headers);
         }
-        if !headers.has_rest() && !is_carried && !may_be_ours(&headers, self.tables) {
+        if !headers.has_rest() && !is_carried && !may_be_ours(&headers, self.tables, self.origin) {
             return PASSED;
         }
         self.of_flow(packet, &headers)

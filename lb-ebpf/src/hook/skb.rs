@@ -19,7 +19,7 @@ use lb_common::{
     checksum::Difference,
 };
 use lb_ebpf::{
-    packet::{Bytes, ETHERNET_HEADER, L4Checksum, Packet},
+    packet::{Bytes, ETHERNET_HEADER, L4Checksum, Packet, UDP_HEADER},
     path::Origin,
 };
 
@@ -30,8 +30,6 @@ use crate::globals::MARK;
 const BPF_ADJ_ROOM_MAC: u32 = 1;
 /// What RFC 768 writes in place of a checksum of zero, which means none.
 pub(super) const UDP_ZERO: u16 = 0xffff;
-/// Bytes of a UDP header.
-const UDP_HEADER: u32 = 8;
 /// Bits of a VLAN tag that name the VLAN.
 const VLAN: u32 = 0xfff;
 
@@ -160,7 +158,7 @@ impl Skb {
     #[inline(always)]
     fn datagram_length<A: Address>(&self) -> u32 {
         // SAFETY: the context is valid for as long as the program runs.
-        unsafe { (*self.0.skb.skb).gso_size + UDP_HEADER + A::HEADER as u32 }
+        unsafe { (*self.0.skb.skb).gso_size + (UDP_HEADER + A::HEADER) as u32 }
     }
 
     #[inline(always)]

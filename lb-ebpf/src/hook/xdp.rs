@@ -167,7 +167,8 @@ impl<A: Address + Maps + Routing> Next<A, Frame> for Read {
             return PASS;
         }
         let Some(tables) = BpfTables::new(frame.context()) else { return PASS };
-        if path::may_be_ours(headers, &tables) { keep(headers, step::KNOWN) } else { PASS }
+        let may_be_ours = path::may_be_ours(headers, &tables, Origin::Incoming);
+        if may_be_ours { keep(headers, step::KNOWN) } else { PASS }
     }
 }
 

@@ -114,7 +114,12 @@ fn may_be_told<A: Address>(
     [src, dst]: [A; 2],
     direction: Direction,
 ) -> bool {
-    let is_for_one = packet.read::<[u8; 2]>(0).is_some_and(|[first, _]| first & 1 == 0);
     let is_own = direction == Direction::Ingress && tables.source_at(tables.device()) == Some(src);
-    is_for_one && src.is_one_host() && src != dst && !is_own
+    is_for_one(packet) && src.is_one_host() && src != dst && !is_own
+}
+
+/// Was a packet sent to one link-layer address, and not to a group?
+#[inline(always)]
+pub(super) fn is_for_one(packet: &impl Packet) -> bool {
+    packet.read::<[u8; 2]>(0).is_some_and(|[first, _]| first & 1 == 0)
 }

@@ -24,7 +24,7 @@ use super::{
     track,
 };
 use crate::{
-    packet::Packet,
+    packet::{Packet, UDP_HEADER},
     parse::{Headers, L3},
     rewrite,
     tables::{CtRef, Tables},
@@ -32,8 +32,6 @@ use crate::{
 
 /// Two bits of a type of service or traffic class: the packet met congestion (RFC 3168, section 5).
 const CONGESTED: u8 = 3;
-/// Bytes of a UDP header.
-const UDP: usize = 8;
 
 /// What carriers ask for, besides what all paths do.
 pub trait Targets<A: Address>: Tables<A> {
@@ -151,7 +149,7 @@ pub fn may_be<A: Address>(
 /// The port of the backend that a carrier names; none if the packet is no carrier of ours.
 #[inline(always)]
 fn target<A: Address>(packet: &impl Packet) -> Option<BePort> {
-    carrier::target::<A>(packet.read::<[u16; 4]>(L3 + A::HEADER + UDP)?)
+    carrier::target::<A>(packet.read::<[u16; 4]>(L3 + A::HEADER + UDP_HEADER)?)
 }
 
 /// Takes a packet out of its carrier of GUE, and notes the backend as the destination of `decision`; false

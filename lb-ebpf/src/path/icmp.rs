@@ -25,7 +25,7 @@ use crate::{
 
 const CHECKSUM: usize = 2;
 /// Bytes of an ICMP header, before what an error quotes.
-const HEADER: usize = 8;
+pub(super) const HEADER: usize = 8;
 /// Destination unreachable (which "fragmentation needed" is one of), time exceeded, parameter
 /// problem (RFC 792).
 const IPV4_ERRORS: [u8; 3] = [3, 11, 12];

@@ -138,10 +138,7 @@ pub fn look<A: Address>(
     origin: Origin,
     decision: &mut CachedFlow<A>,
 ) -> Look {
-    // What another device let in, and did not translate there, can only be an answer of a backend.
-    let is_forwarded = origin == Origin::Forwarded;
-    let may_be_asked = !is_forwarded && tables.may_be_to_frontend(&headers.flow);
-    if !may_be_asked && !tables.may_be_from_backend(&headers.flow) {
+    if !may_be_ours(headers, tables, origin) {
         return Look::Leave;
     }
     if !headers.flags.is_plain() || !tables.recall(&headers.flow, decision) {
@@ -156,9 +153,17 @@ pub fn look<A: Address>(
 }
 
 /// Can an end of a packet be a Service's? Of most others that is not even asked.
+///
+/// What another device let in, and did not translate there, can only be an answer of a backend.
 #[inline(always)]
-pub fn may_be_ours<A: Address>(headers: &Headers<A>, tables: &impl Tables<A>) -> bool {
-    tables.may_be_to_frontend(&headers.flow) || tables.may_be_from_backend(&headers.flow)
+pub fn may_be_ours<A: Address>(
+    headers: &Headers<A>,
+    tables: &impl Tables<A>,
+    origin: Origin,
+) -> bool {
+    let is_forwarded = origin == Origin::Forwarded;
+    let may_be_asked = !is_forwarded && tables.may_be_to_frontend(&headers.flow);
+    may_be_asked || tables.may_be_from_backend(&headers.flow)
 }
 
 /// The second step: what conntrack says; writes `decision`.

@@ -13,14 +13,17 @@ use lb_common::{
     carrier::{Kind, within},
 };
 
-use super::{Origin, icmp::Icmp, ipip::Within};
+use super::{
+    Origin,
+    icmp::{HEADER as ICMP_HEADER, Icmp},
+    ipip::Within,
+};
 use crate::{
     packet::{Bytes, Packet},
     parse::{Headers, L3, Next},
     tables::Tables,
 };
 
-const ICMP_HEADER: usize = 8;
 /// Offset of the MTU in an error, of 32 bits; those of IPv4 count less.
 const MTU: usize = 4;
 

@@ -6,18 +6,17 @@ use lb_common::{
     conntrack::TcpFlags,
 };
 
-use super::answer::Answers;
+use super::{
+    answer::{Answers, is_for_one},
+    icmp::HEADER as ICMP_HEADER,
+};
 use crate::{
     packet::{L4Checksum, Packet},
     parse::{Headers, L3},
-    rewrite,
+    rewrite::{self, TCP_CHECKSUM, UDP_CHECKSUM},
 };
 
 const TCP_HEADER: usize = 20;
-/// Offsets of checksums.
-const TCP_CHECKSUM: usize = 16;
-const UDP_CHECKSUM: usize = 6;
-const ICMP_HEADER: usize = 8;
 const IPV4_QUOTE: usize = 20 + QUOTED_PAYLOAD;
 const IPV6_QUOTE: usize = 40 + QUOTED_PAYLOAD;
 /// What an ICMP error must quote beyond the IP header (RFC 792).
@@ -42,8 +41,7 @@ pub fn refuse<A: Address>(
     tables: &impl Answers<A>,
 ) -> Result<(), Counter> {
     // An IP header with options does not fit the fixed quote.
-    let is_for_one = packet.read::<[u8; 2]>(0).is_some_and(|[first, _]| first & 1 == 0);
-    if headers.flags.resets() || headers.l4() != L3 + A::HEADER || !is_for_one {
+    if headers.flags.resets() || headers.l4() != L3 + A::HEADER || !is_for_one(packet) {
         return Err(Counter::NoEndpoint);
     }
     if headers.flow.protocol == L4Proto::TCP {

@@ -5,13 +5,13 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lb_ebpf::cases::frame::{Frame, Transport, fragments};
-use lb_test::manifests::{Service, cluster_ips};
+use lb_test::manifests::cluster_ips;
 use lb_test::{Family, Host, PATIENT, SocketLb, eventually};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
 use crate::wire::{Wire, mac};
-use crate::{BACKENDS, Cluster, with_xdp};
+use crate::{BACKENDS, Cluster, echo_services, with_xdp};
 
 /// Bytes behind the IP header of a fragment: as many as fit a carrier.
 const PIECE: usize = 1200;
@@ -19,14 +19,9 @@ const PORT: u16 = 43000;
 /// Datagrams whose fragments are sent at once.
 const AT_ONCE: usize = 2000;
 
-/// A Service for each backend.
+/// Agents on both nodes.
 fn cluster(arguments: &[&str]) -> Cluster {
-    let service = |(number, name): (u8, &str)| {
-        let service = Service::new(name, number).select(name).udp(80, 5353);
-        service.node_port(30000 + u16::from(number)).object()
-    };
-    let services: Vec<_> = (1..).zip(BACKENDS).map(service).collect();
-    let cluster = Cluster::without_agents(SocketLb::Off, &services);
+    let cluster = Cluster::without_agents(SocketLb::Off, &echo_services());
     let cluster = cluster.with_agents(&["node1", "node2"], arguments);
     cluster.route_services();
     for name in BACKENDS {

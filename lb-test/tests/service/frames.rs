@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use lb_ebpf::cases::frame::{Frame, Transport};
-use lb_test::manifests::{Service, cluster_ips};
+use lb_test::manifests::cluster_ips;
 use lb_test::{Family, Host, SocketLb};
 
 use crate::ask::probe;
 use crate::wire::{mac, receive, send_by, tap};
-use crate::{BACKENDS, Cluster};
+use crate::{BACKENDS, Cluster, echo_services};
 
 /// Bytes of both link-layer addresses.
 const MACS: usize = 12;
@@ -19,14 +19,6 @@ const PRIORITY: [u8; 4] = [0x81, 0, 0xa0, 0];
 /// An outer tag (802.1ad) of VLAN 100, and one of a priority alone.
 const OUTER_VLAN: [u8; 4] = [0x88, 0xa8, 0, 100];
 const OUTER_PRIORITY: [u8; 4] = [0x88, 0xa8, 0xa0, 0];
-
-fn services() -> Vec<serde_json::Value> {
-    let service = |(number, name): (u8, &str)| {
-        let service = Service::new(name, number).select(name).udp(80, 5353);
-        service.node_port(30000 + u16::from(number)).object()
-    };
-    (1..).zip(BACKENDS).map(service).collect()
-}
 
 fn datagram(macs: [[u8; 6]; 2], src: SocketAddr, dst: SocketAddr) -> Vec<u8> {
     let (options, payload) = (Vec::new(), b"tagged".to_vec());
@@ -39,7 +31,7 @@ fn datagram(macs: [[u8; 6]; 2], src: SocketAddr, dst: SocketAddr) -> Vec<u8> {
 #[test]
 fn tagged_frames_are_for_the_device_of_their_vlan() {
     lb_test::require_topology!();
-    let cluster = Cluster::start(SocketLb::Off, &services());
+    let cluster = Cluster::start(SocketLb::Off, &echo_services());
     let (node, client) = (cluster.node("node1"), cluster.outside());
     for name in BACKENDS {
         cluster.pod(name).complete_checksums("eth0").unwrap();
@@ -80,7 +72,7 @@ fn tagged_frames_are_for_the_device_of_their_vlan() {
 #[test]
 fn jumbo_frames_stay_whole() {
     lb_test::require_topology!();
-    let cluster = Cluster::start(SocketLb::Off, &services());
+    let cluster = Cluster::start(SocketLb::Off, &echo_services());
     cluster.route_services();
     for host in cluster.hosts().chain([cluster.fabric()]) {
         for device in devices(host) {

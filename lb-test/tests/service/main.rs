@@ -36,7 +36,7 @@ mod wire;
 use std::{cell::Cell, ops::Deref};
 
 use lb_test::agent::START;
-use lb_test::manifests::{Condition, list, pod};
+use lb_test::manifests::{Condition, Service, list, pod};
 use lb_test::{
     Agent, AgentOptions, Family, Host, NodeSpec, PodSpec, Process, SocketLb, Topology, programs,
 };
@@ -46,6 +46,15 @@ use serde_json::Value;
 const BACKENDS: [&str; 3] = ["web-1", "web-2", "web-3"];
 /// What the serving pods' objects are called and grouped by, besides their own names.
 const WEB: &str = "web";
+
+/// A Service for each of them by UDP, of the same number as its node port has.
+fn echo_services() -> Vec<Value> {
+    let service = |(number, name): (u8, &str)| {
+        let service = Service::new(name, number).select(name).udp(80, 5353);
+        service.node_port(30000 + u16::from(number)).object()
+    };
+    (1..).zip(BACKENDS).map(service).collect()
+}
 
 /// Two nodes, the first with an agent, three serving pods, pods that ask, and a client outside.
 ///

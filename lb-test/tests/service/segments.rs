@@ -8,11 +8,10 @@ use std::{
     time::Duration,
 };
 
-use lb_test::manifests::Service;
 use lb_test::{Family, PATIENT, SocketLb, eventually, hold_once};
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
 
-use crate::{BACKENDS, Cluster, with_xdp};
+use crate::{BACKENDS, Cluster, echo_services, with_xdp};
 
 /// Bytes of a datagram: with the headers of a carrier it fits a link.
 const SIZE: u16 = 1300;
@@ -34,12 +33,7 @@ fn datagrams_to_be_cut_reach_backends_with_xdp() {
 
 /// By each way to another node, and by each kind of carriers.
 fn reached(_: SocketLb) {
-    let service = |(number, name): (u8, &str)| {
-        let service = Service::new(name, number).select(name).udp(80, 5353);
-        service.node_port(30000 + u16::from(number)).object()
-    };
-    let services: Vec<_> = (1..).zip(BACKENDS).map(service).collect();
-    let mut cluster = Cluster::without_agents(SocketLb::Off, &services);
+    let mut cluster = Cluster::without_agents(SocketLb::Off, &echo_services());
     // Between nodes is a wire: what is carried by it is cut.
     let tunnels = ["udp_tnl", "ipxip4", "ipxip6"].map(|kind| format!("tx-{kind}-segmentation"));
     for feature in &tunnels {

@@ -10,7 +10,7 @@ use lb_test::{Family, Host, Process, SocketLb, eventually, try_eventually};
 use serde_json::Value;
 
 use crate::ask::probe;
-use crate::{BACKENDS, Cluster, WEB, cluster_sockets, on_both_paths};
+use crate::{BACKENDS, Cluster, WEB, cluster_sockets, echo_services, on_both_paths};
 
 on_both_paths! {
     dns => dns_answers_by_the_socket_path, dns_answers_by_the_packet_path, dns_answers_with_xdp;
@@ -187,12 +187,7 @@ fn complete(log: &str) -> &str {
 /// A datagram in fragments is whole again when the backend gets it, and its answer when the client
 /// does: backends near and far, routed and bridged.
 fn large(path: SocketLb) {
-    let service = |(number, name): (u8, &str)| {
-        let service = Service::new(name, number).select(name).udp(80, 5353);
-        service.node_port(30000 + u16::from(number)).object()
-    };
-    let services: Vec<_> = (1..).zip(BACKENDS).map(service).collect();
-    let cluster = Cluster::start(path, &services);
+    let cluster = Cluster::start(path, &echo_services());
     cluster.route_services();
     for (number, name) in (1..).zip(BACKENDS) {
         for to in cluster_sockets(number, 80) {

@@ -73,7 +73,7 @@ fn keep<A: Maps + Copy>(headers: &Headers<A>, code: i32) -> i32 {
 #[inline(always)]
 pub(super) fn read<A: Header + Maps + Routing>(mut skb: Skb, from: u32) -> i32 {
     skb.pull(LONG_HEADERS);
-    match A::parse(&mut skb, Read { is_carried: from == CARRIED }) {
+    match A::parse(&mut skb, Read(Origin::of(from))) {
         Ok(code) => code,
         Err(NoFlow::Other) if ipip::may_be::<A>(&skb, Origin::of(from)) => step::IPIP,
         Err(NoFlow::Other) => step::OTHER,
@@ -83,15 +83,14 @@ pub(super) fn read<A: Header + Maps + Routing>(mut skb: Skb, from: u32) -> i32 {
 }
 
 /// Goes on with the headers of any packet.
-struct Read {
-    is_carried: bool,
-}
+struct Read(Origin);
 
 impl<A: Address + Maps + Routing> Next<A, Skb> for Read {
     type Output = i32;
 
     #[inline(always)]
     fn run(self, skb: &mut Skb, headers: &Headers<A>) -> i32 {
+        let Self(origin) = self;
         if headers.is_later() {
             return keep(headers, step::LATER);
         }
@@ -99,7 +98,7 @@ impl<A: Address + Maps + Routing> Next<A, Skb> for Read {
             return keep(headers, step::KNOWN_AND_NOTE);
         }
         let Some(tables) = BpfTables::new(skb.context()) else { return NEXT };
-        if !self.is_carried && !path::may_be_ours(headers, &tables) {
+        if origin != Origin::Carried && !path::may_be_ours(headers, &tables, origin) {
             return NEXT;
         }
         keep(headers, step::KNOWN)
